@@ -1,0 +1,37 @@
+"""Find the L0 at which a sparse autoencoder learns the true features.
+
+The names below are imported when first used, so that ``import sparse_but_wrong`` stays fast.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sparse_but_wrong.diagnostics.projections import (
+        decoder_projection_curve as decoder_projection_curve,
+    )
+    from sparse_but_wrong.toy_models.toy_model import ToyModel as ToyModel
+    from sparse_but_wrong.training.loop import train_saes as train_saes
+    from sparse_but_wrong.training.options import TrainOptions as TrainOptions
+
+_HOMES = {
+    "ToyModel": "sparse_but_wrong.toy_models.toy_model",
+    "TrainOptions": "sparse_but_wrong.training.options",
+    "decoder_projection_curve": "sparse_but_wrong.diagnostics.projections",
+    "train_saes": "sparse_but_wrong.training.loop",
+}
+
+__all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
