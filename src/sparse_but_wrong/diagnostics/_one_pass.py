@@ -1,0 +1,30 @@
+"""Sparsity and reconstruction from one encoding of the samples."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sparse_but_wrong.diagnostics._samples import check_activations, chunks
+from sparse_but_wrong.diagnostics.reconstruction import Reconstruction, ReconstructionTotals
+from sparse_but_wrong.diagnostics.sparsity import Sparsity, SparsityTotals, dense
+
+if TYPE_CHECKING:
+    import sae_lens
+
+
+@torch.no_grad()
+def sparsity_and_reconstruction(
+    sae: sae_lens.SAE[Any], activations: Float[Tensor, "samples d_in"]
+) -> tuple[Sparsity, Reconstruction]:
+    """What `sparsity` and `reconstruction` give, for the price of one; they document the rest."""
+    check_activations(activations, sae.cfg.d_in)
+    sparsity_totals, reconstruction_totals = SparsityTotals(), ReconstructionTotals()
+    for chunk in chunks(activations, sae):
+        latent_acts = sae.encode(chunk)
+        sparsity_totals.add(dense(latent_acts))
+        reconstruction_totals.add(chunk, sae.decode(latent_acts))
+    return sparsity_totals.result(), reconstruction_totals.result()

@@ -1,0 +1,64 @@
+"""What every diagnostic does with a batch of activations: check it, then walk it in chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import sae_lens
+
+_MAX_CHUNK_SAMPLES = 8192
+_MAX_CHUNK_ELEMENTS = 2**25
+
+
+def check_activations(activations: Float[Tensor, "samples width"], d_in: int) -> None:
+    """Refuse activations that no diagnostic can measure.
+
+    Args:
+        activations: shape [samples, width].
+        d_in: the width the SAE reads.
+    Raises:
+        ValueError: activations that are not two-dimensional, of another width, without a sample,
+            or with a value that is not finite (the message names the first).
+    """
+    if activations.ndim != 2 or activations.shape[1] != d_in:
+        raise ValueError(
+            f"the SAE reads activations of shape [samples, {d_in}], "
+            f"but these have shape {list(activations.shape)}."
+        )
+    if activations.shape[0] == 0:
+        raise ValueError("the activations hold no samples: pass at least one.")
+    # A sum over anything infinite or NaN is not finite itself, and is much cheaper than a mask.
+    # It can also overflow on finite values, so only the mask has the last word.
+    if torch.isfinite(activations.sum()):
+        return
+    bad = (~torch.isfinite(activations)).nonzero()
+    if bad.shape[0] > 0:
+        sample, column = bad[0].tolist()
+        raise ValueError(
+            f"the activations are not finite: {bad.shape[0]} value(s), the first at sample "
+            f"{sample}, dimension {column} ({activations[sample, column].item()}). "
+            "Drop those samples, or look for the overflow that made them."
+        )
+
+
+def chunks(
+    activations: Float[Tensor, "samples d_in"], sae: sae_lens.SAE[Any]
+) -> Iterator[Float[Tensor, "chunk d_in"]]:
+    """The samples in order, a few thousand at a time, on the device of the SAE.
+
+    Chunks shrink for wide SAEs, so that what an SAE makes of one stays within 2²⁵ values.
+    """
+    size = min(_MAX_CHUNK_SAMPLES, max(1, _MAX_CHUNK_ELEMENTS // max(sae.W_dec.shape)))
+    for chunk in activations.split(size):
+        yield chunk.to(sae.W_dec.device)
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """The same values in float32, or in float64 if they were: sums in half precision go wrong."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

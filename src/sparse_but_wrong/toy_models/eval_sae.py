@@ -1,0 +1,82 @@
+"""A quick look at an SAE trained on a toy model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from sparse_but_wrong.diagnostics._one_pass import sparsity_and_reconstruction
+
+if TYPE_CHECKING:
+    import sae_lens
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """How sparse an SAE is next to the world it was trained on."""
+
+    true_l0: float
+    """Features that fire per sample, on average."""
+    sae_l0: float
+    """Latents that are active per sample, on average."""
+    dead_features: int
+    """Latents that were active on no sample."""
+    shrinkage: float
+    """Mean of ‖reconstruction‖ / ‖input‖ over the samples in which a feature fires."""
+
+
+@runtime_checkable
+class _EmbedsFeatures(Protocol):
+    @property
+    def embed(self) -> nn.Linear: ...
+
+
+@torch.no_grad()
+def eval_sae(
+    sae: sae_lens.SAE[Any],
+    toy_model: _EmbedsFeatures,
+    generate_batch: Callable[[int], Tensor],
+    num_samples: int = 100_000,
+) -> EvalResult:
+    """Draw fresh samples and measure the sparsity and shrinkage of an SAE on them.
+
+    **Changes the SAE**: decoder norms are folded into the encoder in place first
+    (`sae.fold_W_dec_norm()`), so that decoder rows have unit norm afterwards; what the SAE
+    computes stays the same. Samples are drawn anew, so two calls differ by sampling noise: to
+    compare SAEs, use `sparse_but_wrong.diagnostics.score.score_sae` on samples drawn once.
+
+    Args:
+        sae: any sae_lens SAE whose decoder norm can be folded.
+        toy_model: a `ToyModel`, or anything whose `embed` is a linear layer from features to
+            activations.
+        generate_batch: called once with the number of samples; returns feature magnitudes of
+            shape [num_samples, n_features].
+        num_samples: how many samples to draw.
+    Raises:
+        ValueError: `num_samples` below 1; a batch of another shape, or with values that are not
+            finite; a toy model whose activations the SAE cannot read.
+        NotImplementedError: from sae_lens, for an SAE whose decoder norm cannot be folded.
+    """
+    if num_samples < 1:
+        raise ValueError(f"num_samples is {num_samples}: draw at least one sample.")
+    sae.fold_W_dec_norm()
+    embed = toy_model.embed
+    features = generate_batch(num_samples)
+    if features.shape != (num_samples, embed.in_features):
+        raise ValueError(
+            f"generate_batch({num_samples}) returned shape {list(features.shape)}, but the toy "
+            f"model embeds features of shape [{num_samples}, {embed.in_features}]."
+        )
+    true_l0 = torch.count_nonzero(features > 0).item() / num_samples
+    activations = embed(features.to(embed.weight))
+    sparsity, reconstruction = sparsity_and_reconstruction(sae, activations)
+    return EvalResult(
+        true_l0=true_l0,
+        sae_l0=sparsity.l0,
+        dead_features=sparsity.dead_latents,
+        shrinkage=reconstruction.shrinkage,
+    )
