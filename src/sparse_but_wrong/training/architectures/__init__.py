@@ -1,0 +1,7 @@
+"""The architectures that the engine steps as stacks; others go to sae_lens' own trainer."""
+
+from __future__ import annotations
+
+from sparse_but_wrong.training.architectures.jumprelu import JumpReLU
+
+ARCHITECTURES: tuple[type[JumpReLU], ...] = (JumpReLU,)

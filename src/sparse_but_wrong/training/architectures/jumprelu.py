@@ -1,0 +1,258 @@
+"""JumpReLU: forward, loss and gradient of a stack of SAEs, by hand.
+
+Axes: C SAEs trained together, B batch, D d_in, H d_sae.
+
+The gradient is the one sae_lens' JumpReLUTrainingSAE defines: exact for everything but the jump,
+where a straight-through estimator with a rectangle kernel of width `jumprelu_bandwidth` stands in
+(Rajamanoharan et al. 2024, arXiv:2407.14435). Written out, with `e = x̂ − x`, `n = ‖W_dec‖` per
+latent, gate = 1[|pre − θ| < bandwidth / 2] and all sums over the batch:
+
+    ∂L/∂acts   = 2/B · e W_decᵀ + λ/B · c·n · (1 − tanh²(c·n·acts))     (second term: tanh mode)
+    q          = gate · (θ · ∂L/∂acts + ∂L/∂step) / bandwidth           (∂L/∂step: step, quadratic)
+    ∂L/∂θ      = −Σ q
+    ∂L/∂pre    = 1[pre > θ] · ∂L/∂acts  (+ q with jumprelu_ste_to_input)
+
+`b_dec` is folded into the encoder's bias, so that all SAEs read the same x.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sparse_but_wrong.training.stack import ParameterViews
+
+if TYPE_CHECKING:
+    import sae_lens
+
+
+class JumpReLU:
+    """The step of a stack of JumpReLU SAEs that share shapes and loss mode.
+
+    Coefficients, bandwidths, tanh scales and target L0s may differ between the SAEs.
+    """
+
+    coefficient_name = "l0"
+
+    @staticmethod
+    def handles(sae: sae_lens.TrainingSAE[Any]) -> bool:
+        """Whether an SAE is exactly sae_lens' JumpReLUTrainingSAE (a subclass may differ)."""
+        from sae_lens import JumpReLUTrainingSAE
+
+        return type(sae) is JumpReLUTrainingSAE
+
+    @staticmethod
+    def parameter_shapes(d_in: int, d_sae: int) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of one SAE's parameters."""
+        return {
+            "W_enc": (d_in, d_sae),
+            "W_dec": (d_sae, d_in),
+            "b_enc": (d_sae,),
+            "b_dec": (d_in,),
+            "threshold": (d_sae,),
+        }
+
+    @staticmethod
+    def stack_key(cfg: sae_lens.JumpReLUTrainingSAEConfig) -> tuple[object, ...]:
+        """What SAEs must have in common to be stepped as one."""
+        return (
+            cfg.jumprelu_sparsity_loss_mode,
+            cfg.jumprelu_ste_to_input,
+            cfg.pre_act_loss_coefficient is not None,
+        )
+
+    def __init__(
+        self, cfgs: Sequence[sae_lens.JumpReLUTrainingSAEConfig], device: torch.device
+    ) -> None:
+        cfg = cfgs[0]
+        self.mode = cfg.jumprelu_sparsity_loss_mode
+        self.ste_to_input = cfg.jumprelu_ste_to_input
+        self.apply_b_dec_to_input = cfg.apply_b_dec_to_input
+        self.d_in, self.d_sae = cfg.d_in, cfg.d_sae
+        self.device = device
+
+        def column(values: Sequence[float]) -> Float[Tensor, "C 1"]:
+            return torch.tensor(values, dtype=torch.float32, device=device).unsqueeze(1)
+
+        self.bandwidth = column([c.jumprelu_bandwidth for c in cfgs])
+        self.tanh_scale = column([c.jumprelu_tanh_scale for c in cfgs])
+        self.target_l0 = column([c.target_l0 or 1.0 for c in cfgs])
+        self.pre_act_coefficient = None
+        if cfg.pre_act_loss_coefficient is not None:
+            self.pre_act_coefficient = column([c.pre_act_loss_coefficient or 0.0 for c in cfgs])
+
+    def workspace(self, batch_size: int) -> Workspace:
+        """The buffers of one step; reused, so that they stay in cache."""
+        return Workspace(self.bandwidth.shape[0], batch_size, self.d_in, self.d_sae, self.device)
+
+    def step(
+        self,
+        x: Float[Tensor, "B D"],
+        params: ParameterViews,
+        grads: ParameterViews,
+        coefficient: Float[Tensor, "C 1"],
+        dead: Bool[Tensor, "C H"],
+        ws: Workspace,
+    ) -> Float[Tensor, "C H"]:
+        """Forward and backward on one batch.
+
+        Args:
+            x: activations, already scaled.
+            params: `threshold` is projected to ≥ 0 in place, as sae_lens does before each step.
+            grads: overwritten with the gradient of the summed losses of all SAEs, which for each
+                SAE is the gradient of its own loss.
+            coefficient: λ of each SAE at this step.
+            dead: latents that the pre-activation loss pulls on.
+            ws: overwritten; `losses` reads it.
+        Returns:
+            How many samples of the batch each latent fired on.
+        """
+        self._forward(x, params, ws)
+        return self._backward(x, params, grads, coefficient, dead, ws)
+
+    def _forward(self, x: Float[Tensor, "B D"], params: ParameterViews, ws: Workspace) -> None:
+        W_enc, W_dec, b_dec = params["W_enc"], params["W_dec"], params["b_dec"]
+        threshold = params["threshold"].clamp_(min=0.0).unsqueeze(1)
+        shared_x = x.expand(W_enc.shape[0], -1, -1)
+
+        b_enc = params["b_enc"].unsqueeze(1)
+        if self.apply_b_dec_to_input:
+            b_enc = torch.baddbmm(b_enc, b_dec.unsqueeze(1), W_enc, alpha=-1)
+        torch.baddbmm(b_enc, shared_x, W_enc, out=ws.pre)
+        torch.gt(ws.pre, threshold, out=ws.active)
+        torch.mul(ws.pre, ws.active, out=ws.acts)
+        torch.baddbmm(shared_x, ws.acts, W_dec, beta=-1, out=ws.error)
+        ws.error.add_(b_dec.unsqueeze(1))
+        torch.linalg.vector_norm(W_dec, dim=2, out=ws.dec_norm)
+
+    def _backward(
+        self,
+        x: Float[Tensor, "B D"],
+        params: ParameterViews,
+        grads: ParameterViews,
+        coefficient: Float[Tensor, "C 1"],
+        dead: Bool[Tensor, "C H"],
+        ws: Workspace,
+    ) -> Float[Tensor, "C H"]:
+        W_enc, W_dec, b_dec = params["W_enc"], params["W_dec"], params["b_dec"]
+        threshold = params["threshold"]
+        shared_x = x.expand(W_enc.shape[0], -1, -1)
+        batch_size = x.shape[0]
+        grad, scratch, gate = ws.grad, ws.scratch, ws.gate
+        W_dec_transposed = W_dec.transpose(1, 2)
+        norm_grad: Tensor | None = None
+
+        # ∂L/∂acts
+        if self.mode == "tanh":
+            slope = self.tanh_scale * ws.dec_norm
+            torch.mul(ws.acts, slope.unsqueeze(1), out=scratch)
+            scratch.tanh_()
+            scratch.mul_(scratch)
+            weight = (slope * (coefficient / batch_size)).unsqueeze(1)
+            torch.addcmul(weight, weight, scratch, value=-1, out=grad)
+            torch.mul(grad, ws.acts, out=scratch)
+            norm_grad = scratch.sum(1) / ws.dec_norm.clamp_min(1e-12)
+            grad.baddbmm_(ws.error, W_dec_transposed, alpha=2 / batch_size)
+        else:
+            # beta=0 ignores what the buffer held, NaN included.
+            grad.baddbmm_(ws.error, W_dec_transposed, beta=0, alpha=2 / batch_size)
+
+        # q, the straight-through part, and with it ∂L/∂θ
+        torch.sub(ws.pre, threshold.unsqueeze(1), out=gate)
+        gate.abs_().lt_((self.bandwidth / 2).unsqueeze(1))
+        torch.mul(grad, (threshold / self.bandwidth).unsqueeze(1), out=scratch)
+        fired = ws.active.sum(1)
+        if self.mode == "step":
+            scratch.add_((coefficient / (batch_size * self.bandwidth)).unsqueeze(1))
+        elif self.mode == "quadratic":
+            pull = 4 * coefficient / (batch_size * self.bandwidth * self.target_l0)
+            excess = ws.active.sum(2, keepdim=True) - self.target_l0.unsqueeze(1)
+            scratch.add_(excess.mul_(pull.unsqueeze(1)))
+        scratch.mul_(gate)
+        torch.sum(scratch, 1, out=grads["threshold"])
+        grads["threshold"].neg_()
+
+        # ∂L/∂pre
+        grad.mul_(ws.active)
+        if self.ste_to_input:
+            grad.add_(scratch)
+        if self.pre_act_coefficient is not None:
+            weight = (self.pre_act_coefficient / batch_size) * dead
+            torch.sub(threshold.unsqueeze(1), ws.pre, out=scratch)
+            scratch.relu_()
+            pulled = scratch.sum(1) * weight
+            norm_grad = pulled if norm_grad is None else norm_grad + pulled
+            torch.gt(scratch, 0, out=gate)
+            gate.mul_((weight * ws.dec_norm).unsqueeze(1))
+            grads["threshold"].add_(gate.sum(1))
+            grad.sub_(gate)
+
+        # the five parameters
+        torch.bmm(shared_x.transpose(1, 2), grad, out=grads["W_enc"])
+        torch.sum(grad, 1, out=grads["b_enc"])
+        torch.bmm(ws.acts.transpose(1, 2), ws.error, out=grads["W_dec"])
+        grads["W_dec"].mul_(2 / batch_size)
+        torch.sum(ws.error, 1, out=grads["b_dec"])
+        grads["b_dec"].mul_(2 / batch_size)
+        if self.apply_b_dec_to_input:
+            b_enc_grad = grads["b_enc"]
+            grads["W_enc"].baddbmm_(b_dec.unsqueeze(2), b_enc_grad.unsqueeze(1), alpha=-1)
+            grads["b_dec"].sub_(torch.bmm(W_enc, b_enc_grad.unsqueeze(2)).squeeze(2))
+        if norm_grad is not None:
+            # A zero row has no direction to move along; PyTorch's norm gives it gradient 0 too.
+            per_norm = norm_grad / ws.dec_norm.clamp_min(1e-12)
+            grads["W_dec"].addcmul_(W_dec, per_norm.unsqueeze(2))
+        return fired
+
+    def losses(
+        self,
+        params: ParameterViews,
+        coefficient: Float[Tensor, "C 1"],
+        dead: Bool[Tensor, "C H"],
+        ws: Workspace,
+    ) -> dict[str, Float[Tensor, " C"]]:
+        """The losses of the forward pass that `ws` holds, by sae_lens' names.
+
+        To be called before the parameters are updated. `mse_loss` is summed over d_in and
+        averaged over the batch.
+        """
+        batch_size = ws.pre.shape[1]
+        weight = coefficient.squeeze(1) / batch_size
+        losses = {"mse_loss": ws.error.square().sum((1, 2)) / batch_size}
+        if self.mode == "tanh":
+            slope = (self.tanh_scale * ws.dec_norm).unsqueeze(1)
+            losses["l0_loss"] = weight * torch.tanh(ws.acts * slope).sum((1, 2))
+        elif self.mode == "step":
+            losses["l0_loss"] = weight * ws.active.sum((1, 2))
+        else:
+            excess = ws.active.sum(2) - self.target_l0
+            losses["l0_loss"] = weight * (2 / self.target_l0 * excess.square()).sum(1)
+        if self.pre_act_coefficient is not None:
+            below = (params["threshold"].unsqueeze(1) - ws.pre).relu_().sum(1)
+            losses["pre_act_loss"] = (
+                self.pre_act_coefficient.squeeze(1)
+                / batch_size
+                * (below * dead * ws.dec_norm).sum(1)
+            )
+        return losses
+
+
+class Workspace:
+    """Buffers of one step of C SAEs on B samples."""
+
+    def __init__(self, c: int, b: int, d: int, h: int, device: torch.device) -> None:
+        def buffer(*shape: int) -> Tensor:
+            return torch.empty(shape, dtype=torch.float32, device=device)
+
+        self.pre = buffer(c, b, h)
+        self.active = buffer(c, b, h)
+        self.acts = buffer(c, b, h)
+        self.grad = buffer(c, b, h)
+        self.gate = buffer(c, b, h)
+        self.scratch = buffer(c, b, h)
+        self.error = buffer(c, b, d)
+        self.dec_norm = buffer(c, h)

@@ -1,0 +1,118 @@
+"""Drawing batches from a source: checked one by one, handed on in small blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+_BLOCK_BYTES = 4 * 2**20
+_MAX_BLOCK = 16
+
+
+@dataclass
+class Block:
+    """A few batches that follow each other in the stream."""
+
+    first: int
+    """Index in the stream of the first batch."""
+
+    batches: list[Tensor] = field(default_factory=list)
+    """Each [B, d_in] float32, finite, on the training device."""
+
+    error: Exception | None = None
+    """Why the stream cannot go on after these batches; they themselves are good."""
+
+    @property
+    def n_samples(self) -> int:
+        """Samples in all batches."""
+        return sum(batch.shape[0] for batch in self.batches)
+
+
+class BatchReader:
+    """Reads the stream of activations that all SAEs of a run share.
+
+    Blocks of several batches let an SAE take several steps while its parameters and buffers are
+    in cache. How the stream is cut into blocks has no influence on any result.
+    """
+
+    def __init__(self, source: Iterator[Tensor], d_in: int, device: torch.device) -> None:
+        self.source = source
+        self.d_in = d_in
+        self.device = device
+        self.n_drawn = 0
+
+    def draw(self, n_samples: int | None, n_batches: int | None) -> Block:
+        """The next block.
+
+        Args:
+            n_samples: draw no further batch once there are so many samples.
+            n_batches: draw at most so many batches.
+        Returns:
+            A block of at least one batch, unless its `error` says why there is none. An exception
+            of the source itself is kept there too, so that the good batches before it still count.
+        """
+        block = Block(first=self.n_drawn)
+        room = _MAX_BLOCK if n_batches is None else min(n_batches, _MAX_BLOCK)
+        while len(block.batches) < room and (n_samples is None or block.n_samples < n_samples):
+            try:
+                batch = self._next()
+            except Exception as error:
+                block.error = error
+                break
+            block.batches.append(batch)
+            self.n_drawn += 1
+            room = min(room, max(1, _BLOCK_BYTES // (batch.numel() * batch.element_size())))
+        if self.device.type != "cpu":
+            self._check_finite(block)
+        return block
+
+    def _next(self) -> Float[Tensor, "B D"]:
+        try:
+            batch = next(self.source)
+        except StopIteration:
+            raise ValueError(
+                f"the source of activations ran out after {self.n_drawn} batches; give one that "
+                "goes on (itertools.cycle repeats a finite one) or lower total_training_samples."
+            ) from None
+        if not isinstance(batch, Tensor):
+            raise TypeError(
+                f"batch {self.n_drawn} of the source is a {type(batch).__name__}; "
+                "the source must yield tensors of shape [batch, d_in]."
+            )
+        if batch.ndim != 2 or batch.shape[1] != self.d_in or batch.shape[0] == 0:
+            raise ValueError(
+                f"batch {self.n_drawn} of the source has shape {list(batch.shape)}, but the SAEs "
+                f"take [batch, d_in = {self.d_in}]."
+            )
+        batch = batch.detach().to(self.device, torch.float32)
+        if self.device.type == "cpu" and not _is_finite(batch):
+            raise _non_finite(self.n_drawn, batch)
+        return batch
+
+    def _check_finite(self, block: Block) -> None:
+        # One look at the device for the whole block, not one per batch.
+        if not block.batches:
+            return
+        sums = torch.stack([batch.sum() for batch in block.batches])
+        for i, is_finite in enumerate(torch.isfinite(sums).tolist()):
+            if not is_finite and not _is_finite(block.batches[i]):
+                block.error = _non_finite(block.first + i, block.batches[i])
+                del block.batches[i:]
+                return
+
+
+def _is_finite(batch: Float[Tensor, "B D"]) -> bool:
+    # A finite sum proves that all entries are; only otherwise (it may have overflowed) look closer.
+    return bool(torch.isfinite(batch.sum())) or bool(torch.isfinite(batch).all())
+
+
+def _non_finite(index: int, batch: Float[Tensor, "B D"]) -> ValueError:
+    row, column = (~torch.isfinite(batch)).nonzero()[0].tolist()
+    return ValueError(
+        f"batch {index} of the source holds {batch[row, column].item()} at sample {row}, "
+        f"dimension {column}; no SAE has been trained on it. Mend the source of activations."
+    )

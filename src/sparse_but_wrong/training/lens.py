@@ -1,0 +1,154 @@
+"""Every sae_lens internal the engine touches, in one place.
+
+The engine must end where sae_lens' own trainer would; whatever can be asked of sae_lens itself
+(schedules, folding, metadata, its trainer for what we do not stack) is asked here, not rewritten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import sae_lens
+    from sae_lens.saes.sae import TrainStepOutput
+    from sae_lens.training.sae_trainer import SAETrainer
+
+    from sparse_but_wrong.training.options import TrainOptions
+
+
+def coefficients(sae: sae_lens.TrainingSAE[Any]) -> dict[str, tuple[float, float]]:
+    """An SAE's loss coefficients by name: (final value, warm-up steps)."""
+    from sae_lens.saes.sae import TrainCoefficientConfig
+
+    found = {}
+    for name, value in sae.get_coefficients().items():
+        if isinstance(value, TrainCoefficientConfig):
+            found[name] = (float(value.value), float(value.warm_up_steps))
+        else:
+            found[name] = (float(value), 0.0)
+    return found
+
+
+class LearningRates:
+    """The learning rate of every step, read off sae_lens' own schedulers as far as needed."""
+
+    def __init__(self, options: TrainOptions) -> None:
+        from sae_lens.training.optim import get_lr_scheduler
+
+        self._optimizer = torch.optim.SGD([torch.zeros((), requires_grad=True)], lr=options.lr)
+        self._scheduler = get_lr_scheduler(
+            options.lr_scheduler_name,
+            optimizer=self._optimizer,
+            training_steps=options.total_training_steps,
+            lr=options.lr,
+            warm_up_steps=options.lr_warm_up_steps,
+            decay_steps=options.lr_decay_steps,
+            lr_end=options.lr / 10 if options.lr_end is None else options.lr_end,
+            num_cycles=options.n_restart_cycles,
+        )
+        self._rates: list[float] = [self._current()]
+
+    def _current(self) -> float:
+        return float(self._optimizer.param_groups[0]["lr"])
+
+    def between(self, first: int, end: int) -> list[float]:
+        """The rates of the steps from `first` up to, not including, `end`."""
+        while len(self._rates) < end:
+            # The scheduler warns unless the optimiser has stepped first; it has nothing to step.
+            self._optimizer.step()
+            self._scheduler.step()
+            self._rates.append(self._current())
+        return self._rates[first:end]
+
+
+def make_trainer(
+    sae: sae_lens.TrainingSAE[Any], options: TrainOptions, data_provider: Iterator[Tensor]
+) -> SAETrainer[Any, Any]:
+    """sae_lens' own trainer for one SAE, set up with the same options as the engine."""
+    from sae_lens.config import LoggingConfig, SAETrainerConfig
+    from sae_lens.training.sae_trainer import SAETrainer
+
+    lr_end = options.lr / 10 if options.lr_end is None else options.lr_end
+    config = SAETrainerConfig(
+        total_training_samples=options.total_training_samples,
+        train_batch_size_samples=options.train_batch_size_samples,
+        lr=options.lr,
+        lr_end=lr_end,
+        lr_scheduler_name=options.lr_scheduler_name,
+        lr_warm_up_steps=options.lr_warm_up_steps,
+        lr_decay_steps=options.lr_decay_steps,
+        n_restart_cycles=options.n_restart_cycles,
+        adam_beta1=options.adam_beta1,
+        adam_beta2=options.adam_beta2,
+        device=str(sae.W_dec.device),
+        dead_feature_window=options.dead_feature_window,
+        feature_sampling_window=options.feature_sampling_window,
+        logger=LoggingConfig(log_to_wandb=False),
+        n_batches_for_norm_estimate=options.n_batches_for_norm_estimate,
+    )
+    return SAETrainer(config, sae, data_provider)
+
+
+def record_training(sae: sae_lens.TrainingSAE[Any], l0: float | None, n_dead: int | None) -> None:
+    """Write into an SAE's metadata what sae_lens' trainer writes there at the end of training."""
+    from sae_lens import __version__
+
+    sae.cfg.sae_lens_training_version = str(__version__)
+    if l0 is not None and n_dead is not None:
+        sae.cfg.metadata.l0 = l0
+        sae.cfg.metadata.num_dead_features = n_dead
+
+
+def is_training_sae(candidate: object) -> bool:
+    """Whether an object is a sae_lens training SAE."""
+    from sae_lens import TrainingSAE
+
+    return isinstance(candidate, TrainingSAE)
+
+
+def estimate_normalisation(trainer: SAETrainer[Any, Any], batches: Sequence[Tensor]) -> None:
+    """Estimate a trainer's scaling factor or whitening from batches, as its `fit` would."""
+    d_in = trainer.sae.cfg.d_in
+    mode = trainer.sae.cfg.normalize_activations
+    if mode == "expected_average_only_in":
+        trainer.activation_scaler.estimate_scaling_factor(d_in, iter(batches), len(batches))
+    elif mode == "covariance_whitening":
+        trainer.activation_scaler.estimate_whitening(d_in, iter(batches), len(batches))
+
+
+def step_figures(trainer: SAETrainer[Any, Any], output: TrainStepOutput) -> dict[str, float]:
+    """What the training log keeps of a step that sae_lens' trainer has taken.
+
+    The gradient's norm is missing: the trainer clips it without giving it away.
+    """
+    l0 = output.feature_acts.bool().float().sum(-1).to_dense().mean()
+    figures = {
+        "loss": float(output.loss.detach()),
+        **{name: float(value.detach()) for name, value in output.losses.items()},
+        "l0": float(l0),
+        "dead_latents": float(trainer.dead_neurons.sum()),
+    }
+    scheduled = list(trainer.get_coefficients().values())
+    if len(scheduled) == 1:
+        figures["coefficient"] = scheduled[0]
+    return figures
+
+
+def finish_training(trainer: SAETrainer[Any, Any]) -> None:
+    """Fold a trainer's normalisation into its SAE and record metadata, as its `fit` would."""
+    scaler = trainer.activation_scaler
+    if scaler.scaling_factor is not None:
+        trainer.sae.fold_activation_norm_scaling_factor(scaler.scaling_factor)
+        scaler.scaling_factor = None
+    if scaler.whitening is not None:
+        trainer.sae.fold_activation_whitening(
+            mean=scaler.whitening.mean,
+            whitening_matrix=scaler.whitening.matrix,
+            unwhitening_matrix=scaler.whitening.inverse_matrix,
+        )
+        scaler.whitening = None
+    trainer.set_final_sae_metadata()

@@ -1,0 +1,82 @@
+"""The training log: a few figures per SAE, every so many steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass
+class SAELog:
+    """What was measured on one SAE while it trained.
+
+    Each list has an entry per logged step. `columns` holds, by name: `mse_loss` and the losses of
+    the architecture (`l0_loss`, …), `loss` their sum, `l0` (latents active per sample of that
+    batch), `dead_latents` (not fired within the dead-latent window), `grad_norm` (before
+    clipping), `coefficient` (after warm-up) and `lr`.
+    """
+
+    trained_by: str
+    """``engine``, or ``sae_lens`` where the SAE fell through to sae_lens' own trainer."""
+
+    steps: list[int] = field(default_factory=list)
+    columns: dict[str, list[float]] = field(default_factory=dict)
+
+    def append(self, step: int, values: dict[str, float]) -> None:
+        """Add the figures of one step."""
+        self.steps.append(step)
+        for name, value in values.items():
+            self.columns.setdefault(name, []).append(value)
+
+    @property
+    def diverged_at(self) -> int | None:
+        """The first logged step whose loss or gradient was not finite; None if there was none."""
+        for i, step in enumerate(self.steps):
+            values = torch.tensor(
+                [self.columns[name][i] for name in ("loss", "grad_norm") if name in self.columns]
+            )
+            if not bool(torch.isfinite(values).all()):
+                return step
+        return None
+
+    def state(self) -> dict[str, Tensor]:
+        """The log as tensors, for a checkpoint."""
+        return {
+            "steps": torch.tensor(self.steps, dtype=torch.int64),
+            **{
+                f"columns.{name}": torch.tensor(values, dtype=torch.float64)
+                for name, values in self.columns.items()
+            },
+        }
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take up a log from a checkpoint."""
+        self.steps = [int(step) for step in state["steps"]]
+        self.columns = {
+            name.removeprefix("columns."): [float(v) for v in values]
+            for name, values in state.items()
+            if name.startswith("columns.")
+        }
+
+
+@dataclass
+class TrainingLog:
+    """The logs of all SAEs of a run, in the caller's order."""
+
+    saes: list[SAELog]
+
+    def to_frame(self) -> pd.DataFrame:
+        """A long table: a row per SAE and logged step; `sae` is the index in the caller's list."""
+        import pandas as pd
+
+        frames = [
+            pd.DataFrame({"sae": i, "step": log.steps, **log.columns})
+            for i, log in enumerate(self.saes)
+        ]
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()

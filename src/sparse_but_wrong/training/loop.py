@@ -1,0 +1,424 @@
+"""The training loop: one stream of activations, any number of SAEs.
+
+`train_saes` is the call for users; `Training` is the same run as an object, for whoever needs to
+checkpoint it on the way.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sparse_but_wrong.activations.source import ResumableSource
+from sparse_but_wrong.training import lens
+from sparse_but_wrong.training.architectures import ARCHITECTURES
+from sparse_but_wrong.training.batches import BatchReader, Block
+from sparse_but_wrong.training.lens_member import LensMember
+from sparse_but_wrong.training.log import TrainingLog
+from sparse_but_wrong.training.member import Member
+from sparse_but_wrong.training.options import TrainOptions
+from sparse_but_wrong.training.stack import why_not_stackable
+from sparse_but_wrong.training.stack_member import StackMember
+
+if TYPE_CHECKING:
+    import sae_lens
+
+logger = logging.getLogger(__name__)
+
+
+def train_saes(
+    saes: Sequence[sae_lens.TrainingSAE[Any]],
+    source: Iterator[Tensor],
+    options: TrainOptions | None = None,
+) -> TrainingLog:
+    """Train many SAEs at once, in place, on one shared stream of activations.
+
+    Every SAE ends where sae_lens' `SAETrainer` would bring it with the same initial weights and
+    batches, to float32 tolerance. On the CPU its result does not depend on which others share the
+    run. SAEs that the engine does not stack are trained on the same stream by sae_lens' own
+    trainer; a line on the logger `sparse_but_wrong` says which and why.
+
+    Args:
+        saes: sae_lens training SAEs, all of one d_in and on one device. Trained in place; with
+            `normalize_activations="expected_average_only_in"` the scale is folded into the
+            weights at the end, as sae_lens does.
+        source: yields activations of shape [batch, d_in]. Read in the calling thread, and never
+            past what the run needs.
+        options: budget, optimiser, logging; the defaults are those of the published toy models.
+    Returns:
+        The log: losses, L0, dead latents, gradient norm and coefficient of every SAE.
+    Raises:
+        ValueError: no SAEs, the same SAE twice, SAEs that cannot read one stream, a batch of the
+            wrong shape or with non-finite values (no SAE is touched by it), or a source that ends
+            too early.
+        TypeError: something that is not a sae_lens training SAE, or not a tensor.
+        KeyboardInterrupt: on Ctrl-C; the SAEs are then as of the last finished step, in the
+            units of the scaled activations.
+    """
+    training = Training(saes, source, options or TrainOptions())
+    training.run()
+    return training.log
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """A run in the middle, as tensors and numbers only, so that nothing needs unpickling."""
+
+    tensors: dict[str, Tensor]
+    """Of every member and of the source, by name."""
+
+    n_drawn: int
+    """Batches drawn from the source."""
+
+    n_steps: list[int]
+    """Steps taken by each member."""
+
+    n_samples: list[int]
+    """Samples that each member was trained on."""
+
+
+class Training:
+    """A training run as an object: it can be watched, checkpointed and taken up again.
+
+    Args and errors are those of `train_saes`.
+    """
+
+    def __init__(
+        self,
+        saes: Sequence[sae_lens.TrainingSAE[Any]],
+        source: Iterator[Tensor],
+        options: TrainOptions,
+    ) -> None:
+        _check_saes(saes)
+        self.options = options
+        self.source = source
+        self.device = saes[0].W_dec.device
+        self.members, places = _make_members(saes, options, self.device)
+        logs = {
+            place: log
+            for member, member_places in zip(self.members, places, strict=True)
+            for place, log in zip(member_places, member.logs, strict=True)
+        }
+        self.log = TrainingLog([logs[place] for place in range(len(saes))])
+        self._reader = BatchReader(source, saes[0].cfg.d_in, self.device)
+        self._learning_rates = lens.LearningRates(options)
+        self._progress = [_Progress() for _ in self.members]
+        # Where the source stood before the block that is drawn ahead of training.
+        self._source_state: dict[str, Tensor] = {}
+        self._drawn_before = 0
+
+    @property
+    def n_samples(self) -> int:
+        """Samples that every SAE has been trained on."""
+        return min(progress.n_samples for progress in self._progress)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every SAE has had all its samples."""
+        return self.n_samples >= self.options.total_training_samples
+
+    @property
+    def has_started(self) -> bool:
+        """Whether every SAE is past its estimate of the activations' norm."""
+        return all(progress.started for progress in self._progress)
+
+    def run(self, on_block: Callable[[Training], None] | None = None) -> None:
+        """Train to the end.
+
+        Args:
+            on_block: called between blocks of a few steps, when all SAEs are at rest; it may call
+                `state`.
+        """
+        from tqdm import tqdm
+
+        n_saes = len(self.log.saes)
+        bar = tqdm(
+            desc=f"Training {n_saes} SAE{'s' if n_saes > 1 else ''}",
+            total=self.options.total_training_samples,
+            initial=min(self.n_samples, self.options.total_training_samples),
+            unit=" samples",
+            unit_scale=True,
+            disable=not self.options.progress,
+        )
+        threads = self.options.threads or torch.get_num_threads()
+        n_workers = threads if self.device.type == "cpu" else 0
+        try:
+            with bar, _one_thread_per_operation(n_workers), _Workers(n_workers) as workers:
+                block = self._draw()
+                while block is not None:
+                    before = self.n_samples
+                    block = self._train_and_draw(block, workers)
+                    bar.update(self.n_samples - before)
+                    if on_block is not None:
+                        on_block(self)
+        except BaseException:
+            for member in self.members:
+                member.write_back()
+            raise
+        for member, progress in zip(self.members, self._progress, strict=True):
+            member.finish(progress.n_steps)
+
+    def _draw(self) -> Block | None:
+        """The next block, cut so that each SAE does one thing throughout it; None at the end."""
+        at = self._reader.n_drawn
+        total = self.options.total_training_samples
+        to_observe = [m.n_norm_batches - at for m in self.members if at < m.n_norm_batches]
+        to_train = [
+            total - progress.n_planned
+            for member, progress in zip(self.members, self._progress, strict=True)
+            if at >= member.n_norm_batches and progress.n_planned < total
+        ]
+        if not to_observe and not to_train:
+            return None
+        if isinstance(self.source, ResumableSource):
+            self._source_state = self.source.state()
+        self._drawn_before = at
+        block = self._reader.draw(min(to_train, default=None), min(to_observe, default=None))
+        for member, progress in zip(self.members, self._progress, strict=True):
+            if at >= member.n_norm_batches:
+                progress.n_planned += block.n_samples
+        return block
+
+    def _train_and_draw(self, block: Block, workers: _Workers) -> Block | None:
+        """Train on one block while the next is drawn."""
+        if not block.batches:
+            raise block.error or RuntimeError("an empty block of batches")
+        total = self.options.total_training_samples
+        steps: list[tuple[_Progress, int]] = []
+        futures: list[Future[None]] = []
+        try:
+            for member, progress in zip(self.members, self._progress, strict=True):
+                if block.first < member.n_norm_batches:
+                    for batch in block.batches:
+                        member.observe(batch)
+                    continue
+                if progress.n_samples >= total:
+                    continue
+                if not progress.started:
+                    member.start()
+                    progress.started = True
+                first = progress.n_steps
+                rates = self._learning_rates.between(first, first + len(block.batches))
+                log_last = progress.n_samples + block.n_samples >= total
+                batches = member.scaled(block.batches)
+                steps.append((progress, len(block.batches)))
+                futures += [
+                    workers.submit(member.advance, task, batches, first, rates, log_last)
+                    for task in range(member.n_tasks)
+                ]
+            # Read in this thread, which is the caller's, while the workers train.
+            following = self._draw() if block.error is None else None
+        finally:
+            # Whatever happened above, Ctrl-C included, the SAEs come to rest at the same step.
+            workers.finish(futures)
+            for progress, n_steps in steps:
+                progress.n_steps += n_steps
+                progress.n_samples += block.n_samples
+        for future in futures:
+            future.result()
+        if block.error is not None:
+            raise block.error
+        return following
+
+    def state(self) -> TrainingState:
+        """All that is needed to go on from the last finished step, bit for bit, in a new process.
+
+        Raises:
+            TypeError: the source cannot tell its place in the stream (`ResumableSource`).
+            NotImplementedError: an SAE is trained by sae_lens' own trainer.
+            RuntimeError: the norm of the activations is still being estimated; ask `has_started`.
+        """
+        if not isinstance(self.source, ResumableSource):
+            raise TypeError(
+                f"a {type(self.source).__name__} cannot be resumed; give a source with state() "
+                "and load_state()."
+            )
+        if not self.has_started:
+            raise RuntimeError("the run has not started training yet; there is nothing to keep.")
+        tensors = {f"source.{k}": v for k, v in self._source_state.items()}
+        for i, member in enumerate(self.members):
+            tensors.update({f"member.{i}.{k}": v for k, v in member.state().items()})
+        return TrainingState(
+            tensors=tensors,
+            n_drawn=self._drawn_before,
+            n_steps=[progress.n_steps for progress in self._progress],
+            n_samples=[progress.n_samples for progress in self._progress],
+        )
+
+    def load_state(self, state: TrainingState) -> None:
+        """Go on from where `state` was taken; the SAEs and options must be those of that run.
+
+        Raises:
+            ValueError: the state is of other SAEs.
+        """
+        if len(state.n_steps) != len(self.members):
+            raise ValueError(
+                f"the checkpoint holds {len(state.n_steps)} stacks of SAEs, this run has "
+                f"{len(self.members)}; resume with the SAEs the run was started with."
+            )
+        if not isinstance(self.source, ResumableSource):
+            raise TypeError(f"a {type(self.source).__name__} cannot be resumed.")
+        self.source.load_state(_with_prefix(state.tensors, "source."))
+        self._reader.n_drawn = state.n_drawn
+        for i, (member, progress) in enumerate(zip(self.members, self._progress, strict=True)):
+            member.load_state(_with_prefix(state.tensors, f"member.{i}."))
+            progress.started = True
+            progress.n_steps = state.n_steps[i]
+            progress.n_samples = progress.n_planned = state.n_samples[i]
+
+
+@dataclass
+class _Progress:
+    """How far one member has come."""
+
+    started: bool = False
+    n_steps: int = 0
+    n_samples: int = 0
+    n_planned: int = 0
+    """`n_samples` once the blocks drawn so far have been trained on."""
+
+
+class _Workers:
+    """Threads that train while the calling thread draws batches; with none, it does both."""
+
+    def __init__(self, n_threads: int) -> None:
+        self._executor = (
+            ThreadPoolExecutor(n_threads, "sae", initializer=torch.set_num_threads, initargs=(1,))
+            if n_threads
+            else None
+        )
+
+    def __enter__(self) -> _Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._executor is not None:
+            self._executor.shutdown()
+
+    def submit(self, work: Callable[..., None], *args: Any) -> Future[None]:
+        """Start a piece of work."""
+        if self._executor is not None:
+            return self._executor.submit(work, *args)
+        future: Future[None] = Future()
+        try:
+            work(*args)
+            future.set_result(None)
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    @staticmethod
+    def finish(futures: Sequence[Future[None]]) -> None:
+        """Wait until all are done; a Ctrl-C on the way is raised once they are."""
+        interrupt: KeyboardInterrupt | None = None
+        while True:
+            try:
+                wait(futures)
+                break
+            except KeyboardInterrupt as raised:
+                interrupt = raised
+        if interrupt is not None:
+            raise interrupt
+
+
+@contextmanager
+def _one_thread_per_operation(n_workers: int) -> Iterator[None]:
+    """While several workers train, each operation runs on one thread."""
+    if not n_workers:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def _check_saes(saes: Sequence[sae_lens.TrainingSAE[Any]]) -> None:
+    if not saes:
+        raise ValueError("there are no SAEs to train; give at least one.")
+    for i, sae in enumerate(saes):
+        if not lens.is_training_sae(sae):
+            raise TypeError(
+                f"saes[{i}] is a {type(sae).__name__}; the engine trains sae_lens training SAEs "
+                "(JumpReLUTrainingSAE and the like)."
+            )
+    first_place: dict[int, int] = {}
+    for i, sae in enumerate(saes):
+        if id(sae) in first_place:
+            raise ValueError(
+                f"saes[{i}] and saes[{first_place[id(sae)]}] are the same object; "
+                "make one SAE for each place."
+            )
+        first_place[id(sae)] = i
+        for what, mine, wanted in (
+            ("d_in", sae.cfg.d_in, saes[0].cfg.d_in),
+            ("device", sae.W_dec.device, saes[0].W_dec.device),
+        ):
+            if mine != wanted:
+                raise ValueError(
+                    f"saes[{i}] has {what} {mine}, saes[0] has {wanted}; "
+                    "SAEs that share a stream must agree."
+                )
+
+
+def _make_members(
+    saes: Sequence[sae_lens.TrainingSAE[Any]], options: TrainOptions, device: torch.device
+) -> tuple[list[Member], list[list[int]]]:
+    """Group SAEs that can be stepped as one; with each group its places in the caller's list."""
+    stacks: dict[tuple[object, ...], list[int]] = {}
+    left_over: list[int] = []
+    reasons: Counter[str] = Counter()
+    for place, sae in enumerate(saes):
+        architecture = next((a for a in ARCHITECTURES if a.handles(sae)), None)
+        name = type(sae).__name__
+        reason = (
+            f"the engine does not know {name}" if architecture is None else why_not_stackable(sae)
+        )
+        if architecture is None or reason is not None:
+            left_over.append(place)
+            reasons[f"{name}: {reason}"] += 1
+            continue
+        cfg = sae.cfg
+        key = (
+            architecture,
+            cfg.d_in,
+            cfg.d_sae,
+            cfg.apply_b_dec_to_input,
+            cfg.normalize_activations,
+            *architecture.stack_key(cfg),
+        )
+        stacks.setdefault(key, []).append(place)
+    for reason, count in reasons.items():
+        logger.warning(
+            "%d SAE%s trained by sae_lens' own trainer, one by one (%s).",
+            count,
+            " is" if count == 1 else "s are",
+            reason,
+        )
+    members: list[Member] = []
+    places: list[list[int]] = []
+    for key, stack_places in stacks.items():
+        chunk_size = 1 if device.type == "cpu" else len(stack_places)
+        architecture = next(a for a in ARCHITECTURES if a is key[0])
+        members.append(
+            StackMember([saes[p] for p in stack_places], architecture, options, chunk_size)
+        )
+        places.append(stack_places)
+    for place in left_over:
+        members.append(LensMember(saes[place], options))
+        places.append([place])
+    return members, places

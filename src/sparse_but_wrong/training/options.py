@@ -1,0 +1,117 @@
+"""What a training run may be told, validated once when made."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """Options of a training run, with the names and meanings of sae_lens' ``SAETrainerConfig``.
+
+    Raises:
+        ValueError: a value that cannot be trained with; the message names the field.
+    """
+
+    total_training_samples: int = 15_000_000
+    """Samples each SAE is trained on; the last batch may go past it, as in sae_lens."""
+
+    train_batch_size_samples: int = 1024
+    """Samples per batch; it sets the length of the learning-rate schedule."""
+
+    lr: float = 3e-4
+    """Adam's learning rate, after warm-up and before decay."""
+
+    lr_end: float | None = None
+    """Where the annealing schedulers end; a tenth of ``lr`` if left out."""
+
+    lr_scheduler_name: str = "constant"
+    """``constant``, ``cosineannealing`` or ``cosineannealingwarmrestarts``."""
+
+    lr_warm_up_steps: int = 0
+    """Steps over which the learning rate rises linearly to ``lr``."""
+
+    lr_decay_steps: int = 0
+    """Steps at the end over which the learning rate falls linearly to 0."""
+
+    n_restart_cycles: int = 1
+    """Cycles of ``cosineannealingwarmrestarts``."""
+
+    adam_beta1: float = 0.9
+    """Decay of Adam's mean gradient."""
+
+    adam_beta2: float = 0.999
+    """Decay of Adam's mean squared gradient."""
+
+    dead_feature_window: int = 1000
+    """A latent is dead once it has not fired for more than this many steps."""
+
+    feature_sampling_window: int = 2000
+    """Steps over which the L0 that sae_lens records in an SAE's metadata is counted."""
+
+    n_batches_for_norm_estimate: int = 1000
+    """Batches drawn first to estimate the mean norm (``expected_average_only_in`` only)."""
+
+    log_every: int = 100
+    """Steps between two rows of the training log."""
+
+    threads: int | None = None
+    """CPU threads to train on, one SAE per thread; PyTorch's own number if left out.
+    The result does not depend on it."""
+
+    progress: bool = True
+    """Show a progress bar."""
+
+    def __post_init__(self) -> None:
+        positive = (
+            "total_training_samples",
+            "train_batch_size_samples",
+            "lr",
+            "n_restart_cycles",
+            "dead_feature_window",
+            "feature_sampling_window",
+            "n_batches_for_norm_estimate",
+            "log_every",
+        )
+        for name in positive:
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"TrainOptions.{name} must be positive, got {value}.")
+        for name in ("lr_warm_up_steps", "lr_decay_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(
+                    f"TrainOptions.{name} must not be negative, got {getattr(self, name)}."
+                )
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(
+                    f"TrainOptions.{name} must lie in [0, 1), got {getattr(self, name)}."
+                )
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"TrainOptions.threads must be at least 1, got {self.threads}.")
+        if self.lr_end is not None and not 0 <= self.lr_end <= self.lr:
+            raise ValueError(
+                f"TrainOptions.lr_end must lie in [0, lr = {self.lr}], got {self.lr_end}."
+            )
+        known = ("constant", "cosineannealing", "cosineannealingwarmrestarts")
+        if self.lr_scheduler_name not in known:
+            raise ValueError(
+                f"TrainOptions.lr_scheduler_name must be one of {', '.join(known)}; "
+                f"got {self.lr_scheduler_name!r}."
+            )
+        if self.lr_warm_up_steps + self.lr_decay_steps > self.total_training_steps:
+            raise ValueError(
+                f"TrainOptions: {self.lr_warm_up_steps} warm-up and {self.lr_decay_steps} decay "
+                f"steps do not fit in the run's {self.total_training_steps} steps; shorten them or "
+                "raise total_training_samples."
+            )
+
+    @property
+    def total_training_steps(self) -> int:
+        """Full batches in the run: the length of the learning-rate schedule, as in sae_lens."""
+        return self.total_training_samples // self.train_batch_size_samples
+
+    def to_dict(self) -> dict[str, int | float | str | bool | None]:
+        """The options as JSON-ready values."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}

@@ -1,0 +1,303 @@
+"""The loop itself: resuming, interruption, sources that go wrong, what falls through to sae_lens."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from sae_lens import (
+    BatchTopKTrainingSAE,
+    BatchTopKTrainingSAEConfig,
+    JumpReLUTrainingSAE,
+    StandardTrainingSAE,
+    StandardTrainingSAEConfig,
+    TrainingSAE,
+)
+from torch import Tensor
+
+from sparse_but_wrong.training.loop import Training, TrainingState, train_saes
+from sparse_but_wrong.training.options import TrainOptions
+from tests.training import oracle
+
+
+class RandomSource(Iterator[Tensor]):
+    """A source with a place in its stream."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __next__(self) -> Tensor:
+        return torch.rand(oracle.BATCH, oracle.D_IN, generator=self.generator)
+
+    def state(self) -> dict[str, Tensor]:
+        return {"generator": self.generator.get_state()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        self.generator.set_state(state["generator"])
+
+
+def make_saes() -> list[JumpReLUTrainingSAE]:
+    return [
+        oracle.make_sae(0),
+        oracle.make_sae(1, normalize_activations="expected_average_only_in"),
+        oracle.make_sae(2, d_sae=5, l0_warm_up_steps=30),
+    ]
+
+
+def test_a_run_taken_up_from_a_checkpoint_ends_bit_for_bit_the_same() -> None:
+    options = oracle.options_for(70, dead_feature_window=10, feature_sampling_window=25)
+    straight = make_saes()
+    full_log = train_saes(straight, RandomSource(), options)
+
+    kept: list[TrainingState] = []
+
+    def keep(training: Training) -> None:
+        if training.has_started and not training.is_finished:
+            kept.append(training.state())
+
+    first = Training(make_saes(), RandomSource(), options)
+    first.run(on_block=keep)
+    assert len(kept) >= 3
+    for state in (kept[0], kept[len(kept) // 2], kept[-1]):
+        resumed = make_saes()
+        second = Training(resumed, RandomSource(seed=99), options)
+        second.load_state(state)
+        assert 0 < second.n_samples < options.total_training_samples
+        second.run()
+        for a, b in zip(straight, resumed, strict=True):
+            for name, value in oracle.parameters(a).items():
+                assert torch.equal(value, oracle.parameters(b)[name]), name
+            assert a.cfg.metadata.l0 == b.cfg.metadata.l0
+        assert second.log.to_frame().equals(full_log.to_frame())
+
+
+def test_a_checkpoint_of_other_saes_is_refused() -> None:
+    options = oracle.options_for(40)
+    states: list[TrainingState] = []
+    Training([oracle.make_sae(0)], RandomSource(), options).run(
+        on_block=lambda training: states.append(training.state())
+    )
+    with pytest.raises(ValueError, match="resume with the SAEs the run was started with"):
+        Training([oracle.make_sae(0, d_sae=4)], RandomSource(), options).load_state(states[0])
+    with pytest.raises(ValueError, match="holds 1 stacks of SAEs, this run has 2"):
+        Training(
+            [oracle.make_sae(0), oracle.make_sae(1, d_sae=4)], RandomSource(), options
+        ).load_state(states[0])
+
+
+def test_a_source_without_a_place_cannot_be_checkpointed() -> None:
+    training = Training(
+        [oracle.make_sae()], iter(oracle.recorded_batches(2)), oracle.options_for(2)
+    )
+    with pytest.raises(TypeError, match="cannot be resumed"):
+        training.state()
+
+
+def test_ctrl_c_leaves_the_saes_at_the_last_finished_step() -> None:
+    batches = oracle.recorded_batches(200)
+    n_seen = 0
+
+    def source() -> Iterator[Tensor]:
+        nonlocal n_seen
+        for i, batch in enumerate(batches):
+            if i == 100:
+                raise KeyboardInterrupt
+            n_seen = i + 1
+            yield batch
+
+    saes = [oracle.make_sae(seed=i) for i in range(3)]
+    reference = copy.deepcopy(saes)
+    training = Training(saes, source(), oracle.options_for(200))
+    with pytest.raises(KeyboardInterrupt):
+        training.run()
+
+    n_steps = training.n_samples // oracle.BATCH
+    assert 0 < n_steps <= n_seen
+    train_saes(reference, iter(batches), oracle.options_for(n_steps))
+    for sae, expected in zip(saes, reference, strict=True):
+        for name, value in oracle.parameters(sae).items():
+            assert torch.equal(value, oracle.parameters(expected)[name]), name
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_non_finite_batch_is_named_and_touches_nothing(bad: float) -> None:
+    batches = oracle.recorded_batches(40)
+    reference, sae = oracle.make_sae(), oracle.make_sae()
+    train_saes([reference], iter(batches), oracle.options_for(23))
+    batches[23][5, 3] = bad
+    with pytest.raises(ValueError, match=rf"batch 23 .* {bad} at sample 5, dimension 3"):
+        train_saes([sae], iter(batches), oracle.options_for(40))
+    for name, value in oracle.parameters(sae).items():
+        assert torch.equal(value, oracle.parameters(reference)[name]), name
+
+
+def test_a_batch_that_is_large_but_finite_is_accepted() -> None:
+    batches = oracle.recorded_batches(3)
+    batches[1][:2] = 3e38  # its sum overflows
+    train_saes([oracle.make_sae()], iter(batches), oracle.options_for(3))
+
+
+@pytest.mark.parametrize(
+    ("source", "error", "message"),
+    [
+        (lambda: iter(oracle.recorded_batches(7)), ValueError, "ran out after 7 batches"),
+        (lambda: iter([torch.zeros(4, 5)]), ValueError, r"shape \[4, 5\].*d_in = 12"),
+        (lambda: iter([torch.zeros(12)]), ValueError, r"shape \[12\]"),
+        (lambda: iter([torch.zeros(0, 12)]), ValueError, r"shape \[0, 12\]"),
+        (lambda: iter([[1.0, 2.0]]), TypeError, "batch 0 of the source is a list"),
+    ],
+)
+def test_a_source_that_cannot_be_trained_on(
+    source: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        train_saes([oracle.make_sae()], source(), oracle.options_for(40))
+
+
+def test_an_exception_of_the_source_reaches_the_caller() -> None:
+    def source() -> Iterator[Tensor]:
+        yield from oracle.recorded_batches(5)
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        train_saes([oracle.make_sae()], source(), oracle.options_for(40))
+
+
+def test_activations_that_are_all_zero_cannot_be_normalised() -> None:
+    sae = oracle.make_sae(normalize_activations="expected_average_only_in")
+    zeros = itertools.repeat(torch.zeros(oracle.BATCH, oracle.D_IN))
+    with pytest.raises(ValueError, match="all zero"):
+        train_saes([sae], zeros, oracle.options_for(5))
+
+
+def test_saes_that_cannot_share_a_run() -> None:
+    batches, options = oracle.recorded_batches(3), oracle.options_for(3)
+    sae = oracle.make_sae()
+    with pytest.raises(ValueError, match="no SAEs"):
+        train_saes([], iter(batches), options)
+    with pytest.raises(ValueError, match=r"saes\[1\] and saes\[0\] are the same object"):
+        train_saes([sae, sae], iter(batches), options)
+    with pytest.raises(ValueError, match=r"saes\[1\] has d_in 7, saes\[0\] has 12"):
+        train_saes([sae, oracle.make_sae(d_in=7)], iter(batches), options)
+    with pytest.raises(TypeError, match=r"saes\[0\] is a Linear"):
+        train_saes([torch.nn.Linear(2, 2)], iter(batches), options)  # type: ignore[list-item]
+
+
+def batch_top_k(seed: int, **changes: Any) -> BatchTopKTrainingSAE:
+    torch.manual_seed(seed)
+    settings = {"d_in": oracle.D_IN, "d_sae": oracle.D_SAE, "k": 3.0, **changes}
+    return BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(**settings))
+
+
+def standard(seed: int, **changes: Any) -> StandardTrainingSAE:
+    torch.manual_seed(seed)
+    settings = {"d_in": oracle.D_IN, "d_sae": oracle.D_SAE, "l1_coefficient": 0.1, **changes}
+    return StandardTrainingSAE(StandardTrainingSAEConfig(**settings))
+
+
+class MyJumpReLU(JumpReLUTrainingSAE):
+    """A user's own variant, which the engine cannot know."""
+
+
+def frozen() -> TrainingSAE[Any]:
+    sae = oracle.make_sae()
+    sae.b_dec.requires_grad_(False)
+    return sae
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: batch_top_k(0), "does not know BatchTopKTrainingSAE"),
+        (
+            lambda: standard(0, normalize_activations="expected_average_only_in"),
+            "does not know StandardTrainingSAE",
+        ),
+        (lambda: standard(0, normalize_activations="covariance_whitening"), "does not know"),
+        (lambda: MyJumpReLU(oracle.make_sae().cfg), "does not know MyJumpReLU"),
+        (
+            lambda: oracle.make_sae(normalize_activations="layer_norm"),
+            "normalize_activations='layer_norm'",
+        ),
+        (lambda: oracle.make_sae(dtype="bfloat16"), "float32 only, not bfloat16"),
+        (frozen, "frozen"),
+    ],
+)
+def test_what_the_engine_does_not_stack_is_trained_by_sae_lens(
+    make: Any, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = oracle.options_for(40)
+    batches = oracle.recorded_batches(50)
+    neighbour, other = oracle.make_sae(seed=5), make()
+    expected = oracle.parameters(oracle.train_with_sae_lens(other, batches, options))
+    alone = oracle.parameters(oracle.train_with_sae_lens(neighbour, batches, options))
+
+    with caplog.at_level(logging.WARNING, logger="sparse_but_wrong"):
+        log = train_saes([neighbour, other], iter(batches), options)
+
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 1
+    assert reason in lines[0]
+    assert "sae_lens' own trainer" in lines[0]
+    assert [sae_log.trained_by for sae_log in log.saes] == ["engine", "sae_lens"]
+    assert log.saes[1].steps == [0, 39]
+    for name, value in oracle.parameters(other).items():
+        torch.testing.assert_close(value, expected[name], atol=1e-6, rtol=1e-5)
+    for name, value in oracle.parameters(neighbour).items():
+        torch.testing.assert_close(value, alone[name], atol=1e-4, rtol=1e-4)
+
+
+def test_the_log_has_the_figures_of_the_step() -> None:
+    options = oracle.options_for(25, log_every=10)
+    batches = oracle.recorded_batches(25)
+    sae = oracle.make_sae(l0_warm_up_steps=20)
+    with torch.no_grad():
+        acts = sae.encode(batches[0])
+        error = sae.decode(acts) - batches[0]
+    frame = train_saes([sae], iter(batches), options).to_frame()
+    assert frame["step"].tolist() == [0, 10, 20, 24]
+    assert frame["sae"].tolist() == [0] * 4
+    first = frame.iloc[0]
+    assert first["l0"] == pytest.approx((acts > 0).sum(1).float().mean().item())
+    assert first["mse_loss"] == pytest.approx(error.square().sum(1).mean().item(), rel=1e-5)
+    assert first["l0_loss"] == 0.0  # the warm-up starts at a coefficient of 0
+    assert first["loss"] == pytest.approx(first["mse_loss"])
+    assert frame["coefficient"].tolist() == pytest.approx([0.0, 0.15, 0.3, 0.3])
+    assert frame["lr"].tolist() == [options.lr] * 4
+    assert (frame["grad_norm"] > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"total_training_samples": 0}, "total_training_samples must be positive"),
+        ({"lr": float("nan")}, "lr must be positive"),
+        ({"adam_beta1": 1.0}, "adam_beta1"),
+        ({"threads": 0}, "threads"),
+        ({"lr_scheduler_name": "linear"}, "one of constant"),
+        ({"lr_warm_up_steps": -1}, "lr_warm_up_steps"),
+        ({"lr_warm_up_steps": 20_000}, "do not fit"),
+        ({"lr_end": 1.0}, "lr_end"),
+    ],
+)
+def test_options_are_checked_when_made(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainOptions(**changes)
+
+
+def test_pytorchs_threads_are_as_before_whatever_happens() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        train_saes([oracle.make_sae()], iter(oracle.recorded_batches(3)), oracle.options_for(3))
+        assert torch.get_num_threads() == 2
+        with pytest.raises(ValueError, match="ran out"):
+            train_saes([oracle.make_sae()], iter([]), oracle.options_for(3))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
