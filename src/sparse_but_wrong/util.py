@@ -19,9 +19,7 @@ DEFAULT_DEVICE_STR: str = _default_device()
 DEFAULT_DEVICE: torch.device = torch.device(DEFAULT_DEVICE_STR)
 
 
-def cos_sims(
-    mat1: Float[Tensor, "dim n"], mat2: Float[Tensor, "dim m"]
-) -> Float[Tensor, "n m"]:
+def cos_sims(mat1: Float[Tensor, "dim n"], mat2: Float[Tensor, "dim m"]) -> Float[Tensor, "n m"]:
     """Cosine similarities between the columns of two matrices.
 
     Args:

@@ -1,0 +1,94 @@
+"""Unit vectors with a chosen cosine similarity between every two."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+_BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8
+# Rows of the n × n cosine matrix held at once: 1024 × 8000 float32 is 32 MB.
+_CHUNK = 1024
+
+
+@torch.no_grad()
+def orthogonalize(
+    num_vectors: int,
+    vector_len: int,
+    target_cos_sim: float | int = 0,
+    num_steps: int = 1000,
+    lr: float = 0.01,
+    generator: torch.Generator | None = None,
+) -> Float[Tensor, "num_vectors vector_len"]:
+    """Unit vectors whose pairwise cosine similarities are as near to a target as descent gets.
+
+    Random unit vectors, moved by Adam down Σ_{i≠j} (cos(v_i, v_j) − target)². With no more vectors
+    than dimensions the default target is met to rounding. More vectors than dimensions cannot all
+    be orthogonal: what remains is superposition noise, at best a root mean square cosine of
+    √((n − d)/(d·(n − 1))).
+
+    Args:
+        num_vectors: n.
+        vector_len: d.
+        target_cos_sim: in [-1, 1]; n vectors cannot all be nearer −1 than −1/(n − 1).
+        num_steps: of Adam; 0 gives the random vectors.
+        lr: Adam's step.
+        generator: for the random start, on the CPU; torch's global one if left out.
+    Returns:
+        shape [n, d], float32, unit rows, on the CPU, needing no gradient.
+    Raises:
+        ValueError: an argument outside its range.
+    Source: Adam as in Kingma & Ba 2015, arXiv:1412.6980; the lower limit is Welch 1974.
+    """
+    _check(num_vectors, vector_len, target_cos_sim, num_steps, lr)
+    vectors = _unit_rows_(
+        torch.randn(num_vectors, vector_len, generator=generator, dtype=torch.float32)
+    )
+    first_moment = torch.zeros_like(vectors)
+    second_moment = torch.zeros_like(vectors)
+    gradient = torch.empty_like(vectors)
+    denominator = torch.empty_like(vectors)
+    for step in range(1, num_steps + 1):
+        _gradient_(gradient, vectors, target_cos_sim)
+        first_moment.lerp_(gradient, 1 - _BETA1)
+        second_moment.mul_(_BETA2).addcmul_(gradient, gradient, value=1 - _BETA2)
+        torch.sqrt(second_moment, out=denominator)
+        denominator.div_((1 - _BETA2**step) ** 0.5).add_(_EPS)
+        vectors.addcdiv_(first_moment, denominator, value=-lr / (1 - _BETA1**step))
+        _unit_rows_(vectors)
+    return vectors
+
+
+def _gradient_(gradient: Tensor, vectors: Tensor, target: float | int) -> None:
+    """Write d/dv Σ_{i≠j} (v_i·v_j/|v_i||v_j| − target)², at unit vectors, into `gradient`."""
+    for start in range(0, vectors.shape[0], _CHUNK):
+        rows = vectors[start : start + _CHUNK]
+        error = rows @ vectors.T
+        error.sub_(target)
+        # A vector's cosine with itself is no error; in this chunk it lies on a shifted diagonal.
+        error.diagonal(offset=start).zero_()
+        torch.mm(error, vectors, out=gradient[start : start + _CHUNK])
+    gradient.mul_(4)
+    # A cosine does not change with length: drop the part of the gradient along the vector.
+    along = (gradient * vectors).sum(dim=1, keepdim=True)
+    gradient.addcmul_(along, vectors, value=-1)
+
+
+def _unit_rows_(vectors: Tensor) -> Tensor:
+    return vectors.div_(vectors.norm(dim=1, keepdim=True))
+
+
+def _check(
+    num_vectors: int, vector_len: int, target_cos_sim: float | int, num_steps: int, lr: float
+) -> None:
+    for name, count, least in (
+        ("num_vectors", num_vectors, 1),
+        ("vector_len", vector_len, 1),
+        ("num_steps", num_steps, 0),
+    ):
+        if count < least:
+            raise ValueError(f"{name} is {count}; it must be at least {least}.")
+    if not -1 <= target_cos_sim <= 1:
+        raise ValueError(f"target_cos_sim is {target_cos_sim}; a cosine lies in [-1, 1].")
+    if not lr > 0:
+        raise ValueError(f"lr is {lr}; it must be positive.")
