@@ -1,10 +1,11 @@
-"""The loop itself: resuming, interruption, sources that go wrong, what falls through to sae_lens."""
+"""The loop itself: resuming, interruption, bad sources, what falls through to sae_lens."""
 
 from __future__ import annotations
 
 import copy
 import itertools
 import logging
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -122,6 +123,34 @@ def test_ctrl_c_leaves_the_saes_at_the_last_finished_step() -> None:
     for sae, expected in zip(saes, reference, strict=True):
         for name, value in oracle.parameters(sae).items():
             assert torch.equal(value, oracle.parameters(expected)[name]), name
+
+
+def test_a_signal_waits_for_the_step_and_the_run_can_be_taken_up() -> None:
+    class Signalling(RandomSource):
+        n_drawn = 0
+
+        def __next__(self) -> Tensor:
+            self.n_drawn += 1
+            if self.n_drawn == 60:
+                signal.raise_signal(signal.SIGINT)
+            return super().__next__()
+
+    options = oracle.options_for(120)
+    straight = make_saes()
+    train_saes(straight, RandomSource(), options)
+
+    training = Training(make_saes(), Signalling(), options)
+    with pytest.raises(KeyboardInterrupt):
+        training.run()
+    assert 0 < training.n_samples < options.total_training_samples
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    resumed = make_saes()
+    second = Training(resumed, RandomSource(), options)
+    second.load_state(training.state())
+    second.run()
+    for a, b in zip(straight, resumed, strict=True):
+        for name, value in oracle.parameters(a).items():
+            assert torch.equal(value, oracle.parameters(b)[name]), name
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -269,7 +298,7 @@ def test_the_log_has_the_figures_of_the_step() -> None:
     assert first["loss"] == pytest.approx(first["mse_loss"])
     assert frame["coefficient"].tolist() == pytest.approx([0.0, 0.15, 0.3, 0.3])
     assert frame["lr"].tolist() == [options.lr] * 4
-    assert (frame["grad_norm"] > 0).all()
+    assert min(frame["grad_norm"]) > 0
 
 
 @pytest.mark.parametrize(

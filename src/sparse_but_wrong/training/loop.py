@@ -21,6 +21,7 @@ from sparse_but_wrong.activations.source import ResumableSource
 from sparse_but_wrong.training import lens
 from sparse_but_wrong.training.architectures import ARCHITECTURES
 from sparse_but_wrong.training.batches import BatchReader, Block
+from sparse_but_wrong.training.interrupt import DeferredInterrupt
 from sparse_but_wrong.training.lens_member import LensMember
 from sparse_but_wrong.training.log import TrainingLog
 from sparse_but_wrong.training.member import Member
@@ -111,9 +112,10 @@ class Training:
         self._reader = BatchReader(source, saes[0].cfg.d_in, self.device)
         self._learning_rates = lens.LearningRates(options)
         self._progress = [_Progress() for _ in self.members]
-        # Where the source stood before the block that is drawn ahead of training.
-        self._source_state: dict[str, Tensor] = {}
-        self._drawn_before = 0
+        # A block is drawn ahead of the one in training, so where the source stands is not where a
+        # resumed run has to start reading.
+        self._draw_point: _StreamPoint | None = None
+        self._resume_point = self._here()
 
     @property
     def n_samples(self) -> int:
@@ -151,12 +153,19 @@ class Training:
         threads = self.options.threads or torch.get_num_threads()
         n_workers = threads if self.device.type == "cpu" else 0
         try:
-            with bar, _one_thread_per_operation(n_workers), _Workers(n_workers) as workers:
+            with (
+                bar,
+                _one_thread_per_operation(n_workers),
+                _Workers(n_workers) as workers,
+                DeferredInterrupt() as interrupt,
+            ):
                 block = self._draw()
                 while block is not None:
                     before = self.n_samples
                     block = self._train_and_draw(block, workers)
                     bar.update(self.n_samples - before)
+                    if interrupt.pending:
+                        raise KeyboardInterrupt
                     if on_block is not None:
                         on_block(self)
         except BaseException:
@@ -178,9 +187,7 @@ class Training:
         ]
         if not to_observe and not to_train:
             return None
-        if isinstance(self.source, ResumableSource):
-            self._source_state = self.source.state()
-        self._drawn_before = at
+        self._draw_point = self._here()
         block = self._reader.draw(min(to_train, default=None), min(to_observe, default=None))
         for member, progress in zip(self.members, self._progress, strict=True):
             if at >= member.n_norm_batches:
@@ -194,6 +201,7 @@ class Training:
         total = self.options.total_training_samples
         steps: list[tuple[_Progress, int]] = []
         futures: list[Future[None]] = []
+        self._draw_point = None
         try:
             for member, progress in zip(self.members, self._progress, strict=True):
                 if block.first < member.n_norm_batches:
@@ -217,16 +225,25 @@ class Training:
             # Read in this thread, which is the caller's, while the workers train.
             following = self._draw() if block.error is None else None
         finally:
-            # Whatever happened above, Ctrl-C included, the SAEs come to rest at the same step.
-            workers.finish(futures)
+            # Also when the source fails: the SAEs come to rest at the same step.
+            wait(futures)
             for progress, n_steps in steps:
                 progress.n_steps += n_steps
                 progress.n_samples += block.n_samples
+            self._resume_point = self._draw_point or self._here()
         for future in futures:
             future.result()
         if block.error is not None:
             raise block.error
         return following
+
+    def _here(self) -> _StreamPoint:
+        """Where the source stands now."""
+        source = self.source
+        return _StreamPoint(
+            source_state=source.state() if isinstance(source, ResumableSource) else {},
+            n_drawn=self._reader.n_drawn,
+        )
 
     def state(self) -> TrainingState:
         """All that is needed to go on from the last finished step, bit for bit, in a new process.
@@ -243,12 +260,12 @@ class Training:
             )
         if not self.has_started:
             raise RuntimeError("the run has not started training yet; there is nothing to keep.")
-        tensors = {f"source.{k}": v for k, v in self._source_state.items()}
+        tensors = {f"source.{k}": v for k, v in self._resume_point.source_state.items()}
         for i, member in enumerate(self.members):
             tensors.update({f"member.{i}.{k}": v for k, v in member.state().items()})
         return TrainingState(
             tensors=tensors,
-            n_drawn=self._drawn_before,
+            n_drawn=self._resume_point.n_drawn,
             n_steps=[progress.n_steps for progress in self._progress],
             n_samples=[progress.n_samples for progress in self._progress],
         )
@@ -268,11 +285,20 @@ class Training:
             raise TypeError(f"a {type(self.source).__name__} cannot be resumed.")
         self.source.load_state(_with_prefix(state.tensors, "source."))
         self._reader.n_drawn = state.n_drawn
+        self._resume_point = self._here()
         for i, (member, progress) in enumerate(zip(self.members, self._progress, strict=True)):
             member.load_state(_with_prefix(state.tensors, f"member.{i}."))
             progress.started = True
             progress.n_steps = state.n_steps[i]
             progress.n_samples = progress.n_planned = state.n_samples[i]
+
+
+@dataclass(frozen=True)
+class _StreamPoint:
+    """A place in the stream of activations."""
+
+    source_state: dict[str, Tensor]
+    n_drawn: int
 
 
 @dataclass
@@ -314,19 +340,6 @@ class _Workers:
         except Exception as error:
             future.set_exception(error)
         return future
-
-    @staticmethod
-    def finish(futures: Sequence[Future[None]]) -> None:
-        """Wait until all are done; a Ctrl-C on the way is raised once they are."""
-        interrupt: KeyboardInterrupt | None = None
-        while True:
-            try:
-                wait(futures)
-                break
-            except KeyboardInterrupt as raised:
-                interrupt = raised
-        if interrupt is not None:
-            raise interrupt
 
 
 @contextmanager
