@@ -127,7 +127,7 @@ class TestSaveAndLoad:
         def full_disk(*_: Any, **__: Any) -> None:
             raise OSError("no space left on device")
 
-        monkeypatch.setattr(Path, "write_text", full_disk)
+        monkeypatch.setattr(Path, "write_bytes", full_disk)
         with pytest.raises(OSError, match="no space left"):
             world.save(tmp_path / "world")
         assert list(tmp_path.iterdir()) == []

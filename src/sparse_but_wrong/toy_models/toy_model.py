@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
-import uuid
 from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sparse_but_wrong import atomic
 from sparse_but_wrong.toy_models.orthogonalize import orthogonalize
 
 _CONFIG_FILE = "toy_model.json"
@@ -121,36 +120,17 @@ class ToyModel(nn.Module):
         """
         from safetensors.torch import save_file
 
-        folder = Path(folder)
-        refusal = (
-            f"{folder} already holds something; a world is never overwritten. Save into a new "
-            "folder, or remove that one first."
-        )
-        if not _is_free(folder):
-            raise FileExistsError(refusal)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.tmp"
-        unfinished.mkdir()
-        try:
-            state = {name: value.cpu().contiguous() for name, value in self.state_dict().items()}
+        state = {name: value.cpu().contiguous() for name, value in self.state_dict().items()}
+        description = {
+            "format_version": _FORMAT_VERSION,
+            "package_version": _package_version(),
+            "config": asdict(self.config),
+        }
+        with atomic.new_folder(Path(folder)) as unfinished:
             save_file(state, unfinished / _WEIGHTS_FILE)
-            description = {
-                "format_version": _FORMAT_VERSION,
-                "package_version": _package_version(),
-                "config": asdict(self.config),
-            }
-            (unfinished / _CONFIG_FILE).write_text(
-                json.dumps(description, indent=2) + "\n", encoding="utf-8"
+            atomic.write_bytes(
+                unfinished / _CONFIG_FILE, (json.dumps(description, indent=2) + "\n").encode()
             )
-            try:
-                unfinished.rename(folder)
-            except OSError as error:
-                # Somebody else may have saved there since the check above.
-                if not _is_free(folder):
-                    raise FileExistsError(refusal) from error
-                raise
-        finally:
-            shutil.rmtree(unfinished, ignore_errors=True)
 
     @classmethod
     def load(cls, folder: str | Path) -> ToyModel:
@@ -182,10 +162,6 @@ class ToyModel(nn.Module):
         nn.Module.__init__(model)
         model._fill(config, tensors["embed.weight"], tensors.get("embed.bias"))
         return model
-
-
-def _is_free(folder: Path) -> bool:
-    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
 
 
 def _package_version() -> str:

@@ -152,3 +152,10 @@ def finish_training(trainer: SAETrainer[Any, Any]) -> None:
         )
         scaler.whitening = None
     trainer.set_final_sae_metadata()
+
+
+def has_plain_mse_loss(sae: sae_lens.TrainingSAE[Any]) -> bool:
+    """Whether an SAE's reconstruction loss is the one sae_lens sets up."""
+    from sae_lens.saes.sae import mse_loss
+
+    return sae.mse_loss_fn is mse_loss

@@ -49,9 +49,10 @@ class SAELog:
         """The log as tensors, for a checkpoint."""
         return {
             "steps": torch.tensor(self.steps, dtype=torch.int64),
+            # Numbered, because a file does not keep the order of what it holds.
             **{
-                f"columns.{name}": torch.tensor(values, dtype=torch.float64)
-                for name, values in self.columns.items()
+                f"columns.{i:03d}.{name}": torch.tensor(values, dtype=torch.float64)
+                for i, (name, values) in enumerate(self.columns.items())
             },
         }
 
@@ -59,8 +60,8 @@ class SAELog:
         """Take up a log from a checkpoint."""
         self.steps = [int(step) for step in state["steps"]]
         self.columns = {
-            name.removeprefix("columns."): [float(v) for v in values]
-            for name, values in state.items()
+            name.split(".", 2)[2]: [float(v) for v in state[name]]
+            for name in sorted(state)
             if name.startswith("columns.")
         }
 

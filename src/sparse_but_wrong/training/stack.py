@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sparse_but_wrong.training import lens
+
 if TYPE_CHECKING:
     import sae_lens
 
@@ -81,13 +83,11 @@ def why_not_stackable(sae: sae_lens.TrainingSAE[Any]) -> str | None:
     Returns:
         The reason in words, or None if the engine's arithmetic is the SAE's own.
     """
-    from sae_lens.saes.sae import mse_loss
-
     if sae.cfg.normalize_activations not in ("none", "expected_average_only_in"):
         return f"it does not do normalize_activations={sae.cfg.normalize_activations!r}"
     if sae.dtype != torch.float32:
         return f"it trains float32 only, not {str(sae.dtype).removeprefix('torch.')}"
-    if sae.mse_loss_fn is not mse_loss:
+    if not lens.has_plain_mse_loss(sae):
         return "a custom mse_loss_fn is set"
     if not all(p.requires_grad for p in sae.parameters()):
         return "some of its parameters are frozen"

@@ -1,0 +1,43 @@
+# Two commands do everything: `make run` and `make test`. Each installs what it needs into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+NOTEBOOK ?= ../shared/seed/toy_model_experiments_jumprelu.ipynb
+
+.PHONY: run test bench notebook lint types clean
+
+run: $(VENV)/.installed
+	$(BIN)/sbw run jumprelu
+
+test: lint types
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(VENV)/.installed-test
+	$(BIN)/pyright
+
+bench: $(VENV)/.installed-test
+	$(BIN)/python -m benchmarks.jumprelu_sweep
+
+notebook: $(VENV)/.installed-test
+	$(BIN)/python scripts/run_notebook.py $(NOTEBOOK)
+
+# The environment itself; a half-made one is made anew.
+$(VENV)/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; this is $$($(PYTHON) --version). Name one: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/pip
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-test: pyproject.toml constraints.txt | $(VENV)/bin/pip
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[test]'
+	@touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache

@@ -1,0 +1,79 @@
+"""The command `sbw`: parse, call, print. Whatever takes long to import is imported when needed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="sparse_but_wrong", prog_name="sbw")
+def cli() -> None:
+    """Find the L0 at which a sparse autoencoder learns the true features."""
+
+
+@cli.command("list")
+def list_experiments() -> None:
+    """List the experiments that `sbw run` knows."""
+    from sparse_but_wrong.experiments.registry import EXPERIMENTS
+
+    for name, experiment in EXPERIMENTS.items():
+        click.echo(f"{name}: {experiment.spec.title}")
+        click.echo(f"    claim: {experiment.spec.claim}")
+
+
+@cli.command()
+@click.argument("name")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Run folder; must be new or empty. [default: runs/NAME, or the next free number]",
+)
+@click.option("--seed", type=int, help="Of initial weights, data and directions. [default: 0]")
+@click.option("--device", help="Where to train, for example cpu or cuda. [default: cuda if there]")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads. [default: all cores]")
+@click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
+@click.option("--quick", is_flag=True, help="A fiftieth of the budget: a smoke test, no result.")
+def run(
+    name: str,
+    out: Path | None,
+    seed: int | None,
+    device: str | None,
+    threads: int | None,
+    resume: bool,
+    quick: bool,
+) -> None:
+    """Run the experiment NAME and write its run folder.
+
+    Ctrl-C stops it with a checkpoint; --resume goes on from there.
+    """
+    from sparse_but_wrong.cli.run import run_experiment
+
+    run_experiment(
+        name, out=out, seed=seed, device=device, threads=threads, resume=resume, quick=quick
+    )
+
+
+def main() -> None:
+    """Entry point: errors of the user's making are one line and exit code 2."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as finished:
+        sys.exit(finished.exit_code)
+    except click.ClickException as error:
+        _fail(error.format_message())
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("sbw: interrupted", err=True)
+        sys.exit(130)
+    except (ValueError, OSError) as error:
+        if os.environ.get("SBW_TRACEBACK"):
+            raise
+        _fail(str(error))
+
+
+def _fail(message: str) -> None:
+    click.echo(f"sbw: error: {' '.join(message.split())}", err=True)
+    sys.exit(2)

@@ -1,0 +1,84 @@
+"""From a spec and a seed to the world and the SAEs it describes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sparse_but_wrong.experiments.seeds import derive_seed
+from sparse_but_wrong.experiments.spec import SAESpec, WorldSpec
+from sparse_but_wrong.toy_models.get_training_batch import generate_random_correlation_matrix
+from sparse_but_wrong.toy_models.toy_model import ToyModel
+from sparse_but_wrong.toy_models.world import World
+
+if TYPE_CHECKING:
+    import sae_lens
+
+
+def make_world(spec: WorldSpec, seed: int, device: torch.device | str = "cpu") -> World:
+    """The world of a spec. Its directions follow from the seed, all else from the spec.
+
+    Args:
+        spec: the world.
+        seed: of the run.
+        device: where batches are drawn and embedded.
+    Raises:
+        ValueError: probabilities, magnitudes or correlations that no world can have.
+    """
+    matrix = None
+    if spec.correlation is not None:
+        matrix = generate_random_correlation_matrix(
+            num_features=spec.n_features,
+            positive_ratio=spec.correlation.positive_ratio,
+            correlation_strength_range=spec.correlation.correlation_strength_range,
+            sparsity=spec.correlation.sparsity,
+            seed=spec.correlation.seed,
+        )
+    directions = torch.Generator().manual_seed(derive_seed(seed, "world"))
+    return World(
+        model=ToyModel(spec.n_features, spec.d_in, generator=directions),
+        firing_probabilities=torch.tensor(spec.firing_probabilities),
+        std_firing_magnitudes=torch.tensor(spec.std_firing_magnitudes),
+        mean_firing_magnitudes=torch.tensor(spec.mean_firing_magnitudes),
+        correlation_matrix=matrix,
+        device=device,
+    )
+
+
+def make_saes(
+    specs: Sequence[SAESpec], d_in: int, seed: int, device: torch.device | str = "cpu"
+) -> list[sae_lens.TrainingSAE[Any]]:
+    """Untrained SAEs; the initial weights of each follow from the seed and its own id.
+
+    Raises:
+        ValueError: an architecture that is not registered with sae_lens, a config field that the
+            architecture does not have, or a value that it refuses; the message names the SAE.
+    """
+    from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
+
+    saes = []
+    for spec in specs:
+        if spec.architecture not in SAE_TRAINING_CLASS_REGISTRY:
+            raise ValueError(
+                f"SAE {spec.sae_id!r} has the architecture {spec.architecture!r}, which is not "
+                f"registered with sae_lens; it knows {', '.join(SAE_TRAINING_CLASS_REGISTRY)}."
+            )
+        sae_class, config_class = SAE_TRAINING_CLASS_REGISTRY[spec.architecture]
+        known = {f.name for f in fields(config_class)}
+        for name in spec.config:
+            if name not in known:
+                raise ValueError(
+                    f"SAE {spec.sae_id!r}: {config_class.__name__} has no field {name!r}."
+                )
+        # sae_lens draws initial weights from the global generator; what it held is put back.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(seed, "sae", spec.sae_id))
+            try:
+                sae = sae_class(config_class(**{**spec.config, "d_in": d_in}))
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"SAE {spec.sae_id!r}: {error}") from error
+        saes.append(sae.to(device))
+    return saes

@@ -1,0 +1,436 @@
+"""The published plot functions: how a toy model's SAE compares with the true features.
+
+Each computes what it shows, hands it to `sparse_but_wrong.figures` to draw, and returns the figure.
+
+Showing: a matplotlib figure made here belongs to pyplot where the backend can show one. A notebook
+then displays it at the end of the cell, once, and closes it; with a window backend it appears at
+your next `plt.show()`. Where nothing can be shown (Agg, PDF: scripts, tests, workers) it never
+becomes pyplot's, so that any number of calls leaves no figure open. The figure returned can be
+saved and changed in all three cases. None of the functions changes rc parameters or calls
+`plt.show()`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import matplotlib
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from matplotlib.backends.registry import BackendFilter, backend_registry
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from sparse_but_wrong.atomic import write_bytes
+from sparse_but_wrong.figures.heatmaps import (
+    HeatmapPanel,
+    draw_correlations,
+    draw_heatmaps,
+    to_array,
+)
+from sparse_but_wrong.figures.save import check_suffix, write_figure
+from sparse_but_wrong.figures.style import SEABORN_RC_CONTEXT, paper_style
+from sparse_but_wrong.util import cos_sims
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+__all__ = [
+    "SEABORN_RC_CONTEXT",
+    "find_best_index_reordering_for_saes",
+    "plot_correlation_matrix",
+    "plot_sae_feat_cos_sims",
+    "plot_sae_feat_cos_sims_seaborn",
+]
+
+
+@runtime_checkable
+class HasLatentDirections(Protocol):
+    """What the plots read of an SAE; every sae_lens SAE has it."""
+
+    @property
+    def W_enc(self) -> Tensor:
+        """Shape [d_in, d_sae]."""
+        ...
+
+    @property
+    def W_dec(self) -> Tensor:
+        """Shape [d_sae, d_in]."""
+        ...
+
+
+@runtime_checkable
+class HasWeight(Protocol):
+    """A linear map."""
+
+    @property
+    def weight(self) -> Tensor:
+        """Shape [d_in, n_features]."""
+        ...
+
+
+@runtime_checkable
+class HasFeatureDirections(Protocol):
+    """What the plots read of a toy model."""
+
+    @property
+    def embed(self) -> HasWeight:
+        """The map from features to activations; its weight's columns are the true directions."""
+        ...
+
+
+def plot_sae_feat_cos_sims_seaborn(
+    sae: HasLatentDirections,
+    model: HasFeatureDirections,
+    title_suffix: str = "",
+    title: str | None = None,
+    height: float | int = 8,
+    width: float | int = 16,
+    show_values: bool = False,
+    save_path: str | Path | None = None,
+    one_based_indexing: bool = False,
+    reorder_features: bool | Sequence[int] | Int[Tensor, " d_sae"] = False,
+    decoder_only: bool = False,
+    dtick: int | None = None,
+    decoder_title: str = "SAE decoder",
+    adjust_for_superposition: bool = False,
+) -> Figure:
+    """Heatmaps of the cosine similarity of every latent with every true feature.
+
+    Args:
+        sae: encoder columns W_enc [d_in, d_sae] and decoder rows W_dec [d_sae, d_in] are compared.
+        model: its embed.weight [d_in, n_features] holds the true directions as columns.
+        title_suffix: written in brackets after the figure's own title.
+        title: replaces the figure's title, and then the suffix is not used.
+        height, width: of the whole figure, in inches.
+        show_values: write each value into its cell.
+        save_path: where to write the figure, in the format of the path's suffix. A missing folder
+            is created.
+        one_based_indexing: number features and latents from 1.
+        reorder_features: True puts the latent that best matches feature j (see
+            `find_best_index_reordering_for_saes`) into row j. An ordering [d_sae] names the latent
+            of each row itself.
+        decoder_only: leave the encoder's heatmap out.
+        dtick: label every how many latents and features; chosen to fit if left out.
+        decoder_title: the title of the decoder's heatmap.
+        adjust_for_superposition: subtract what is due to the true features not being orthogonal.
+            Where m is the feature most similar to latent h in absolute value, and G holds the
+            cosines between true features, entry (h, j) becomes
+            cos(h, j) − cos(h, m) · (G[m, j] − 1[m = j]).
+            A latent equal to a true feature then shows exactly one 1 and otherwise zeros.
+    Returns:
+        The figure; see the module for how it is shown.
+    Raises:
+        ValueError: an SAE and a model of different width, an ordering that is no permutation of
+            the latents, a dtick below 1, or a path without a known suffix.
+    """
+    if save_path is not None:
+        check_suffix(save_path)
+    panels, _ = _cosine_panels(
+        sae,
+        model,
+        reorder_features=reorder_features,
+        decoder_only=decoder_only,
+        decoder_title=decoder_title,
+        adjust_for_superposition=adjust_for_superposition,
+    )
+    font_scale = _font_scale(width / len(panels), height)
+    with _published_figure((width, height), font_scale) as figure:
+        draw_heatmaps(
+            figure,
+            panels,
+            dtick=dtick,
+            first_index=int(one_based_indexing),
+            show_values=show_values,
+        )
+        figure.suptitle(_figure_title(title, title_suffix))
+        if save_path is not None:
+            write_figure(figure, save_path)
+    return figure
+
+
+def plot_sae_feat_cos_sims(
+    sae: HasLatentDirections,
+    model: HasFeatureDirections,
+    title: str | None = None,
+    height: int = 400,
+    width: int = 800,
+    show_values: bool = False,
+    save_path: str | Path | None = None,
+    one_based_indexing: bool = False,
+    reorder_features: bool | Sequence[int] | Int[Tensor, " d_sae"] = False,
+    decoder_only: bool = False,
+    dtick: int | None = None,
+    decoder_title: str = "SAE decoder",
+    adjust_for_superposition: bool = False,
+) -> go.Figure:
+    """As `plot_sae_feat_cos_sims_seaborn`, but a plotly figure whose cells tell what they are.
+
+    The figure is not shown: a notebook displays it as a cell's last expression, `.show()` displays
+    it anywhere else.
+
+    Args:
+        height, width: in pixels.
+        save_path: where to write the figure as a self-contained page; ends in .html.
+        dtick: label every how many latents and features; plotly chooses if left out.
+    Raises:
+        ValueError: as the sibling, or a path that does not end in .html.
+    """
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    if save_path is not None and Path(save_path).suffix != ".html":
+        raise ValueError(
+            f"save_path {str(save_path)!r} does not end in .html, which is what the plotly figure "
+            "is written as. For PDF or PNG use plot_sae_feat_cos_sims_seaborn."
+        )
+    if dtick is not None and dtick < 1:
+        raise ValueError(f"dtick is {dtick}: label every 1, 2, … latents, or leave it out.")
+    panels, ordering = _cosine_panels(
+        sae,
+        model,
+        reorder_features=reorder_features,
+        decoder_only=decoder_only,
+        decoder_title=decoder_title,
+        adjust_for_superposition=adjust_for_superposition,
+    )
+    first = int(one_based_indexing)
+    figure = make_subplots(1, len(panels), subplot_titles=[panel.title for panel in panels])
+    for column, panel in enumerate(panels, start=1):
+        d_sae, n_features = panel.matrix.shape
+        heatmap = go.Heatmap(
+            z=panel.matrix,
+            x=np.arange(n_features) + first,
+            y=np.arange(d_sae) + first,
+            # A reordered row still tells which latent it is.
+            customdata=np.repeat(ordering[:, None] + first, n_features, axis=1),
+            hovertemplate="latent %{customdata}<br>feature %{x}<br>cosine %{z:.3f}<extra></extra>",
+            texttemplate="%{z:.2f}" if show_values else None,
+            coloraxis="coloraxis",
+        )
+        figure.add_trace(heatmap, row=1, col=column)
+        figure.update_xaxes(title_text=panel.xlabel, row=1, col=column)
+        figure.update_yaxes(title_text=panel.ylabel, row=1, col=column)
+    # Row 0 on top, as in a printed matrix.
+    figure.update_yaxes(autorange="reversed")
+    if dtick is not None:
+        figure.update_xaxes(tick0=first, dtick=dtick)
+        figure.update_yaxes(tick0=first, dtick=dtick)
+    figure.update_layout(
+        title=_figure_title(title, ""),
+        height=height,
+        width=width,
+        coloraxis={"colorscale": "RdBu", "cmin": -1, "cmax": 1},
+    )
+    if save_path is not None:
+        write_bytes(Path(save_path), figure.to_html().encode())
+    return figure
+
+
+def find_best_index_reordering_for_saes(
+    saes: HasLatentDirections | Iterable[HasLatentDirections], model: HasFeatureDirections
+) -> Int[Tensor, " d_sae"]:
+    """One ordering of latents that lines them up with the true features over several SAEs.
+
+    Latents and features are matched one to one so that the absolute cosine similarity between
+    decoder rows and true features, summed over the SAEs, is as large as it can be.
+
+    Args:
+        saes: SAEs of the same d_sae, whose latents correspond by index; or a single one.
+    Returns:
+        A permutation of the latents, on the CPU: those matched to a feature in the order of their
+        features, then the others as they were. With at least as many latents as features,
+        `sae.W_dec[ordering][j]` is the match of feature j.
+    Raises:
+        ValueError: no SAEs, SAEs of different d_sae, or of another width than the model.
+    Source: Kuhn's assignment problem, solved by `scipy.optimize.linear_sum_assignment`.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    several = [saes] if isinstance(saes, HasLatentDirections) else list(saes)
+    if not several:
+        raise ValueError("saes is empty: pass at least one SAE to order the latents of.")
+    sizes = [sae.W_dec.shape[0] for sae in several]
+    if len(set(sizes)) > 1:
+        raise ValueError(
+            f"one ordering needs SAEs with equally many latents, and these have {sizes}: "
+            "order SAEs of different d_sae in separate calls."
+        )
+    features = _feature_directions(model)
+    agreement = torch.stack(
+        [_cosines(sae.W_dec.T, features, "W_dec").abs() for sae in several]
+    ).sum(0)
+    latents, matches = linear_sum_assignment(agreement.numpy(), maximize=True)
+    matched = latents[np.argsort(matches)]
+    unmatched = np.setdiff1d(np.arange(sizes[0]), matched)
+    return torch.from_numpy(np.concatenate([matched, unmatched]).astype(np.int64))
+
+
+def plot_correlation_matrix(
+    matrix: Float[Tensor, "n_features n_features"] | Float[np.ndarray, "n_features n_features"],
+    save_path: str | Path | None = None,
+    dtick: int = 1,
+    title: str | None = None,
+    size: tuple[float | int, float | int] = (2.5, 2),
+) -> Figure:
+    """A heatmap of the correlations between features.
+
+    Args:
+        save_path: where to write the figure, in the format of the path's suffix. A missing folder
+            is created.
+        dtick: label every how many features.
+        title: "Feature correlation matrix" if left out.
+        size: width and height in inches.
+    Returns:
+        The figure; see the module for how it is shown.
+    Raises:
+        ValueError: values outside [−1, 1], a dtick below 1, or a path without a known suffix.
+    """
+    if save_path is not None:
+        check_suffix(save_path)
+    if title is None:
+        title = "Feature correlation matrix"
+    with _published_figure(size) as figure:
+        draw_correlations(figure, matrix, title=title, dtick=dtick)
+        if save_path is not None:
+            write_figure(figure, save_path)
+    return figure
+
+
+@contextmanager
+def _published_figure(
+    size: tuple[float | int, float | int], font_scale: float | int = 1
+) -> Iterator[Figure]:
+    """An empty figure to draw on in the paper's style; closed again if drawing fails."""
+    import matplotlib.pyplot as plt
+
+    # Before the style: pyplot starts its backend with the first figure, and what a notebook's
+    # backend then sets among the rc parameters would be undone at the end of the style.
+    figure = _new_figure(size)
+    try:
+        with paper_style(font_scale):
+            yield figure
+    except BaseException:
+        plt.close(figure)
+        raise
+
+
+def _new_figure(size: tuple[float | int, float | int]) -> Figure:
+    """An empty figure, pyplot's own only where pyplot can show it."""
+    if not _backend_shows_figures():
+        return Figure(figsize=size, layout="constrained", facecolor="white")
+    import matplotlib.pyplot as plt
+
+    return plt.figure(figsize=size, layout="constrained", facecolor="white", FigureClass=_ShownOnce)
+
+
+class _ShownOnce(Figure):
+    """A figure that a notebook shows once, though it is open and may be a cell's value besides."""
+
+    def _ipython_display_(self) -> None:
+        import matplotlib.pyplot as plt
+
+        # The inline backend shows every open figure at the end of a cell: after the cell's value.
+        if "inline" in matplotlib.get_backend():
+            plt.close(self)
+        # IPython's word for "display it as you would any figure".
+        raise NotImplementedError
+
+
+def _backend_shows_figures() -> bool:
+    backend = matplotlib.get_backend().lower()
+    return backend not in backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE)
+
+
+def _font_scale(panel_width: float | int, height: float | int) -> float:
+    """Letters that grow with panels larger than the paper's, about 4 inches a side."""
+    return max(1.0, min(panel_width, height) / 4)
+
+
+def _figure_title(title: str | None, suffix: str) -> str:
+    if title is not None:
+        return title
+    return "Cosine similarity with the true features" + (f" ({suffix})" if suffix else "")
+
+
+def _cosine_panels(
+    sae: HasLatentDirections,
+    model: HasFeatureDirections,
+    *,
+    reorder_features: bool | Sequence[int] | Int[Tensor, " d_sae"],
+    decoder_only: bool,
+    decoder_title: str,
+    adjust_for_superposition: bool,
+) -> tuple[list[HeatmapPanel], Int[np.ndarray, " d_sae"]]:
+    """The matrices to draw, and which latent each of their rows is."""
+    features = _feature_directions(model)
+    ordering = _row_ordering(sae, model, reorder_features)
+    sources = [] if decoder_only else [("SAE encoder", sae.W_enc, "W_enc")]
+    sources.append((decoder_title, sae.W_dec.T, "W_dec"))
+    reordered = not isinstance(reorder_features, bool) or reorder_features
+    panels = []
+    for title, directions, name in sources:
+        cosines = _cosines(directions, features, name)
+        if adjust_for_superposition:
+            cosines = _without_superposition(cosines, cos_sims(features, features))
+        panels.append(
+            HeatmapPanel(
+                to_array(cosines)[ordering],
+                title=title,
+                ylabel="SAE latent (reordered)" if reordered else "SAE latent",
+                xlabel="True feature",
+            )
+        )
+    return panels, ordering
+
+
+def _row_ordering(
+    sae: HasLatentDirections,
+    model: HasFeatureDirections,
+    reorder_features: bool | Sequence[int] | Int[Tensor, " d_sae"],
+) -> Int[np.ndarray, " d_sae"]:
+    d_sae = sae.W_dec.shape[0]
+    if isinstance(reorder_features, bool):
+        if reorder_features:
+            return find_best_index_reordering_for_saes([sae], model).numpy()
+        return np.arange(d_sae)
+    ordering = np.array([int(latent) for latent in reorder_features], dtype=np.int64)
+    if not np.array_equal(np.sort(ordering), np.arange(d_sae)):
+        raise ValueError(
+            f"reorder_features must name each of the {d_sae} latents once, from 0 to "
+            f"{d_sae - 1}; it is {ordering.tolist()}."
+        )
+    return ordering
+
+
+def _feature_directions(model: HasFeatureDirections) -> Float[Tensor, "d_in n_features"]:
+    return model.embed.weight.detach().cpu().float()
+
+
+def _cosines(
+    directions: Float[Tensor, "_ d_sae"], features: Float[Tensor, "_ n_features"], name: str
+) -> Float[Tensor, "d_sae n_features"]:
+    if directions.shape[0] != features.shape[0]:
+        raise ValueError(
+            f"the SAE's {name} is for activations of width {directions.shape[0]}, the toy model's "
+            f"are {features.shape[0]} wide: pass the model that the SAE was trained on."
+        )
+    return cos_sims(directions.detach().cpu().float(), features)
+
+
+def _without_superposition(
+    cosines: Float[Tensor, "d_sae n_features"],
+    between_features: Float[Tensor, "n_features n_features"],
+) -> Float[Tensor, "d_sae n_features"]:
+    """Subtract from each row what its most similar feature has in common with the others.
+
+    Not a one-to-one match on purpose: of two latents that copy one feature, both are to show it.
+    """
+    nearest = cosines.abs().argmax(dim=1)
+    strength = cosines.gather(1, nearest[:, None])
+    in_common = between_features - torch.eye(len(between_features))
+    return cosines - strength * in_common[nearest]

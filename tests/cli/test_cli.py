@@ -1,0 +1,175 @@
+"""The command line, as a process sees it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sparse_but_wrong.cli import main as cli_main
+from sparse_but_wrong.cli.main import main
+from tests.experiments import tiny
+
+SBW = [sys.executable, "-c", "from sparse_but_wrong.cli.main import main; main()"]
+
+
+def sbw(
+    arguments: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> tuple[int, str, str]:
+    """Run the command in this process: exit code, output, errors."""
+    monkeypatch.setattr(sys, "argv", ["sbw", *arguments])
+    code = 0
+    try:
+        main()
+    except SystemExit as finished:
+        code = int(finished.code or 0)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_help_and_list(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = sbw(["--help"], monkeypatch, capsys)
+    assert code == 0
+    assert "run" in out
+    assert "list" in out
+    code, out, _ = sbw(["list"], monkeypatch, capsys)
+    assert code == 0
+    assert out.startswith("jumprelu: ")
+    code, out, _ = sbw(["--version"], monkeypatch, capsys)
+    assert re.fullmatch(r"sbw, version \d+\.\d+\.\d+\n", out)
+
+
+def test_a_run_ends_with_a_table_and_a_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny.register(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    code, out, err = sbw(["run", "tiny", "--device", "cpu"], monkeypatch, capsys)
+    assert code == 0, err
+    assert "True L0: 1." in out
+    assert re.search(r"^ +0\.05 +\d\.\d\d +\d +0\.\d{3} ", out, re.MULTILINE)
+    assert re.search(r"^\s+2\* ", out, re.MULTILINE)
+    assert "* added to the published grid" in out
+    assert out.rstrip().endswith("runs/tiny")
+    assert (tmp_path / "runs" / "tiny" / "results.csv").is_file()
+    assert "25.6k" in err  # live progress, up to the last sample
+
+    code, out, _ = sbw(["run", "tiny", "--device", "cpu"], monkeypatch, capsys)
+    assert code == 0
+    assert out.rstrip().endswith("runs/tiny-2"), "a second run gets a folder of its own"
+
+    code, out, _ = sbw(["run", "tiny", "--resume", "--out", "runs/tiny"], monkeypatch, capsys)
+    assert code == 0
+    assert "True L0: 1." in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "nonsense"], "no experiment 'nonsense'; there is: jumprelu, tiny"),
+        (["run"], "Missing argument 'NAME'"),
+        (["run", "tiny", "--seed", "x"], "'x' is not a valid integer"),
+        (["run", "tiny", "--threads", "0"], "0 is not in the range"),
+        (["run", "tiny", "--device", "abacus"], "device 'abacus' cannot be used"),
+        (["run", "tiny", "--resume"], "no unfinished run of 'tiny'"),
+        (["run", "tiny", "--resume", "--out", "nowhere"], "there is no run in nowhere"),
+        (["run", "tiny", "--out", "used"], "used is not empty"),
+        (["run", "tiny", "--out", "used/file"], "file is a file"),
+        (["fly"], "No such command 'fly'"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tiny.register(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "file").write_text("mine")
+    code, _, err = sbw(arguments, monkeypatch, capsys)
+    assert code == 2
+    assert err.startswith("sbw: error: ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert sorted(p.name for p in tmp_path.rglob("*")) == ["file", "used"]
+
+
+def test_resuming_with_other_settings_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny.register(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    assert sbw(["run", "tiny", "--seed", "3", "--out", "run"], monkeypatch, capsys)[0] == 0
+    for option, value in (("--seed", "4"), ("--device", "cuda"), ("--quick", None)):
+        extra = [option] if value is None else [option, value]
+        arguments = ["run", "tiny", "--resume", "--out", "run", *extra]
+        code, _, err = sbw(arguments, monkeypatch, capsys)
+        assert code == 2
+        assert f"was started with {option}" in err
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(cli_main.cli, "main", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        main()
+
+
+def test_ctrl_c_in_a_real_process_and_resume(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    command = [*SBW, "run", "jumprelu", "--quick", "--device", "cpu", "--out", "run"]
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    seen = ""
+    deadline = time.monotonic() + 120
+    while not re.search(r" [1-9]\d?%", seen) and time.monotonic() < deadline:
+        seen += process.stderr.read(1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Go on with: sbw run jumprelu --out run --resume" in err
+    assert "Traceback" not in err
+    assert (tmp_path / "run" / "checkpoint.safetensors").is_file()
+
+    resumed = subprocess.run(
+        [*SBW, "run", "jumprelu", "--resume", "--out", "run"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    assert "its figures mean nothing" in resumed.stdout
+    assert len(list((tmp_path / "run" / "saes").iterdir())) == 20
+    for name in (
+        "toy_setup_jumprelu/toy_model_feature_firing_probabilities",
+        "toy_setup_jumprelu/toy_model_correlation_matrix",
+        *(f"dpn_jumprelu/dp_{n}" for n in range(12, 26)),
+        "toy_l0_jumprelu/l0_vs_l0_coeff_jumprelu",
+        "training_curves",
+        "overview",
+    ):
+        for suffix in ("pdf", "png"):
+            assert (tmp_path / "run" / "plots" / f"{name}.{suffix}").stat().st_size > 2000, name

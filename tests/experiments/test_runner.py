@@ -1,0 +1,312 @@
+"""The runner: what a run folder holds, and that resuming changes nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import sae_lens
+import torch
+from safetensors.torch import load_file
+
+from sparse_but_wrong.diagnostics.score import score_sae
+from sparse_but_wrong.experiments import runner
+from sparse_but_wrong.experiments.runner import (
+    Results,
+    RunSettings,
+    evaluation_samples,
+    finish_run,
+    resume_run,
+    start_run,
+)
+from sparse_but_wrong.runs.folder import RunFolder
+from sparse_but_wrong.toy_models.world import World
+from sparse_but_wrong.training.loop import Training
+from tests.experiments import tiny
+
+SETTINGS = RunSettings(seed=3, progress=False)
+
+
+@pytest.fixture(autouse=True)
+def spec(monkeypatch: pytest.MonkeyPatch) -> Any:
+    return tiny.register(monkeypatch)
+
+
+def run(out: Path, settings: RunSettings = SETTINGS) -> tuple[Results, RunFolder]:
+    folder = start_run(tiny.TINY, out, settings, quick=False)
+    return finish_run(folder, tiny.TINY, settings), folder
+
+
+def weights(folder: RunFolder) -> dict[str, dict[str, torch.Tensor]]:
+    return {
+        sae.sae_id: load_file(folder.sae_path(sae.sae_id) / "sae_weights.safetensors")
+        for sae in tiny.TINY.saes
+    }
+
+
+def assert_same_weights(a: RunFolder, b: RunFolder) -> None:
+    for sae_id, tensors in weights(a).items():
+        for name, tensor in tensors.items():
+            assert torch.equal(tensor, weights(b)[sae_id][name]), (sae_id, name)
+
+
+def test_what_a_run_leaves_behind(tmp_path: Path) -> None:
+    results, folder = run(tmp_path / "run")
+
+    manifest = json.loads((folder.path / "manifest.json").read_text())
+    assert manifest["status"] == "finished"
+    assert manifest["seed"] == 3
+    assert manifest["device"] == "cpu"
+    assert manifest["spec"] == json.loads(json.dumps(tiny.TINY.to_dict()))
+    assert manifest["provenance"]["versions"]["sae-lens"] == sae_lens.__version__
+    assert manifest["timings"]["training_seconds"] > 0
+    assert manifest["findings"]
+
+    table = pd.read_parquet(folder.path / "results.parquet")
+    pd.testing.assert_frame_equal(table, results.table)
+    from_csv = pd.read_csv(folder.path / "results.csv")
+    assert from_csv["l0"].tolist() == pytest.approx(table["l0"].tolist())
+    assert table["sae_id"].tolist() == ["c_0.05", "c_0.5", "c_2"]
+    assert table["added"].tolist() == [False, False, True]
+    assert {"l0", "mse", "mcc", "c_dec", "c_enc", "shrinkage", "s_0", "s_3"} <= set(table.columns)
+
+    world = World.load(folder.world_path)
+    activations, true_l0 = evaluation_samples(tiny.TINY, world, 3)
+    assert true_l0 == results.true_l0 == pytest.approx(1.4, abs=0.1)
+    for row in table.to_dict("records"):
+        sae = sae_lens.SAE.load_from_disk(folder.sae_path(row["sae_id"]))
+        assert sae.cfg.normalize_activations == "none"  # the scale is folded in
+        score = score_sae(sae, activations, world.directions).as_row()
+        for name, value in score.items():
+            assert row[name] == pytest.approx(value, rel=1e-5), name
+
+    curves = pd.read_parquet(folder.path / "training_curves.parquet")
+    for sae_id in table["sae_id"]:
+        steps = curves.loc[curves["sae_id"] == sae_id, "step"]
+        assert list(steps) == [0, 50, 100, 150, 200, 250, 300, 350, 399]
+    assert (folder.path / "training_curves.csv").is_file()
+    assert not folder.checkpoint_path.exists()
+    for name in ("projections/s_1", "training_curves"):
+        assert (folder.plots_path / f"{name}.pdf").stat().st_size > 2000
+        assert (folder.plots_path / f"{name}.png").stat().st_size > 2000
+
+
+def test_the_same_seed_is_the_same_run_and_another_is_not(tmp_path: Path) -> None:
+    first, a = run(tmp_path / "a")
+    again, b = run(tmp_path / "b", RunSettings(seed=3, threads=1, progress=False))
+    other, c = run(tmp_path / "c", RunSettings(seed=4, progress=False))
+    assert_same_weights(a, b)
+    pd.testing.assert_frame_equal(first.table, again.table)
+    assert not torch.equal(weights(a)["c_0.5"]["W_dec"], weights(c)["c_0.5"]["W_dec"])
+    assert not torch.equal(first.world.directions, other.world.directions)
+
+
+def interrupt_after(monkeypatch: pytest.MonkeyPatch, samples: int) -> None:
+    original = Training.run
+
+    def run(self: Training, on_block: Any = None) -> None:
+        def stop(training: Training) -> None:
+            if on_block is not None:
+                on_block(training)
+            if training.n_samples >= samples:
+                raise KeyboardInterrupt
+
+        original(self, stop)
+
+    monkeypatch.setattr(Training, "run", run)
+
+
+def test_ctrl_c_and_resume_give_the_run_that_was_never_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    straight, whole = run(tmp_path / "whole")
+
+    folder = start_run(tiny.TINY, tmp_path / "broken", SETTINGS, quick=False)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 100 * 64)
+        with pytest.raises(KeyboardInterrupt):
+            finish_run(folder, tiny.TINY, SETTINGS)
+    assert folder.checkpoint_path.is_file()
+    assert not folder.has_sae("c_0.5")
+
+    folder, spec, settings = resume_run(tmp_path / "broken")
+    assert spec == tiny.TINY
+    assert settings.seed == 3
+    with monkeypatch.context() as patch:
+        n_first: list[int] = []
+        original = Training.load_state
+
+        def load_state(self: Training, state: Any) -> None:
+            original(self, state)
+            n_first.append(self.n_samples)
+
+        patch.setattr(Training, "load_state", load_state)
+        resumed = finish_run(folder, spec, SETTINGS)
+    assert n_first
+    assert n_first[0] >= 100 * 64
+    assert_same_weights(whole, folder)
+    pd.testing.assert_frame_equal(straight.table, resumed.table)
+    pd.testing.assert_frame_equal(straight.curves, resumed.curves)
+
+
+def test_killed_while_training_it_goes_on_from_the_last_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, whole = run(tmp_path / "whole")
+    folder = start_run(tiny.TINY, tmp_path / "killed", SETTINGS, quick=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "CHECKPOINT_EVERY_SECONDS", 0.0)
+        original = RunFolder.write_checkpoint
+        n_written = 0
+
+        def write(self: RunFolder, checkpoint: Any) -> None:
+            nonlocal n_written
+            original(self, checkpoint)
+            n_written += 1
+            if n_written == 3:
+                raise SystemError("as if killed")  # nothing after this line runs
+
+        patch.setattr(RunFolder, "write_checkpoint", write)
+        with pytest.raises(SystemError):
+            finish_run(folder, tiny.TINY, SETTINGS)
+    (folder.path / "saes").mkdir(exist_ok=True)
+    (folder.path / "saes" / ".c_2.abc.tmp").mkdir()  # half-written by the killed process
+
+    folder, spec, _ = resume_run(folder.path)
+    finish_run(folder, spec, SETTINGS)
+    assert_same_weights(whole, folder)
+    assert not list((folder.path / "saes").glob(".*"))
+
+
+def test_finished_saes_are_kept_and_only_the_others_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, whole = run(tmp_path / "whole")
+    _, folder = run(tmp_path / "run")
+    shutil.rmtree(folder.sae_path("c_0.5"))
+    kept = (folder.sae_path("c_2") / "sae_weights.safetensors").stat().st_mtime_ns
+    trained: list[int] = []
+    original = Training.__init__
+
+    def init(self: Training, saes: Any, source: Any, options: Any) -> None:
+        trained.append(len(saes))
+        original(self, saes, source, options)
+
+    monkeypatch.setattr(Training, "__init__", init)
+    folder, spec, _ = resume_run(folder.path)
+    finish_run(folder, spec, SETTINGS)
+    assert trained == [1]
+    assert (folder.sae_path("c_2") / "sae_weights.safetensors").stat().st_mtime_ns == kept
+    assert_same_weights(whole, folder)
+
+
+def test_a_run_in_use_is_left_alone(tmp_path: Path) -> None:
+    folder = start_run(tiny.TINY, tmp_path / "run", SETTINGS, quick=False)
+    other, spec, settings = resume_run(folder.path)
+    with folder.locked(), pytest.raises(ValueError, match="another process is working"):
+        finish_run(other, spec, settings)
+
+
+def damage(file: Path) -> None:
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("world/features.safetensors", "features.safetensors is damaged"),
+        ("world/toy_model/toy_model.safetensors", "toy_model.safetensors"),
+        ("saes/c_0.5/sae_weights.safetensors", r"c_0\.5 is damaged .*--resume to train"),
+        ("saes/c_0.5/cfg.json", r"c_0\.5 is damaged .*--resume to train"),
+        ("logs/c_0.5.json", r"c_0\.5\.json is damaged"),
+    ],
+)
+def test_a_damaged_run_folder_is_named(tmp_path: Path, file: str, message: str) -> None:
+    _, folder = run(tmp_path / "run")
+    damage(folder.path / file)
+    folder, spec, _ = resume_run(folder.path)
+    with pytest.raises(ValueError, match=message):
+        finish_run(folder, spec, SETTINGS)
+
+
+def test_a_damaged_manifest_or_checkpoint_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = start_run(tiny.TINY, tmp_path / "run", SETTINGS, quick=False)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 100 * 64)
+        with pytest.raises(KeyboardInterrupt):
+            finish_run(folder, tiny.TINY, SETTINGS)
+    whole = folder.checkpoint_path.read_bytes()
+    damage(folder.checkpoint_path)
+    with pytest.raises(ValueError, match=r"checkpoint\.safetensors is damaged .* delete it"):
+        finish_run(folder, tiny.TINY, SETTINGS)
+    folder.checkpoint_path.write_bytes(whole)
+
+    manifest = folder.path / "manifest.json"
+    text = manifest.read_text()
+    for wrong, message in (
+        (text[:100], "manifest.json is damaged"),
+        ("[]", "not a manifest of format 1"),
+        (text.replace('"format_version": 1', '"format_version": 9'), "not a manifest of format"),
+        (text.replace('"evaluation_samples"', '"evaluation_sample"'), "evaluation_sample'"),
+        (text.replace('"d_in": 8,', ""), "world lacks the field 'd_in'"),
+    ):
+        manifest.write_text(wrong)
+        with pytest.raises(ValueError, match=message):
+            resume_run(folder.path)
+    manifest.unlink()
+    with pytest.raises(FileNotFoundError, match="there is no run in"):
+        resume_run(folder.path)
+
+
+def test_bad_input_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    out = tmp_path / "run"
+
+    def refuse(message: str, **changes: Any) -> None:
+        with pytest.raises(ValueError, match=message):
+            start_run(replace(tiny.TINY, **changes), out, SETTINGS, quick=False)
+        assert not out.exists()
+
+    world, sae = tiny.TINY.world, tiny.TINY.saes[0]
+    refuse("1.2", world=replace(world, firing_probabilities=(0.4, 1.2, 0.2, 0.5)))
+    refuse("nope", saes=(replace(sae, config={**sae.config, "nope": 1}),))
+    refuse("no_such", saes=(replace(sae, architecture="no_such"),))
+    refuse(
+        "target_l0",
+        saes=(replace(sae, config={"d_sae": 4, "jumprelu_sparsity_loss_mode": "quadratic"}),),
+    )
+    with pytest.raises(ValueError, match="the device 'nonsense' cannot be used"):
+        start_run(tiny.TINY, out, RunSettings(device="nonsense"), quick=False)
+    assert not out.exists()
+
+
+def test_a_folder_that_cannot_be_a_run_folder(tmp_path: Path) -> None:
+    used = tmp_path / "used"
+    used.mkdir()
+    (used / "thesis.tex").write_text("mine")
+    with pytest.raises(FileExistsError, match="not empty"):
+        start_run(tiny.TINY, used, SETTINGS, quick=False)
+    assert [f.name for f in used.iterdir()] == ["thesis.tex"]
+    file = tmp_path / "file"
+    file.write_text("mine")
+    for place in (file, file / "below"):
+        with pytest.raises(NotADirectoryError, match="file is a file"):
+            start_run(tiny.TINY, place, SETTINGS, quick=False)
+    start_run(tiny.TINY, tmp_path / "run", SETTINGS, quick=False)
+    with pytest.raises(FileExistsError, match="add --resume"):
+        start_run(tiny.TINY, tmp_path / "run", SETTINGS, quick=False)
+
+
+def test_a_folder_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The superuser may write anywhere, so the answer of the system is stood in for.
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(PermissionError, match="cannot be written to"):
+        start_run(tiny.TINY, tmp_path / "run", SETTINGS, quick=False)

@@ -1,0 +1,72 @@
+"""A tiny experiment, to try the runner on: 4 features in 8 dimensions, two JumpReLU SAEs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from sparse_but_wrong.experiments import registry
+from sparse_but_wrong.experiments.registry import Experiment
+from sparse_but_wrong.experiments.spec import (
+    CorrelationSpec,
+    ExperimentSpec,
+    SAESpec,
+    WorldSpec,
+)
+from sparse_but_wrong.figures.projection_vs_l0 import projection_vs_l0
+from sparse_but_wrong.figures.training_curves import training_curves
+from sparse_but_wrong.training.options import TrainOptions
+
+
+def _sae(coefficient: float, added: bool = False) -> SAESpec:
+    config = {
+        "d_sae": 4,
+        "l0_coefficient": coefficient,
+        "jumprelu_bandwidth": 2.0,
+        "jumprelu_init_threshold": 0.1,
+        "jumprelu_sparsity_loss_mode": "tanh",
+        "normalize_activations": "expected_average_only_in",
+        "l0_warm_up_steps": 100,
+    }
+    return SAESpec(f"c_{coefficient:g}", "jumprelu", config, added)
+
+
+TINY = ExperimentSpec(
+    name="tiny",
+    title="A tiny experiment",
+    claim="none",
+    world=WorldSpec(
+        d_in=8,
+        firing_probabilities=(0.4, 0.3, 0.2, 0.5),
+        std_firing_magnitudes=(0.15,) * 4,
+        mean_firing_magnitudes=(1.0,) * 4,
+        correlation=CorrelationSpec(seed=1),
+    ),
+    saes=(_sae(0.05), _sae(0.5), _sae(2.0, added=True)),
+    training=TrainOptions(
+        total_training_samples=400 * 64,
+        train_batch_size_samples=64,
+        n_batches_for_norm_estimate=20,
+        lr=3e-3,
+        log_every=50,
+    ),
+    evaluation_samples=2000,
+    projection_n=(1, 2),
+)
+
+
+def register(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> ExperimentSpec:
+    """Make `sbw run tiny` known for the time of a test."""
+    spec = replace(TINY, **changes)
+    monkeypatch.setitem(registry.EXPERIMENTS, "tiny", Experiment(spec, _draw))
+    return spec
+
+
+def _draw(results: Any) -> dict[str, Any]:
+    table, true_l0 = results.table, results.true_l0
+    return {
+        "projections/s_1": projection_vs_l0(table, 1, true_l0),
+        "training_curves": training_curves(results.curves, true_l0),
+    }

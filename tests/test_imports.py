@@ -1,0 +1,117 @@
+"""What imports what: the rooms one way, the heavy libraries only where they are used."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sparse_but_wrong
+
+PACKAGE = Path(sparse_but_wrong.__file__).parent
+
+# A room may import those listed, itself and what they may import, and nothing else of the package.
+ALLOWED: dict[str, set[str]] = {
+    "util": set(),
+    "atomic": set(),
+    "toy_models": {"util", "atomic"},
+    "activations": {"toy_models"},
+    "training": {"activations"},
+    "diagnostics": {"util"},
+    "nth_decoder_projection": {"diagnostics"},
+    "figures": {"util", "atomic", "diagnostics"},
+    "runs": {"training", "atomic"},
+    "experiments": {"runs", "figures"},
+    "cli": {"experiments"},
+}
+# Published import paths that are façades of other rooms.
+FACADES: dict[str, set[str]] = {
+    "toy_models/train_toy_sae.py": {"training", "activations"},
+    "toy_models/eval_sae.py": {"diagnostics"},
+    "toy_models/plotting.py": {"figures"},
+}
+
+
+def reachable(room: str) -> set[str]:
+    rooms, todo = {room}, [room]
+    while todo:
+        for other in ALLOWED[todo.pop()]:
+            if other not in rooms:
+                rooms.add(other)
+                todo.append(other)
+    return rooms
+
+
+def imported_rooms(file: Path) -> set[str]:
+    rooms = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "sparse_but_wrong" and len(parts) > 1:
+                rooms.add(parts[1])
+    return rooms
+
+
+def test_rooms_import_one_way() -> None:
+    files = [f for f in sorted(PACKAGE.rglob("*.py")) if f != PACKAGE / "__init__.py"]
+    assert len(files) > 30
+    wrong = []
+    for file in files:
+        place = file.relative_to(PACKAGE).as_posix()
+        room = place.split("/")[0].removesuffix(".py")
+        allowed = reachable(room) | FACADES.get(place, set())
+        wrong += [f"{place} imports {other}" for other in imported_rooms(file) - allowed]
+    assert wrong == []
+
+
+def test_the_check_would_notice(tmp_path: Path) -> None:
+    file = tmp_path / "wrong.py"
+    file.write_text("def f():\n    from sparse_but_wrong.cli.main import main\n    return main\n")
+    assert imported_rooms(file) == {"cli"}
+    assert "cli" not in reachable("training")
+
+
+@pytest.mark.parametrize(
+    ("statement", "absent"),
+    [
+        ("import sparse_but_wrong", ["torch", "sae_lens", "numpy", "matplotlib", "pandas"]),
+        ("from sparse_but_wrong.cli.main import cli", ["torch", "sae_lens", "matplotlib"]),
+        ("from sparse_but_wrong import train_saes, TrainOptions", ["sae_lens", "matplotlib"]),
+        ("from sparse_but_wrong import ToyModel, decoder_projection_curve", ["sae_lens"]),
+        ("import sparse_but_wrong.toy_models.eval_sae", ["sae_lens", "matplotlib"]),
+    ],
+)
+def test_heavy_libraries_are_imported_only_where_used(statement: str, absent: list[str]) -> None:
+    code = f"import sys\n{statement}\nprint([m for m in {absent!r} if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_only_lens_and_named_places_touch_sae_lens_internals() -> None:
+    """Submodules of sae_lens are internals; `training/lens.py` is where the engine knows them."""
+    users = set()
+    for file in sorted((PACKAGE / "training").rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if (
+                isinstance(node, ast.ImportFrom)
+                and node.module
+                and node.module.startswith("sae_lens.")
+            ):
+                users.add(file.relative_to(PACKAGE).as_posix())
+    assert users == {"training/lens.py"}
+
+
+def test_every_public_name_can_be_imported() -> None:
+    for name in sparse_but_wrong.__all__:
+        assert getattr(sparse_but_wrong, name).__name__ == name
+    assert dir(sparse_but_wrong) == sparse_but_wrong.__all__
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = sparse_but_wrong.nonsense
