@@ -64,6 +64,7 @@ def lens_config(n_steps: int) -> SAETrainerConfig:
         total_training_samples=n_steps * BATCH,
         train_batch_size_samples=BATCH,
         lr=3e-4,
+        lr_end=3e-4,
         logger=LoggingConfig(log_to_wandb=False),
         n_batches_for_norm_estimate=1,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +15,9 @@ def shared_dir() -> Path:
     if not folder.is_dir():
         pytest.skip("the reference folder ../shared is not beside this checkout")
     return folder
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Tests are small; more threads per operation only make them wait for each other."""
+    torch.set_num_threads(1)

@@ -17,7 +17,8 @@ PACKAGE = Path(sparse_but_wrong.__file__).parent
 ALLOWED: dict[str, set[str]] = {
     "util": set(),
     "atomic": set(),
-    "toy_models": {"util", "atomic"},
+    "threads": set(),
+    "toy_models": {"util", "atomic", "threads"},
     "activations": {"toy_models"},
     "training": {"activations"},
     "diagnostics": {"util"},

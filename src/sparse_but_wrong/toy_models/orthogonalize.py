@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sparse_but_wrong.threads import one_thread_per_operation
+
 _BETA1, _BETA2, _EPS = 0.9, 0.999, 1e-8
 # Rows of the n × n cosine matrix held at once: 1024 × 8000 float32 is 32 MB.
 _CHUNK = 1024
+# Multiply-adds of one matrix product below which a second thread costs more than it brings.
+_SMALL_PRODUCT = 10_000_000
 
 
 @torch.no_grad()
@@ -48,14 +54,16 @@ def orthogonalize(
     second_moment = torch.zeros_like(vectors)
     gradient = torch.empty_like(vectors)
     denominator = torch.empty_like(vectors)
-    for step in range(1, num_steps + 1):
-        _gradient_(gradient, vectors, target_cos_sim)
-        first_moment.lerp_(gradient, 1 - _BETA1)
-        second_moment.mul_(_BETA2).addcmul_(gradient, gradient, value=1 - _BETA2)
-        torch.sqrt(second_moment, out=denominator)
-        denominator.div_((1 - _BETA2**step) ** 0.5).add_(_EPS)
-        vectors.addcdiv_(first_moment, denominator, value=-lr / (1 - _BETA1**step))
-        _unit_rows_(vectors)
+    is_small = num_vectors * num_vectors * vector_len <= _SMALL_PRODUCT
+    with one_thread_per_operation() if is_small else nullcontext():
+        for step in range(1, num_steps + 1):
+            _gradient_(gradient, vectors, target_cos_sim)
+            first_moment.lerp_(gradient, 1 - _BETA1)
+            second_moment.mul_(_BETA2).addcmul_(gradient, gradient, value=1 - _BETA2)
+            torch.sqrt(second_moment, out=denominator)
+            denominator.div_((1 - _BETA2**step) ** 0.5).add_(_EPS)
+            vectors.addcdiv_(first_moment, denominator, value=-lr / (1 - _BETA1**step))
+            _unit_rows_(vectors)
     return vectors
 
 

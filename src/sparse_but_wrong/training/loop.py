@@ -10,7 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from sparse_but_wrong.activations.source import ResumableSource
+from sparse_but_wrong.threads import one_thread_per_operation
 from sparse_but_wrong.training import lens
 from sparse_but_wrong.training.architectures import ARCHITECTURES
 from sparse_but_wrong.training.batches import BatchReader, Block
@@ -155,7 +156,7 @@ class Training:
         try:
             with (
                 bar,
-                _one_thread_per_operation(n_workers),
+                one_thread_per_operation() if n_workers else nullcontext(),
                 _Workers(n_workers) as workers,
                 DeferredInterrupt() as interrupt,
             ):
@@ -340,20 +341,6 @@ class _Workers:
         except Exception as error:
             future.set_exception(error)
         return future
-
-
-@contextmanager
-def _one_thread_per_operation(n_workers: int) -> Iterator[None]:
-    """While several workers train, each operation runs on one thread."""
-    if not n_workers:
-        yield
-        return
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
