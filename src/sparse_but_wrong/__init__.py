@@ -9,17 +9,23 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sparse_but_wrong.activations.toy import ToyActivations as ToyActivations
     from sparse_but_wrong.diagnostics.projections import (
         decoder_projection_curve as decoder_projection_curve,
     )
+    from sparse_but_wrong.diagnostics.score import score_sae as score_sae
+    from sparse_but_wrong.toy_models.sampler import FeatureSampler as FeatureSampler
     from sparse_but_wrong.toy_models.toy_model import ToyModel as ToyModel
     from sparse_but_wrong.training.loop import train_saes as train_saes
     from sparse_but_wrong.training.options import TrainOptions as TrainOptions
 
 _HOMES = {
+    "FeatureSampler": "sparse_but_wrong.toy_models.sampler",
+    "ToyActivations": "sparse_but_wrong.activations.toy",
     "ToyModel": "sparse_but_wrong.toy_models.toy_model",
     "TrainOptions": "sparse_but_wrong.training.options",
     "decoder_projection_curve": "sparse_but_wrong.diagnostics.projections",
+    "score_sae": "sparse_but_wrong.diagnostics.score",
     "train_saes": "sparse_but_wrong.training.loop",
 }
 

@@ -14,6 +14,7 @@ import pytest
 
 from sparse_but_wrong.cli import main as cli_main
 from sparse_but_wrong.cli.main import main
+from sparse_but_wrong.experiments.jumprelu import JUMPRELU
 from tests.experiments import tiny
 
 SBW = [sys.executable, "-c", "from sparse_but_wrong.cli.main import main; main()"]
@@ -162,7 +163,7 @@ def test_ctrl_c_in_a_real_process_and_resume(tmp_path: Path) -> None:
     )
     assert resumed.returncode == 0, resumed.stderr
     assert "its figures mean nothing" in resumed.stdout
-    assert len(list((tmp_path / "run" / "saes").iterdir())) == 20
+    assert len(list((tmp_path / "run" / "saes").iterdir())) == len(JUMPRELU.saes)
     for name in (
         "toy_setup_jumprelu/toy_model_feature_firing_probabilities",
         "toy_setup_jumprelu/toy_model_correlation_matrix",

@@ -32,8 +32,8 @@ SETTINGS = RunSettings(seed=3, progress=False)
 
 
 @pytest.fixture(autouse=True)
-def spec(monkeypatch: pytest.MonkeyPatch) -> Any:
-    return tiny.register(monkeypatch)
+def _known(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.register(monkeypatch)
 
 
 def run(out: Path, settings: RunSettings = SETTINGS) -> tuple[Results, RunFolder]:

@@ -35,7 +35,8 @@ def test_the_jumprelu_experiment_is_the_notebooks() -> None:
             "l0_warm_up_steps": 10_000,
             "normalize_activations": "expected_average_only_in",
         }
-    assert all(s.config["l0_coefficient"] > 1.5 for s in JUMPRELU.saes if s.added)
+    added = [sae.config["l0_coefficient"] for sae in JUMPRELU.saes if sae.added]
+    assert sum(coefficient > 1.5 for coefficient in added) >= 5  # the side below the truth
     probabilities = JUMPRELU.world.firing_probabilities
     assert probabilities[0] == pytest.approx(0.3881)
     assert probabilities[-1] == pytest.approx(0.05)

@@ -57,11 +57,10 @@ TINY = ExperimentSpec(
 )
 
 
-def register(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> ExperimentSpec:
-    """Make `sbw run tiny` known for the time of a test."""
-    spec = replace(TINY, **changes)
-    monkeypatch.setitem(registry.EXPERIMENTS, "tiny", Experiment(spec, _draw))
-    return spec
+def register(monkeypatch: pytest.MonkeyPatch, name: str = "tiny") -> None:
+    """Make `sbw run NAME` run the tiny experiment for the time of a test."""
+    experiment = Experiment(replace(TINY, name=name), _draw)
+    monkeypatch.setitem(registry.EXPERIMENTS, name, experiment)
 
 
 def _draw(results: Any) -> dict[str, Any]:

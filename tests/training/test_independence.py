@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 from sae_lens import JumpReLUTrainingSAE
 
 from sparse_but_wrong.training.loop import train_saes
 from tests.training import oracle
+
+pytestmark = pytest.mark.usefixtures("kernels")
 
 N_STEPS = 60
 OPTIONS = oracle.options_for(N_STEPS, dead_feature_window=20)

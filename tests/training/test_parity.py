@@ -11,6 +11,8 @@ import torch
 from sparse_but_wrong.training.loop import train_saes
 from tests.training import oracle
 
+pytestmark = pytest.mark.usefixtures("kernels")
+
 # Every option of JumpReLUTrainingSAEConfig and what it is combined with; 300 steps each.
 OPTIONS: dict[str, dict[str, Any]] = {
     "tanh": {},

@@ -129,7 +129,7 @@ def print_results(results: Results, folder: RunFolder) -> None:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     console.print(table)
     if any(results.table["added"]):
-        console.print("* added to the published grid, to reach the side below the truth")
+        console.print("* added to the published grid")
     for line in in_words(results.findings, results.true_l0):
         console.print(line, soft_wrap=True)
     if folder.manifest["quick"]:

@@ -29,7 +29,8 @@ class ProjectionFinding:
     """L0 of the SAE that has it."""
 
     plateau: tuple[float, float]
-    """The lowest and highest L0 around it with s_n within NOISE of the smallest."""
+    """The lowest and highest L0 of the SAEs whose s_n is within NOISE of the smallest. Between them
+    there may be some whose s_n is larger: single runs land in poor minima."""
 
     swept: tuple[float, float]
     """The lowest and highest L0 of the sweep."""
@@ -52,19 +53,24 @@ def find_projection_minima(table: pd.DataFrame, ns: Sequence[int]) -> list[Proje
     """
     findings = []
     for n in ns:
-        pairs = sorted(zip(table["l0"].tolist(), table[f"s_{n}"].tolist(), strict=True))
-        pairs = [(l0, s) for l0, s in pairs if math.isfinite(l0) and math.isfinite(s)]
-        l0s, values = [l0 for l0, _ in pairs], [s for _, s in pairs]
-        if not values:
+        points = [
+            (l0, value)
+            for l0, value in zip(table["l0"].tolist(), table[f"s_{n}"].tolist(), strict=True)
+            if math.isfinite(l0) and math.isfinite(value)
+        ]
+        if not points:
             continue
-        minimum = min(values)
-        best = low = high = values.index(minimum)
-        while low > 0 and values[low - 1] <= minimum + NOISE:
-            low -= 1
-        while high < len(values) - 1 and values[high + 1] <= minimum + NOISE:
-            high += 1
+        l0_at_minimum, minimum = min(points, key=lambda point: point[1])
+        bottom = [l0 for l0, value in points if value <= minimum + NOISE]
+        l0s = [l0 for l0, _ in points]
         findings.append(
-            ProjectionFinding(n, minimum, l0s[best], (l0s[low], l0s[high]), (l0s[0], l0s[-1]))
+            ProjectionFinding(
+                n=n,
+                minimum=minimum,
+                l0_at_minimum=l0_at_minimum,
+                plateau=(min(bottom), max(bottom)),
+                swept=(min(l0s), max(l0s)),
+            )
         )
     return findings
 

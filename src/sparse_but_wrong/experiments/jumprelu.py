@@ -24,7 +24,10 @@ N_FEATURES = 50
 PUBLISHED_COEFFICIENTS = (0.05, 0.07, 0.09, 0.1, 0.3, 0.5, 0.75, 1.0, 1.2, 1.3, 1.4, 1.5)
 # sae_lens trains the threshold itself since 2026, not its logarithm, and then the published
 # coefficients reach down to L0 ≈ 10 only. These reach the side below the truth.
-ADDED_COEFFICIENTS = (1.75, 2.0, 2.25, 2.5, 3.0, 3.5, 4.0, 5.0)
+ADDED_BELOW = (1.75, 2.0, 2.5, 3.0, 4.0, 5.0)
+# Near the truth about one run in three lands in a poor minimum, and the published grid has two
+# coefficients there. These make the curve's bottom visible.
+ADDED_NEAR = (0.6, 0.67, 0.85, 0.92)
 OVERVIEW_N = (12, 16, 20, 24)
 RECOVERED = 0.99
 """Mean matched cosine above which an SAE's latents are the true features."""
@@ -62,7 +65,7 @@ JUMPRELU = ExperimentSpec(
     ),
     saes=(
         *(_sae(coefficient, added=False) for coefficient in PUBLISHED_COEFFICIENTS),
-        *(_sae(coefficient, added=True) for coefficient in ADDED_COEFFICIENTS),
+        *(_sae(coefficient, added=True) for coefficient in (*ADDED_NEAR, *ADDED_BELOW)),
     ),
     training=TrainOptions(
         total_training_samples=15_000_000, train_batch_size_samples=1024, lr=3e-4

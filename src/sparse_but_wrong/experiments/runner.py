@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,7 +151,8 @@ def finish_run(folder: RunFolder, spec: ExperimentSpec, settings: RunSettings) -
         folder.manifest["timings"]["figures_seconds"] = time.perf_counter() - started
 
         folder.manifest["true_l0"] = true_l0
-        folder.manifest["findings"] = in_words(findings, true_l0)
+        folder.manifest["findings"] = [asdict(finding) for finding in findings]
+        folder.manifest["findings_in_words"] = in_words(findings, true_l0)
         folder.manifest["status"] = "finished"
         folder.write_manifest()
     return results

@@ -16,18 +16,20 @@ ADAM_EPS = 1e-8
 
 
 def clip_grad_norm_per_sae_(
-    grads: Float[Tensor, "S P"], max_norm: float = MAX_GRAD_NORM
+    grads: Float[Tensor, "S P"], scale: float = 1.0, max_norm: float = MAX_GRAD_NORM
 ) -> Float[Tensor, "S 1"]:
-    """Scale each SAE's gradient down, in place, to a norm of at most `max_norm`.
+    """Scale each SAE's gradient, in place, and then down to a norm of at most `max_norm`.
 
     Args:
-        grads: shape [S, P], one SAE's whole gradient per row.
+        grads: shape [S, P], one SAE's whole gradient per row, still to be multiplied by `scale`.
+        scale: saves a pass over the gradients for whoever has a factor left to apply.
+        max_norm: sae_lens clips at 1.
     Returns:
         The norms before clipping, shape [S, 1]. A row that is not finite becomes NaN throughout
         and leaves the other rows alone, as `torch.nn.utils.clip_grad_norm_` would row by row.
     """
-    norms = torch.linalg.vector_norm(grads, dim=1, keepdim=True)
-    grads.mul_((max_norm / (norms + 1e-6)).clamp_(max=1.0))
+    norms = torch.linalg.vector_norm(grads, dim=1, keepdim=True).mul_(scale)
+    grads.mul_((max_norm / (norms + 1e-6)).clamp_(max=1.0).mul_(scale))
     return norms
 
 

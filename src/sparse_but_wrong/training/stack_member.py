@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sparse_but_wrong.training import lens
@@ -88,7 +88,10 @@ class StackMember(Member):
         self.layout = ParameterLayout(architecture.parameter_shapes(cfg.d_in, cfg.d_sae))
         self.params = stack_parameters(saes, self.layout)
         self.adam = AdamState(self.params, options.adam_beta1, options.adam_beta2)
-        self.steps_since_fired = torch.zeros(len(saes), cfg.d_sae, device=self.device)
+        # The step each latent last fired at; −1 stands for before the first.
+        self.last_fired = torch.full(
+            (len(saes), cfg.d_sae), -1, dtype=torch.int64, device=self.device
+        )
         self.window_fired = torch.zeros(len(saes), cfg.d_sae, device=self.device)
         schedules = [lens.coefficients(sae)[architecture.coefficient_name] for sae in saes]
         self.coefficient = torch.tensor(
@@ -150,8 +153,9 @@ class StackMember(Member):
         params = self.params[rows]
         param_views = self.layout.views(params)
         grad_views = self.layout.views(scratch.grads)
-        steps_since_fired = self.steps_since_fired[rows]
+        last_fired = self.last_fired[rows]
         window_fired = self.window_fired[rows]
+        coefficients = self._coefficients(rows, first_step, len(batches)).unbind()
 
         for i, x in enumerate(batches):
             step = first_step + i
@@ -159,26 +163,25 @@ class StackMember(Member):
                 scratch.workspace = stepper.workspace(x.shape[0])
             if step > 0 and step % self.options.feature_sampling_window == 0:
                 window_fired.zero_()
-            coefficient = self._coefficient_at(step, rows)
-            dead = steps_since_fired > self.options.dead_feature_window
-            fired = stepper.step(x, param_views, grad_views, coefficient, dead, scratch.workspace)
-            steps_since_fired.add_(1).masked_fill_(fired > 0, 0)
-            window_fired.add_(fired)
-
+            coefficient = coefficients[i]
             is_logged = step % self.options.log_every == 0 or (log_last and i == len(batches) - 1)
-            losses = (
-                stepper.losses(param_views, coefficient, dead, scratch.workspace)
-                if is_logged
-                else None
-            )
-            grad_norm = clip_grad_norm_per_sae_(scratch.grads)
+            dead = None
+            if is_logged or stepper.uses_dead_latents:
+                dead = self._dead_after(step, last_fired)
+            fired = stepper.step(x, param_views, grad_views, coefficient, dead, scratch.workspace)
+            last_fired.masked_fill_(fired > 0, step)
+            window_fired.add_(fired)
+            losses = None
+            if is_logged:
+                losses = stepper.losses(param_views, coefficient, dead, scratch.workspace)
+            grad_norm = clip_grad_norm_per_sae_(scratch.grads, scale=2 / x.shape[0])
             self.adam.update_(rows, params, scratch.grads, scratch.adam, step, rates[i])
             if losses is not None:
                 figures = {
                     "loss": torch.stack(list(losses.values())).sum(0),
                     **losses,
                     "l0": fired.sum(1) / x.shape[0],
-                    "dead_latents": (steps_since_fired > self.options.dead_feature_window).sum(1),
+                    "dead_latents": self._dead_after(step + 1, last_fired).sum(1),
                     "grad_norm": grad_norm.squeeze(1),
                     "coefficient": coefficient.squeeze(1),
                 }
@@ -203,10 +206,15 @@ class StackMember(Member):
             adam=torch.zeros(wanted, device=self.device),
         )
 
-    def _coefficient_at(self, step: int, rows: slice) -> Float[Tensor, "C 1"]:
-        """A linear rise from 0 at step 0 to the final value at `warm_up_steps`."""
-        risen = (step / self.warm_up_steps[rows]).clamp_(max=1.0)
+    def _coefficients(self, rows: slice, first: int, n: int) -> Float[Tensor, "n C 1"]:
+        """Those of n steps: they rise linearly from 0 at step 0 until the warm-up ends."""
+        steps = torch.arange(first, first + n, device=self.device).view(-1, 1, 1)
+        risen = (steps / self.warm_up_steps[rows]).clamp_(max=1.0)
         return self.coefficient[rows] * torch.where(self.starts_at_zero[rows], risen, 1.0)
+
+    def _dead_after(self, n_steps: int, last_fired: Int[Tensor, "C H"]) -> Bool[Tensor, "C H"]:
+        """Latents that have not fired for longer than the window, once n_steps have been taken."""
+        return last_fired < n_steps - 1 - self.options.dead_feature_window
 
     def _log(self, rows: slice, step: int, lr: float, figures: dict[str, Tensor]) -> None:
         table = torch.stack([values.float() for values in figures.values()]).tolist()
@@ -224,7 +232,7 @@ class StackMember(Member):
         window = self.options.feature_sampling_window
         n_in_window = (n_steps - 1) % window + 1
         n_samples = n_in_window * self.options.train_batch_size_samples
-        dead = (self.steps_since_fired > self.options.dead_feature_window).sum(1).tolist()
+        dead = self._dead_after(n_steps, self.last_fired).sum(1).tolist()
         l0 = (self.window_fired.sum(1) / n_samples).tolist()
         for i, sae in enumerate(self.saes):
             if self.scale is not None:
@@ -237,7 +245,7 @@ class StackMember(Member):
             "params": self.params,
             "exp_avg": self.adam.exp_avg,
             "exp_avg_sq": self.adam.exp_avg_sq,
-            "steps_since_fired": self.steps_since_fired,
+            "last_fired": self.last_fired,
             "window_fired": self.window_fired,
             "scale": torch.tensor(
                 math.nan if self.scale is None else self.scale, dtype=torch.float64
@@ -253,7 +261,7 @@ class StackMember(Member):
             ("params", self.params),
             ("exp_avg", self.adam.exp_avg),
             ("exp_avg_sq", self.adam.exp_avg_sq),
-            ("steps_since_fired", self.steps_since_fired),
+            ("last_fired", self.last_fired),
             ("window_fired", self.window_fired),
         ):
             if state[name].shape != mine.shape:

@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sparse_but_wrong.training import products
 from sparse_but_wrong.training.stack import ParameterViews
 
 if TYPE_CHECKING:
@@ -79,11 +80,17 @@ class JumpReLU:
             return torch.tensor(values, dtype=torch.float32, device=device).unsqueeze(1)
 
         self.bandwidth = column([c.jumprelu_bandwidth for c in cfgs])
+        self.half_bandwidth = self.bandwidth / 2
         self.tanh_scale = column([c.jumprelu_tanh_scale for c in cfgs])
         self.target_l0 = column([c.target_l0 or 1.0 for c in cfgs])
         self.pre_act_coefficient = None
         if cfg.pre_act_loss_coefficient is not None:
             self.pre_act_coefficient = column([c.pre_act_loss_coefficient or 0.0 for c in cfgs])
+
+    @property
+    def uses_dead_latents(self) -> bool:
+        """Whether a step depends on which latents are dead."""
+        return self.pre_act_coefficient is not None
 
     def workspace(self, batch_size: int) -> Workspace:
         """The buffers of one step; reused, so that they stay in cache."""
@@ -95,7 +102,7 @@ class JumpReLU:
         params: ParameterViews,
         grads: ParameterViews,
         coefficient: Float[Tensor, "C 1"],
-        dead: Bool[Tensor, "C H"],
+        dead: Bool[Tensor, "C H"] | None,
         ws: Workspace,
     ) -> Float[Tensor, "C H"]:
         """Forward and backward on one batch.
@@ -103,10 +110,10 @@ class JumpReLU:
         Args:
             x: activations, already scaled.
             params: `threshold` is projected to ≥ 0 in place, as sae_lens does before each step.
-            grads: overwritten with the gradient of the summed losses of all SAEs, which for each
-                SAE is the gradient of its own loss.
+            grads: overwritten with B/2 times the gradient of each SAE's own loss. The factor is
+                left to the clipping, which multiplies every gradient anyway.
             coefficient: λ of each SAE at this step.
-            dead: latents that the pre-activation loss pulls on.
+            dead: latents that the pre-activation loss pulls on; needed if `uses_dead_latents`.
             ws: overwritten; `losses` reads it.
         Returns:
             How many samples of the batch each latent fired on.
@@ -117,16 +124,13 @@ class JumpReLU:
     def _forward(self, x: Float[Tensor, "B D"], params: ParameterViews, ws: Workspace) -> None:
         W_enc, W_dec, b_dec = params["W_enc"], params["W_dec"], params["b_dec"]
         threshold = params["threshold"].clamp_(min=0.0).unsqueeze(1)
-        shared_x = x.expand(W_enc.shape[0], -1, -1)
-
-        b_enc = params["b_enc"].unsqueeze(1)
+        b_enc = params["b_enc"]
         if self.apply_b_dec_to_input:
-            b_enc = torch.baddbmm(b_enc, b_dec.unsqueeze(1), W_enc, alpha=-1)
-        torch.baddbmm(b_enc, shared_x, W_enc, out=ws.pre)
+            b_enc = torch.baddbmm(b_enc.unsqueeze(1), b_dec.unsqueeze(1), W_enc, alpha=-1)[:, 0]
+        ws.pre = products.affine(x, W_enc, b_enc)
         torch.gt(ws.pre, threshold, out=ws.active)
         torch.mul(ws.pre, ws.active, out=ws.acts)
-        torch.baddbmm(shared_x, ws.acts, W_dec, beta=-1, out=ws.error)
-        ws.error.add_(b_dec.unsqueeze(1))
+        ws.error = products.affine_minus(ws.acts, W_dec, b_dec, x)
         torch.linalg.vector_norm(W_dec, dim=2, out=ws.dec_norm)
 
     def _backward(
@@ -135,41 +139,36 @@ class JumpReLU:
         params: ParameterViews,
         grads: ParameterViews,
         coefficient: Float[Tensor, "C 1"],
-        dead: Bool[Tensor, "C H"],
+        dead: Bool[Tensor, "C H"] | None,
         ws: Workspace,
     ) -> Float[Tensor, "C H"]:
         W_enc, W_dec, b_dec = params["W_enc"], params["W_dec"], params["b_dec"]
         threshold = params["threshold"]
-        shared_x = x.expand(W_enc.shape[0], -1, -1)
-        batch_size = x.shape[0]
-        grad, scratch, gate = ws.grad, ws.scratch, ws.gate
-        W_dec_transposed = W_dec.transpose(1, 2)
+        scratch, gate = ws.scratch, ws.gate
         norm_grad: Tensor | None = None
 
-        # ∂L/∂acts
+        # ∂L/∂acts; from here on everything is B/2 times what it is called
+        grad = products.times_transposed(ws.error, W_dec)
         if self.mode == "tanh":
+            # 1 − tanh²(u) = 4σ(2u)(1 − σ(2u)), and the sigmoid is a tenth of the work.
             slope = self.tanh_scale * ws.dec_norm
-            torch.mul(ws.acts, slope.unsqueeze(1), out=scratch)
-            scratch.tanh_()
-            scratch.mul_(scratch)
-            weight = (slope * (coefficient / batch_size)).unsqueeze(1)
-            torch.addcmul(weight, weight, scratch, value=-1, out=grad)
-            torch.mul(grad, ws.acts, out=scratch)
+            torch.mul(ws.acts, (2 * slope).unsqueeze(1), out=scratch)
+            scratch.sigmoid_()
+            torch.addcmul(scratch, scratch, scratch, value=-1, out=gate)
+            gate.mul_((2 * coefficient * slope).unsqueeze(1))
+            grad.add_(gate)
+            torch.mul(gate, ws.acts, out=scratch)
             norm_grad = scratch.sum(1) / ws.dec_norm.clamp_min(1e-12)
-            grad.baddbmm_(ws.error, W_dec_transposed, alpha=2 / batch_size)
-        else:
-            # beta=0 ignores what the buffer held, NaN included.
-            grad.baddbmm_(ws.error, W_dec_transposed, beta=0, alpha=2 / batch_size)
 
         # q, the straight-through part, and with it ∂L/∂θ
         torch.sub(ws.pre, threshold.unsqueeze(1), out=gate)
-        gate.abs_().lt_((self.bandwidth / 2).unsqueeze(1))
+        gate.abs_().lt_(self.half_bandwidth.unsqueeze(1))
         torch.mul(grad, (threshold / self.bandwidth).unsqueeze(1), out=scratch)
         fired = ws.active.sum(1)
         if self.mode == "step":
-            scratch.add_((coefficient / (batch_size * self.bandwidth)).unsqueeze(1))
+            scratch.add_((coefficient / (2 * self.bandwidth)).unsqueeze(1))
         elif self.mode == "quadratic":
-            pull = 4 * coefficient / (batch_size * self.bandwidth * self.target_l0)
+            pull = 2 * coefficient / (self.bandwidth * self.target_l0)
             excess = ws.active.sum(2, keepdim=True) - self.target_l0.unsqueeze(1)
             scratch.add_(excess.mul_(pull.unsqueeze(1)))
         scratch.mul_(gate)
@@ -180,8 +179,8 @@ class JumpReLU:
         grad.mul_(ws.active)
         if self.ste_to_input:
             grad.add_(scratch)
-        if self.pre_act_coefficient is not None:
-            weight = (self.pre_act_coefficient / batch_size) * dead
+        if self.pre_act_coefficient is not None and dead is not None:
+            weight = (self.pre_act_coefficient / 2) * dead
             torch.sub(threshold.unsqueeze(1), ws.pre, out=scratch)
             scratch.relu_()
             pulled = scratch.sum(1) * weight
@@ -192,12 +191,10 @@ class JumpReLU:
             grad.sub_(gate)
 
         # the five parameters
-        torch.bmm(shared_x.transpose(1, 2), grad, out=grads["W_enc"])
+        products.outer_shared(x, grad, out=grads["W_enc"])
         torch.sum(grad, 1, out=grads["b_enc"])
-        torch.bmm(ws.acts.transpose(1, 2), ws.error, out=grads["W_dec"])
-        grads["W_dec"].mul_(2 / batch_size)
+        products.outer(ws.acts, ws.error, out=grads["W_dec"])
         torch.sum(ws.error, 1, out=grads["b_dec"])
-        grads["b_dec"].mul_(2 / batch_size)
         if self.apply_b_dec_to_input:
             b_enc_grad = grads["b_enc"]
             grads["W_enc"].baddbmm_(b_dec.unsqueeze(2), b_enc_grad.unsqueeze(1), alpha=-1)
@@ -212,7 +209,7 @@ class JumpReLU:
         self,
         params: ParameterViews,
         coefficient: Float[Tensor, "C 1"],
-        dead: Bool[Tensor, "C H"],
+        dead: Bool[Tensor, "C H"] | None,
         ws: Workspace,
     ) -> dict[str, Float[Tensor, " C"]]:
         """The losses of the forward pass that `ws` holds, by sae_lens' names.
@@ -231,7 +228,7 @@ class JumpReLU:
         else:
             excess = ws.active.sum(2) - self.target_l0
             losses["l0_loss"] = weight * (2 / self.target_l0 * excess.square()).sum(1)
-        if self.pre_act_coefficient is not None:
+        if self.pre_act_coefficient is not None and dead is not None:
             below = (params["threshold"].unsqueeze(1) - ws.pre).relu_().sum(1)
             losses["pre_act_loss"] = (
                 self.pre_act_coefficient.squeeze(1)
@@ -248,11 +245,11 @@ class Workspace:
         def buffer(*shape: int) -> Tensor:
             return torch.empty(shape, dtype=torch.float32, device=device)
 
+        # The products make their own results; what is made first is of the right shape only.
         self.pre = buffer(c, b, h)
+        self.error = buffer(c, b, d)
         self.active = buffer(c, b, h)
         self.acts = buffer(c, b, h)
-        self.grad = buffer(c, b, h)
         self.gate = buffer(c, b, h)
         self.scratch = buffer(c, b, h)
-        self.error = buffer(c, b, d)
         self.dec_norm = buffer(c, h)
