@@ -108,10 +108,8 @@ def test_the_same_seed_is_the_same_run_and_another_is_not(tmp_path: Path) -> Non
 def interrupt_after(monkeypatch: pytest.MonkeyPatch, samples: int) -> None:
     original = Training.run
 
-    def run(self: Training, on_block: Any = None) -> None:
+    def run(self: Training, *_: Any, **__: Any) -> None:
         def stop(training: Training) -> None:
-            if on_block is not None:
-                on_block(training)
             if training.n_samples >= samples:
                 raise KeyboardInterrupt
 

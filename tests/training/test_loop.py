@@ -62,7 +62,7 @@ def test_a_run_taken_up_from_a_checkpoint_ends_bit_for_bit_the_same() -> None:
             kept.append(training.state())
 
     first = Training(make_saes(), RandomSource(), options)
-    first.run(on_block=keep)
+    first.run(on_rest=keep)
     assert len(kept) >= 3
     for state in (kept[0], kept[len(kept) // 2], kept[-1]):
         resumed = make_saes()
@@ -81,7 +81,7 @@ def test_a_checkpoint_of_other_saes_is_refused() -> None:
     options = oracle.options_for(40)
     states: list[TrainingState] = []
     Training([oracle.make_sae(0)], RandomSource(), options).run(
-        on_block=lambda training: states.append(training.state())
+        on_rest=lambda training: states.append(training.state())
     )
     with pytest.raises(ValueError, match="resume with the SAEs the run was started with"):
         Training([oracle.make_sae(0, d_sae=4)], RandomSource(), options).load_state(states[0])

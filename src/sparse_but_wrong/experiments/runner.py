@@ -212,23 +212,17 @@ def run_group(
             ) from error
         seconds_before = checkpoint.seconds
     ids = [sae.sae_id for sae in group]
-    started = written = time.perf_counter()
+    started = time.perf_counter()
 
-    def write_checkpoint() -> None:
+    def write_checkpoint(training: Training) -> None:
         if training.has_started:
             seconds = seconds_before + time.perf_counter() - started
             folder.write_checkpoint(Checkpoint(ids, seconds, training.state()))
 
-    def on_block(_: Training) -> None:
-        nonlocal written
-        if time.perf_counter() - written > CHECKPOINT_EVERY_SECONDS:
-            write_checkpoint()
-            written = time.perf_counter()
-
     try:
-        training.run(on_block)
+        training.run(write_checkpoint, every_seconds=CHECKPOINT_EVERY_SECONDS)
     except KeyboardInterrupt:
-        write_checkpoint()
+        write_checkpoint(training)
         raise
     # The log first: an SAE that is there counts as finished, so nothing of it may be missing.
     for sae_id, log in zip(ids, training.log.saes, strict=True):

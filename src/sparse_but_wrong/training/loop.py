@@ -7,11 +7,13 @@ checkpoint it on the way.
 from __future__ import annotations
 
 import logging
-from collections import Counter
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -113,10 +115,9 @@ class Training:
         self._reader = BatchReader(source, saes[0].cfg.d_in, self.device)
         self._learning_rates = lens.LearningRates(options)
         self._progress = [_Progress() for _ in self.members]
-        # A block is drawn ahead of the one in training, so where the source stands is not where a
-        # resumed run has to start reading.
+        # Where the block that is drawn but not yet trained on begins: a resumed run has to read
+        # on from there. None while there is no such block.
         self._draw_point: _StreamPoint | None = None
-        self._resume_point = self._here()
 
     @property
     def n_samples(self) -> int:
@@ -133,12 +134,15 @@ class Training:
         """Whether every SAE is past its estimate of the activations' norm."""
         return all(progress.started for progress in self._progress)
 
-    def run(self, on_block: Callable[[Training], None] | None = None) -> None:
+    def run(
+        self, on_rest: Callable[[Training], None] | None = None, every_seconds: float = 0.0
+    ) -> None:
         """Train to the end.
 
         Args:
-            on_block: called between blocks of a few steps, when all SAEs are at rest; it may call
-                `state`.
+            on_rest: called now and then when all SAEs are at the same step; it may call `state`.
+            every_seconds: how much time lies between two such calls at least. Coming to rest costs
+                a few milliseconds.
         """
         from tqdm import tqdm
 
@@ -153,6 +157,14 @@ class Training:
         )
         threads = self.options.threads or torch.get_num_threads()
         n_workers = threads if self.device.type == "cpu" else 0
+        flights: deque[_Flight] = deque()
+
+        def land(n_left: int) -> None:
+            while len(flights) > n_left:
+                before = self.n_samples
+                flights.popleft().land()
+                bar.update(self.n_samples - before)
+
         try:
             with (
                 bar,
@@ -160,15 +172,29 @@ class Training:
                 _Workers(n_workers) as workers,
                 DeferredInterrupt() as interrupt,
             ):
-                block = self._draw()
-                while block is not None:
-                    before = self.n_samples
-                    block = self._train_and_draw(block, workers)
-                    bar.update(self.n_samples - before)
-                    if interrupt.pending:
-                        raise KeyboardInterrupt
-                    if on_block is not None:
-                        on_block(self)
+                rested = time.monotonic()
+                try:
+                    block = self._draw()
+                    while block is not None:
+                        flights.append(self._launch(block, flights, workers))
+                        if block.error is not None:
+                            raise block.error
+                        # Read in this thread, which is the caller's, while the workers train. Two
+                        # blocks are in flight, so that no worker waits for the slowest at the end
+                        # of each.
+                        block = self._draw()
+                        land(1)
+                        if interrupt.pending:
+                            raise KeyboardInterrupt
+                        if on_rest is not None and time.monotonic() - rested >= every_seconds:
+                            land(0)
+                            on_rest(self)
+                            rested = time.monotonic()
+                    land(0)
+                finally:
+                    # Also when the source fails: the SAEs come to rest at the same step.
+                    for flight in flights:
+                        flight.come_to_rest()
         except BaseException:
             for member in self.members:
                 member.write_back()
@@ -182,61 +208,46 @@ class Training:
         total = self.options.total_training_samples
         to_observe = [m.n_norm_batches - at for m in self.members if at < m.n_norm_batches]
         to_train = [
-            total - progress.n_planned
+            total - progress.launched_samples
             for member, progress in zip(self.members, self._progress, strict=True)
-            if at >= member.n_norm_batches and progress.n_planned < total
+            if at >= member.n_norm_batches and progress.launched_samples < total
         ]
         if not to_observe and not to_train:
             return None
         self._draw_point = self._here()
-        block = self._reader.draw(min(to_train, default=None), min(to_observe, default=None))
-        for member, progress in zip(self.members, self._progress, strict=True):
-            if at >= member.n_norm_batches:
-                progress.n_planned += block.n_samples
-        return block
+        return self._reader.draw(min(to_train, default=None), min(to_observe, default=None))
 
-    def _train_and_draw(self, block: Block, workers: _Workers) -> Block | None:
-        """Train on one block while the next is drawn."""
-        if not block.batches:
-            raise block.error or RuntimeError("an empty block of batches")
-        total = self.options.total_training_samples
-        steps: list[tuple[_Progress, int]] = []
-        futures: list[Future[None]] = []
+    def _launch(self, block: Block, flights: Sequence[_Flight], workers: _Workers) -> _Flight:
+        """Start to train on a block, each SAE once it is through with the block before."""
         self._draw_point = None
-        try:
-            for member, progress in zip(self.members, self._progress, strict=True):
-                if block.first < member.n_norm_batches:
-                    for batch in block.batches:
-                        member.observe(batch)
-                    continue
-                if progress.n_samples >= total:
-                    continue
-                if not progress.started:
-                    member.start()
-                    progress.started = True
-                first = progress.n_steps
-                rates = self._learning_rates.between(first, first + len(block.batches))
-                log_last = progress.n_samples + block.n_samples >= total
-                batches = member.scaled(block.batches)
-                steps.append((progress, len(block.batches)))
-                futures += [
-                    workers.submit(member.advance, task, batches, first, rates, log_last)
-                    for task in range(member.n_tasks)
-                ]
-            # Read in this thread, which is the caller's, while the workers train.
-            following = self._draw() if block.error is None else None
-        finally:
-            # Also when the source fails: the SAEs come to rest at the same step.
-            wait(futures)
-            for progress, n_steps in steps:
-                progress.n_steps += n_steps
-                progress.n_samples += block.n_samples
-            self._resume_point = self._draw_point or self._here()
-        for future in futures:
-            future.result()
-        if block.error is not None:
-            raise block.error
-        return following
+        total = self.options.total_training_samples
+        earlier = flights[-1].futures if flights else {}
+        flight = _Flight(len(block.batches), block.n_samples)
+        if not block.batches:
+            return flight
+        for i, (member, progress) in enumerate(zip(self.members, self._progress, strict=True)):
+            if block.first < member.n_norm_batches:
+                for batch in block.batches:
+                    member.observe(batch)
+                continue
+            if progress.launched_samples >= total:
+                continue
+            if not progress.started:
+                member.start()
+                progress.started = True
+            first = progress.launched_steps
+            progress.launched_steps += flight.n_steps
+            progress.launched_samples += flight.n_samples
+            flight.progress.append(progress)
+            rates = self._learning_rates.between(first, progress.launched_steps)
+            log_last = progress.launched_samples >= total
+            batches = member.scaled(block.batches)
+            for task in range(member.n_tasks):
+                flight.futures[i, task] = workers.submit(
+                    earlier.get((i, task)),
+                    partial(member.advance, task, batches, first, rates, log_last),
+                )
+        return flight
 
     def _here(self) -> _StreamPoint:
         """Where the source stands now."""
@@ -261,12 +272,13 @@ class Training:
             )
         if not self.has_started:
             raise RuntimeError("the run has not started training yet; there is nothing to keep.")
-        tensors = {f"source.{k}": v for k, v in self._resume_point.source_state.items()}
+        point = self._draw_point or self._here()
+        tensors = {f"source.{k}": v for k, v in point.source_state.items()}
         for i, member in enumerate(self.members):
             tensors.update({f"member.{i}.{k}": v for k, v in member.state().items()})
         return TrainingState(
             tensors=tensors,
-            n_drawn=self._resume_point.n_drawn,
+            n_drawn=point.n_drawn,
             n_steps=[progress.n_steps for progress in self._progress],
             n_samples=[progress.n_samples for progress in self._progress],
         )
@@ -286,12 +298,11 @@ class Training:
             raise TypeError(f"a {type(self.source).__name__} cannot be resumed.")
         self.source.load_state(_with_prefix(state.tensors, "source."))
         self._reader.n_drawn = state.n_drawn
-        self._resume_point = self._here()
         for i, (member, progress) in enumerate(zip(self.members, self._progress, strict=True)):
             member.load_state(_with_prefix(state.tensors, f"member.{i}."))
             progress.started = True
-            progress.n_steps = state.n_steps[i]
-            progress.n_samples = progress.n_planned = state.n_samples[i]
+            progress.n_steps = progress.launched_steps = state.n_steps[i]
+            progress.n_samples = progress.launched_samples = state.n_samples[i]
 
 
 @dataclass(frozen=True)
@@ -309,8 +320,35 @@ class _Progress:
     started: bool = False
     n_steps: int = 0
     n_samples: int = 0
-    n_planned: int = 0
-    """`n_samples` once the blocks drawn so far have been trained on."""
+    launched_steps: int = 0
+    """`n_steps` once everything in flight has landed."""
+    launched_samples: int = 0
+    """`n_samples` once everything in flight has landed."""
+
+
+@dataclass
+class _Flight:
+    """A block that is being trained on."""
+
+    n_steps: int
+    n_samples: int
+    progress: list[_Progress] = field(default_factory=list)
+    """Of the members that train on it."""
+    futures: dict[tuple[int, int], Future[None]] = field(default_factory=dict)
+    """By member and task."""
+
+    def come_to_rest(self) -> None:
+        """Wait for all tasks and count their steps."""
+        wait(self.futures.values())
+        for progress in self.progress:
+            progress.n_steps += self.n_steps
+            progress.n_samples += self.n_samples
+
+    def land(self) -> None:
+        """Come to rest, and raise what a task raised."""
+        self.come_to_rest()
+        for future in self.futures.values():
+            future.result()
 
 
 class _Workers:
@@ -330,13 +368,23 @@ class _Workers:
         if self._executor is not None:
             self._executor.shutdown()
 
-    def submit(self, work: Callable[..., None], *args: Any) -> Future[None]:
-        """Start a piece of work."""
+    def submit(self, earlier: Future[None] | None, work: Callable[[], None]) -> Future[None]:
+        """Start a piece of work as soon as an earlier one is done.
+
+        Work is taken up in the order it is submitted in, so the earlier piece has been taken up
+        when this one is, and waiting for it always ends.
+        """
+
+        def in_turn() -> None:
+            if earlier is not None:
+                earlier.result()
+            work()
+
         if self._executor is not None:
-            return self._executor.submit(work, *args)
+            return self._executor.submit(in_turn)
         future: Future[None] = Future()
         try:
-            work(*args)
+            in_turn()
             future.set_result(None)
         except Exception as error:
             future.set_exception(error)
