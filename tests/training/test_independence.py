@@ -8,6 +8,7 @@ import pytest
 import torch
 from sae_lens import JumpReLUTrainingSAE
 
+from sparse_but_wrong.training import loop, products
 from sparse_but_wrong.training.loop import train_saes
 from tests.training import oracle
 
@@ -73,21 +74,43 @@ def test_the_same_seed_twice_gives_identical_weights() -> None:
     assert not torch.equal(first["W_dec"], trained([oracle.make_sae(seed=8)])[0]["W_dec"])
 
 
-def test_one_task_for_the_whole_stack_as_on_a_gpu(monkeypatch) -> None:
-    """The chunking of a GPU, run on the CPU: equal to float32 tolerance, and as independent."""
-    from sparse_but_wrong.training import stack_member
+def in_chunks(monkeypatch: pytest.MonkeyPatch, n_chunks: int) -> None:
+    monkeypatch.setattr(loop, "_count_chunks", lambda *_: n_chunks)
 
+
+@pytest.mark.parametrize("batch", [64, 37])
+def test_how_a_stack_is_cut_makes_no_difference(
+    monkeypatch: pytest.MonkeyPatch, batch: int
+) -> None:
+    """Odd sizes too: there kernels' vector loops end in scalar ones, which round otherwise."""
+    options = {"pre_act_loss_coefficient": 0.05, "jumprelu_ste_to_input": True}
+    saes = [
+        oracle.make_sae(seed=i, l0_coefficient=0.1 + 0.2 * i, d_sae=7, **options) for i in range(5)
+    ]
+    with torch.no_grad():
+        saes[3].W_dec.mul_(1e30)  # one that diverges
+    batches = [b[:batch] for b in oracle.recorded_batches(N_STEPS + 10)]
+    ends = []
+    for n_chunks in (5, 1, 2):
+        in_chunks(monkeypatch, n_chunks)
+        copies = copy.deepcopy(saes)
+        train_saes(copies, iter(batches), oracle.options_for(30, dead_feature_window=5))
+        ends.append([oracle.parameters(sae) for sae in copies])
+    for other in ends[1:]:
+        for i in (0, 1, 2, 4):
+            assert_identical(ends[0][i], other[i])
+    assert bool(torch.isfinite(ends[0][4]["W_dec"]).all())
+
+
+def test_batched_calls_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU does, run on the CPU: equal to float32 tolerance, and as independent."""
     saes = [oracle.make_sae(seed=i, l0_coefficient=0.1 + 0.2 * i) for i in range(4)]
     with torch.no_grad():
         saes[3].W_dec.mul_(1e30)
     one_by_one = trained(saes)
-    original = stack_member.StackMember.__init__
-
-    def whole_stack(self, stack, architecture, options, chunk_size) -> None:  # noqa: ARG001
-        original(self, stack, architecture, options, len(stack))
-
-    monkeypatch.setattr(stack_member.StackMember, "__init__", whole_stack)
-    stacked = trained(saes)
-    for a, b in zip(one_by_one[:3], stacked[:3], strict=True):
+    in_chunks(monkeypatch, 1)
+    monkeypatch.setattr(products, "one_by_one", lambda _: False)
+    batched = trained(saes)
+    for a, b in zip(one_by_one[:3], batched[:3], strict=True):
         for name, value in a.items():
             torch.testing.assert_close(b[name], value, atol=1e-4, rtol=1e-4)

@@ -49,7 +49,8 @@ def test_gradient_and_losses_are_autograds(
     stepper = JumpReLU([sae.cfg for sae in saes], torch.device("cpu"))
     workspace = stepper.workspace(x.shape[0])
     for buffer in vars(workspace).values():
-        buffer.fill_(torch.nan)  # whatever a buffer held before must not matter
+        if isinstance(buffer, torch.Tensor):
+            buffer.fill_(torch.nan)  # whatever a buffer held before must not matter
     coefficient = torch.tensor(coefficients).unsqueeze(1)
     fired = stepper.step(x, params, grads, coefficient, dead, workspace)
     losses = stepper.losses(params, coefficient, dead, workspace)

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sparse_but_wrong.training import products
+
 MAX_GRAD_NORM = 1.0
 ADAM_EPS = 1e-8
 
@@ -28,7 +30,12 @@ def clip_grad_norm_per_sae_(
         The norms before clipping, shape [S, 1]. A row that is not finite becomes NaN throughout
         and leaves the other rows alone, as `torch.nn.utils.clip_grad_norm_` would row by row.
     """
-    norms = torch.linalg.vector_norm(grads, dim=1, keepdim=True).mul_(scale)
+    if products.one_by_one(grads):
+        # Row by row: a reduction of one row and of several need not add up in the same order.
+        norms = torch.stack([torch.linalg.vector_norm(row) for row in grads]).unsqueeze(1)
+    else:
+        norms = torch.linalg.vector_norm(grads, dim=1, keepdim=True)
+    norms.mul_(scale)
     grads.mul_((max_norm / (norms + 1e-6)).clamp_(max=1.0).mul_(scale))
     return norms
 

@@ -22,13 +22,15 @@ ParameterViews = dict[str, Tensor]
 """Parameters by name, each [S, *shape], as views into one flat tensor."""
 
 _ALIGN = 16  # float32 values in a 64-byte cache line
+_ROW_ALIGN = 64  # a multiple of what a vector loop takes at once: twice a register of any width
 
 
 class ParameterLayout:
     """Where each parameter of one SAE lies in its flat row.
 
-    Every parameter, and every row, starts on a cache line. Matrix libraries pick their code path
-    by alignment, so with unaligned rows an SAE's last bits would depend on its place in the stack.
+    Every parameter starts on a cache line, and a row is a whole number of the steps that PyTorch's
+    vector loops take. Kernels pick their code path by alignment and end in a scalar loop that may
+    round differently, so otherwise an SAE's last bits would depend on its place in the stack.
     """
 
     def __init__(self, shapes: dict[str, tuple[int, ...]]) -> None:
@@ -38,7 +40,7 @@ class ParameterLayout:
         for name, shape in shapes.items():
             self.offsets[name] = end
             end += math.ceil(math.prod(shape) / _ALIGN) * _ALIGN
-        self.size = end
+        self.size = math.ceil(end / _ROW_ALIGN) * _ROW_ALIGN
 
     def views(self, flat: Float[Tensor, "S P"]) -> ParameterViews:
         """Named views into flat rows; the padding belongs to none of them."""

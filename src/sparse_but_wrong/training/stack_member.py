@@ -65,10 +65,11 @@ class MeanNorm:
 class StackMember(Member):
     """SAEs of one architecture and shape, stepped by the engine.
 
-    On the CPU each SAE is a task of its own, run from start to end by one thread with the same
-    kernels whatever its neighbours do, so that its result is the same bit for bit alone or in a
-    stack. On a GPU the whole stack is one task, since there a small kernel costs as much as a
-    large one.
+    The stack is cut into chunks, each stepped as one by one thread. A chunk of several SAEs needs
+    fewer calls, between which the threads of Python wait for each other; one that is too large
+    falls out of the cache. On the CPU every operation does the same for an SAE however many share
+    its chunk, so that its result is the same bit for bit alone or in a stack. On a GPU the whole
+    stack is one chunk.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class StackMember(Member):
         saes: Sequence[sae_lens.TrainingSAE[Any]],
         architecture: type[JumpReLU],
         options: TrainOptions,
-        chunk_size: int,
+        n_chunks: int,
     ) -> None:
         self.saes = saes
         self.options = options
@@ -104,10 +105,8 @@ class StackMember(Member):
             [steps > 0 for _, steps in schedules], device=self.device
         ).unsqueeze(1)
 
-        self.chunks = [
-            slice(start, min(start + chunk_size, len(saes)))
-            for start in range(0, len(saes), chunk_size)
-        ]
+        ends = [len(saes) * (i + 1) // n_chunks for i in range(n_chunks)]
+        self.chunks = [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
         self.n_tasks = len(self.chunks)
         self.steppers = [
             architecture([s.cfg for s in saes[rows]], self.device) for rows in self.chunks
@@ -159,7 +158,7 @@ class StackMember(Member):
 
         for i, x in enumerate(batches):
             step = first_step + i
-            if x.shape[0] != scratch.workspace.pre.shape[1]:
+            if x.shape[0] != scratch.workspace.batch_size:
                 scratch.workspace = stepper.workspace(x.shape[0])
             if step > 0 and step % self.options.feature_sampling_window == 0:
                 window_fired.zero_()

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     import sae_lens
 
 
+_GAP = 16  # float32 values: one cache line
+
+
 class JumpReLU:
     """The step of a stack of JumpReLU SAEs that share shapes and loss mode.
 
@@ -87,6 +90,11 @@ class JumpReLU:
         if cfg.pre_act_loss_coefficient is not None:
             self.pre_act_coefficient = column([c.pre_act_loss_coefficient or 0.0 for c in cfgs])
 
+    @staticmethod
+    def bytes_per_sae(batch_size: int, d_in: int, d_sae: int) -> int:
+        """Memory that one SAE's buffers take in a step."""
+        return 4 * batch_size * (6 * d_sae + d_in)
+
     @property
     def uses_dead_latents(self) -> bool:
         """Whether a step depends on which latents are dead."""
@@ -126,11 +134,11 @@ class JumpReLU:
         threshold = params["threshold"].clamp_(min=0.0).unsqueeze(1)
         b_enc = params["b_enc"]
         if self.apply_b_dec_to_input:
-            b_enc = torch.baddbmm(b_enc.unsqueeze(1), b_dec.unsqueeze(1), W_enc, alpha=-1)[:, 0]
-        ws.pre = products.affine(x, W_enc, b_enc)
+            b_enc = b_enc - products.times_vector(W_enc.transpose(1, 2), b_dec)
+        ws.pre = products.affine(x, W_enc, b_enc, out=ws.pre_buffer)
         torch.gt(ws.pre, threshold, out=ws.active)
         torch.mul(ws.pre, ws.active, out=ws.acts)
-        ws.error = products.affine_minus(ws.acts, W_dec, b_dec, x)
+        ws.error = products.affine_minus(ws.acts, W_dec, b_dec, x, out=ws.error_buffer)
         torch.linalg.vector_norm(W_dec, dim=2, out=ws.dec_norm)
 
     def _backward(
@@ -148,7 +156,7 @@ class JumpReLU:
         norm_grad: Tensor | None = None
 
         # ∂L/∂acts; from here on everything is B/2 times what it is called
-        grad = products.times_transposed(ws.error, W_dec)
+        grad = products.times_transposed(ws.error, W_dec, out=ws.grad_buffer)
         if self.mode == "tanh":
             # 1 − tanh²(u) = 4σ(2u)(1 − σ(2u)), and the sigmoid is a tenth of the work.
             slope = self.tanh_scale * ws.dec_norm
@@ -197,8 +205,8 @@ class JumpReLU:
         torch.sum(ws.error, 1, out=grads["b_dec"])
         if self.apply_b_dec_to_input:
             b_enc_grad = grads["b_enc"]
-            grads["W_enc"].baddbmm_(b_dec.unsqueeze(2), b_enc_grad.unsqueeze(1), alpha=-1)
-            grads["b_dec"].sub_(torch.bmm(W_enc, b_enc_grad.unsqueeze(2)).squeeze(2))
+            grads["W_enc"].sub_(b_dec.unsqueeze(2) * b_enc_grad.unsqueeze(1))
+            grads["b_dec"].sub_(products.times_vector(W_enc, b_enc_grad))
         if norm_grad is not None:
             # A zero row has no direction to move along; PyTorch's norm gives it gradient 0 too.
             per_norm = norm_grad / ws.dec_norm.clamp_min(1e-12)
@@ -239,17 +247,28 @@ class JumpReLU:
 
 
 class Workspace:
-    """Buffers of one step of C SAEs on B samples."""
+    """Buffers of one step of C SAEs on B samples.
+
+    Each SAE's part of a buffer starts on a cache line, and there is a gap after it. Without the gap
+    PyTorch would run through the parts of all SAEs as one, and where its vector loop ends and its
+    scalar loop begins, which round differently, would depend on how many there are.
+    """
 
     def __init__(self, c: int, b: int, d: int, h: int, device: torch.device) -> None:
-        def buffer(*shape: int) -> Tensor:
-            return torch.empty(shape, dtype=torch.float32, device=device)
+        def buffer(width: int) -> Tensor:
+            row = (b * width // _GAP + 2) * _GAP
+            flat = torch.empty(c, row, dtype=torch.float32, device=device)
+            return flat[:, : b * width].view(c, b, width)
 
-        # The products make their own results; what is made first is of the right shape only.
-        self.pre = buffer(c, b, h)
-        self.error = buffer(c, b, d)
-        self.active = buffer(c, b, h)
-        self.acts = buffer(c, b, h)
-        self.gate = buffer(c, b, h)
-        self.scratch = buffer(c, b, h)
-        self.dec_norm = buffer(c, h)
+        self.batch_size = b
+        self.pre_buffer = buffer(h)
+        self.error_buffer = buffer(d)
+        self.grad_buffer = buffer(h)
+        self.active = buffer(h)
+        self.acts = buffer(h)
+        self.gate = buffer(h)
+        self.scratch = buffer(h)
+        self.dec_norm = torch.empty(c, h, dtype=torch.float32, device=device)
+        # Of the last forward pass; a product may have made its result elsewhere.
+        self.pre = self.pre_buffer
+        self.error = self.error_buffer
