@@ -52,11 +52,11 @@ def test_middle_panel_has_an_sae_below_at_and_above_the_truth(sweep: pd.DataFram
     axes = overview(sweep, 10.95, ns=(12,)).axes[1]
     assert legend_texts(axes) == [
         "L0 5: too low",
-        "L0 10.9: nearest the truth",
+        "L0 10.9: best near the truth",
         "L0 22: too high",
         "True L0 = 10.95",
     ]
-    (at_truth,) = lines(axes, "L0 10.9: nearest the truth")
+    (at_truth,) = lines(axes, "L0 10.9: best near the truth")
     # n = 1 … 15, half of the 30 latents
     np.testing.assert_allclose(at_truth, [1.001] * 10 + [0.001] * 5)
 
@@ -65,7 +65,7 @@ def test_a_sweep_without_low_saes_shows_none_as_too_low(
     sweep: pd.DataFrame, render: Callable[[Figure], bytes]
 ) -> None:
     figure = overview(sweep.loc[sweep["l0"] > 10], 10.95, ns=(12,))
-    assert legend_texts(figure.axes[1])[0] == "L0 10.9: nearest the truth"
+    assert legend_texts(figure.axes[1])[0] == "L0 10.9: best near the truth"
     assert render(figure)
 
 
