@@ -64,9 +64,13 @@ def training_curves(curves: pd.DataFrame, true_l0: float | int | None = None) ->
         mse_axes.set_title("Reconstruction error")
         mse_axes.set_ylabel("MSE")
         # The first steps are orders of magnitude above the rest.
-        if (numbers(curves, "mse_loss") > 0).any():
+        errors = numbers(curves, "mse_loss")
+        errors = errors[np.isfinite(errors) & (errors > 0)]
+        if errors.size:
             mse_axes.set_yscale("log")
-            mse_axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            # Over many decades their powers are labels enough.
+            few = errors.max() < 300 * errors.min()
+            mse_axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
             mse_axes.yaxis.set_major_formatter("{x:g}")
             mse_axes.yaxis.set_minor_locator(NullLocator())
         for axes in (l0_axes, mse_axes):
