@@ -15,7 +15,6 @@ import os
 import sys
 import tempfile
 import time
-import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,8 @@ except ModuleNotFoundError as error:
         f"Running notebooks needs {error.name}: pip install 'sparse_but_wrong[notebook]'",
         name=error.name,
     ) from error
+
+from sparse_but_wrong import atomic
 
 DEFAULT_FOLDER = Path("runs/notebook")
 
@@ -119,7 +120,7 @@ def run_notebook(notebook: Path, folder: Path, prelude: str | None = None) -> Pa
                 except NotebookError as error:
                     raise NotebookError(f"{error}\nWhat ran until then is in {executed}") from error
                 finally:
-                    _write_atomically(executed, nbformat.writes(nb))
+                    atomic.write_bytes(executed, nbformat.writes(nb).encode())
     return executed
 
 
@@ -233,16 +234,6 @@ def _prelude_cell(source: str, nbformat_minor: int) -> nbformat.NotebookNode:
         # Older notebooks know no cell ids and are not valid with one.
         del cell["id"]
     return cell
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    # In the same folder, because a rename is atomic only within one file system.
-    temporary = path.parent / f".{path.stem}.{uuid.uuid4().hex}{path.suffix}"
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":
