@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-NOTEBOOK ?= ../shared/seed/toy_model_experiments_jumprelu.ipynb
+NOTEBOOK ?= $(firstword $(wildcard ../shared/seed/*.ipynb))
 
 .PHONY: run test bench notebook lint types clean
 
@@ -23,7 +23,8 @@ bench: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks.jumprelu_sweep
 
 notebook: $(VENV)/.installed-test
-	$(BIN)/python scripts/run_notebook.py $(NOTEBOOK)
+	@test -n "$(NOTEBOOK)" || { echo "Name one: make notebook NOTEBOOK=path.ipynb"; exit 2; }
+	$(BIN)/python scripts/run_notebook.py "$(NOTEBOOK)"
 
 # The environment itself; a half-made one is made anew.
 $(VENV)/bin/pip:

@@ -1,6 +1,6 @@
 """The notebook's 12 JumpReLU SAEs: sae_lens one by one, sae_lens side by side, and this engine.
 
-    python benchmarks/jumprelu_sweep.py [--steps 200] [--repeats 3] [--threads 2]
+    python -m benchmarks.jumprelu_sweep [--steps 200] [--repeats 3] [--threads 2]
 
 All three take the same number of steps on the same world in one process, in turns, so that a busy
 machine slows them alike; the medians of the repeats are printed as ratios.

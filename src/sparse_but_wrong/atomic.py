@@ -8,13 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+_PREFIX = ".unfinished-"
+
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file, replacing one that is there; a missing folder is created."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # In the same folder, because a rename is atomic only within one file system; with the same
     # suffix, because some readers go by it.
-    temporary = path.parent / f".{path.stem}.{uuid.uuid4().hex}{path.suffix}"
+    temporary = path.parent / f"{_PREFIX}{uuid.uuid4().hex}{path.suffix}"
     try:
         temporary.write_bytes(content)
         temporary.replace(path)
@@ -38,7 +40,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     if not is_free(folder):
         raise FileExistsError(refusal)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = folder.parent / f".{folder.name}.{uuid.uuid4().hex}.tmp"
+    unfinished = folder.parent / f"{_PREFIX}{uuid.uuid4().hex}"
     unfinished.mkdir()
     try:
         yield unfinished
@@ -51,6 +53,15 @@ def new_folder(folder: Path) -> Iterator[Path]:
             raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove, at any depth, what a killed process left half-written in a folder."""
+    for leftover in folder.rglob(f"{_PREFIX}*"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def is_free(folder: Path) -> bool:

@@ -15,6 +15,7 @@ import pytest
 from sparse_but_wrong.cli import main as cli_main
 from sparse_but_wrong.cli.main import main
 from sparse_but_wrong.experiments.jumprelu import JUMPRELU
+from sparse_but_wrong.experiments.runner import RunSettings, start_run
 from tests.experiments import tiny
 
 SBW = [sys.executable, "-c", "from sparse_but_wrong.cli.main import main; main()"]
@@ -104,6 +105,29 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert err.count("\n") == 1
     assert message in err
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["file", "used"]
+
+
+def test_no_arguments_print_the_help(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = sbw([], monkeypatch, capsys)
+    assert code == 2
+    assert err.startswith("Usage: ")
+    assert len(err.splitlines()) > 5
+
+
+def test_resume_finds_the_run_that_is_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny.register(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    settings = RunSettings(seed=0, progress=False)
+    start_run(tiny.TINY, Path("runs/tiny"), settings, quick=False)
+    (tmp_path / "runs" / "tiny-2").mkdir()
+    (tmp_path / "runs" / "tiny-2" / "manifest.json").write_text("{")  # damaged: not this one
+    code, out, err = sbw(["run", "tiny", "--resume"], monkeypatch, capsys)
+    assert code == 0, err
+    assert out.rstrip().endswith("runs/tiny")
 
 
 def test_resuming_with_other_settings_is_refused(

@@ -1,63 +1,95 @@
-"""What is said about a curve of s_n: sharp, flat, or away from the truth."""
+"""What is said about a sweep: where s_n is smallest, what of it is noise, what was still moving."""
 
 from __future__ import annotations
 
 import math
 
 import pandas as pd
+import pytest
 
-from sparse_but_wrong.experiments.findings import find_projection_minima, in_words
-
-
-def table(l0: list[float], **columns: list[float]) -> pd.DataFrame:
-    return pd.DataFrame({"l0": l0, **columns})
-
+from sparse_but_wrong.experiments.findings import (
+    ProjectionFinding,
+    find_projection_minima,
+    in_words,
+    l0_change_at_end,
+)
 
 L0 = [22.0, 5.0, 10.9, 15.0, 8.0, 11.2]
+N = 12
+
+
+def table(values: list[float], l0: list[float] = L0, change: float = 0.0) -> pd.DataFrame:
+    """A sweep of SAEs with 30 latents, whose s_12 is given and whose other s_n are 1."""
+    columns = {f"s_{n}": [1.0] * len(l0) for n in range(30)}
+    ids = [f"sae_{i}" for i in range(len(l0))]
+    return pd.DataFrame(
+        {"sae_id": ids, "l0": l0, "l0_change_at_end": change, **columns, f"s_{N}": values}
+    )
+
+
+def find(frame: pd.DataFrame) -> ProjectionFinding:
+    (found,) = find_projection_minima(frame, [N])
+    return found
 
 
 def test_a_minimum_at_the_truth_that_rises_on_both_sides() -> None:
-    found = find_projection_minima(table(L0, s_12=[0.3, 0.5, 0.002, 0.33, 0.4, 0.0015]), [12])
-    assert found[0].l0_at_minimum == 11.2
-    assert found[0].minimum == 0.0015
-    assert found[0].plateau == (10.9, 11.2)  # within 1e-3 of the smallest
-    assert found[0].shape(true_l0=11.0) == "sharp"
-    assert found[0].shape(true_l0=14.0) == "away"
-    assert in_words(found, 11.0) == [
-        "For n = 12 s_n^dec is smallest within 1 of the true L0 (11.00), and rises on both sides."
+    frame = table([0.3, 0.5, 0.002, 0.33, 0.4, 0.0015])
+    found = find(frame)
+    assert found.l0_at_minimum == 11.2
+    assert found.minimum == 0.0015
+    assert found.plateau == (10.9, 11.2)  # within 1e-3 of the smallest
+    assert found.swept == (5.0, 22.0)
+    assert found.shape(true_l0=11.0) == "sharp"
+    assert found.shape(true_l0=14.0) == "away"
+    assert in_words([found], 11.0, frame) == [
+        "For n = 12 s_n^dec is smallest within 1 of the true L0 (11.00), at L0 11.20."
     ]
 
 
-def test_a_sweep_that_reaches_one_side_only_claims_no_other() -> None:
-    above = find_projection_minima(table([11.0, 15.0], s_12=[0.1, 0.4]), [12])
-    assert in_words(above, 11.0)[0].endswith(
-        "and rises above; the sweep has no SAE on the other side."
-    )
-    near = find_projection_minima(table([11.0, 11.5], s_12=[0.1, 0.4]), [12])
-    assert in_words(near, 11.0)[0].endswith("the sweep has no SAE further away than that.")
+def test_a_flat_bottom_is_called_noise_with_what_sticks_out_of_it() -> None:
+    frame = table([0.11, 0.3, 0.0007, 0.0003, 0.2, 0.05])
+    found = find(frame)
+    assert found.plateau == (10.9, 15.0)
+    assert found.n_higher_within == 1  # the SAE at 11.2
+    assert found.shape(true_l0=11.0) == "flat"
+    away, flat = in_words([found], 11.0, frame)
+    assert away == "For n = 12 s_n^dec is smallest at L0 15.00, away from the true L0 (11.00)."
+    assert "is noise" in flat
+    assert "from L0 10.90 to 15.00, 1 between them aside." in flat
 
 
-def test_a_curve_that_is_flat_above_the_truth_names_no_argmin() -> None:
-    flat = [0.11, 0.3, 0.0007, 0.0003, 0.2, 0.0006]
-    found = find_projection_minima(table(L0, s_20=flat, s_21=flat, s_23=flat), [20, 21, 23])
-    assert [f.l0_at_minimum for f in found] == [15.0] * 3
-    assert found[0].plateau == (10.9, 15.0)
-    assert found[0].shape(true_l0=11.0) == "flat"
-    (line,) = in_words(found, 11.0)
-    assert "n = 20–21, 23" in line
-    assert "from L0 10.9 to 15.0" in line
-    assert "noise" in line
+def test_n_from_half_of_the_latents_on_are_left_out() -> None:
+    frame = table([0.3, 0.5, 0.002, 0.33, 0.4, 0.0015])
+    assert [f.n for f in find_projection_minima(frame, range(10, 20))] == [10, 11, 12, 13, 14]
 
 
-def test_a_minimum_elsewhere_is_said_to_be_elsewhere() -> None:
-    found = find_projection_minima(table(L0, s_12=[0.01, 0.5, 0.3, 0.2, 0.4, 0.3]), [12])
-    assert in_words(found, 11.0) == [
-        "n = 12: s_n^dec is smallest at L0 22.00, away from the true L0 (11.00)."
+def test_a_side_that_was_not_swept_is_named() -> None:
+    above = table([0.1, 0.4], l0=[11.0, 15.0])
+    lines = in_words([find(above)], 11.0, above)
+    assert lines[1:] == [
+        "The sweep has no SAE more than 1 below the true L0, so it says nothing of that side."
     ]
+    near = table([0.1, 0.4], l0=[11.0, 11.5])
+    assert len(in_words([find(near)], 11.0, near)) == 3
 
 
 def test_saes_that_diverged_are_left_out() -> None:
-    frame = table([math.nan, 11.0, 12.0], s_3=[0.0, math.nan, 0.5])
-    (found,) = find_projection_minima(frame, [3])
-    assert found.l0_at_minimum == 12.0
-    assert find_projection_minima(table([math.nan], s_3=[0.0]), [3]) == []
+    frame = table([0.0, math.nan, 0.5], l0=[math.nan, 11.0, 12.0], change=math.nan)
+    assert find(frame).l0_at_minimum == 12.0
+    assert find_projection_minima(table([0.0], l0=[math.nan]), [N]) == []
+    assert "moving" not in " ".join(in_words([find(frame)], 12.0, frame))
+
+
+def test_an_l0_that_was_still_moving_is_named() -> None:
+    steps = list(range(0, 1001, 10))
+    assert l0_change_at_end(steps, [5.0] * 101) == 0.0
+    falling = [10.0 if step <= 900 else 10.0 - (step - 900) / 20 for step in steps]
+    # 960 … 1000 are the last twentieth: 7, 6.5, 6, 5.5, 5; before 900 it was 10
+    assert l0_change_at_end(steps, falling) == pytest.approx(-4.0)
+    assert math.isnan(l0_change_at_end([0], [3.0]))
+    assert math.isnan(l0_change_at_end([], []))
+    frame = table([0.3, 0.5, 0.002, 0.33, 0.4, 0.0015])
+    frame.loc[1, "l0_change_at_end"] = -2.0
+    line = in_words([find(frame)], 11.0, frame)[-1]
+    assert "The L0 of 1 SAEs was still moving" in line
+    assert "sae_1 by -2.00 to 5.00" in line

@@ -171,13 +171,14 @@ def test_killed_while_training_it_goes_on_from_the_last_checkpoint(
         patch.setattr(RunFolder, "write_checkpoint", write)
         with pytest.raises(SystemError):
             finish_run(folder, tiny.TINY, SETTINGS)
-    (folder.path / "saes").mkdir(exist_ok=True)
-    (folder.path / "saes" / ".c_2.abc.tmp").mkdir()  # half-written by the killed process
+    # What a process killed in the middle of writing leaves behind (tests/test_atomic.py):
+    (folder.path / "saes" / ".unfinished-1").mkdir(parents=True)
+    (folder.path / ".unfinished-2.safetensors").write_bytes(b"half")
 
     folder, spec, _ = resume_run(folder.path)
     finish_run(folder, spec, SETTINGS)
     assert_same_weights(whole, folder)
-    assert not list((folder.path / "saes").glob(".*"))
+    assert not list(folder.path.rglob(".unfinished-*"))
 
 
 def test_finished_saes_are_kept_and_only_the_others_trained(
@@ -224,10 +225,14 @@ def damage(file: Path) -> None:
         ("logs/c_0.5.json", r"c_0\.5\.json is damaged"),
     ],
 )
-def test_a_damaged_run_folder_is_named(tmp_path: Path, file: str, message: str) -> None:
+def test_a_damaged_run_folder_is_named_before_any_training(
+    tmp_path: Path, file: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, folder = run(tmp_path / "run")
     damage(folder.path / file)
+    shutil.rmtree(folder.sae_path("c_2"))  # so that there is something left to train
     folder, spec, _ = resume_run(folder.path)
+    monkeypatch.setattr(Training, "run", lambda *_: pytest.fail("trained before looking"))
     with pytest.raises(ValueError, match=message):
         finish_run(folder, spec, SETTINGS)
 
@@ -254,6 +259,9 @@ def test_a_damaged_manifest_or_checkpoint_is_named(
         (text.replace('"format_version": 1', '"format_version": 9'), "not a manifest of format"),
         (text.replace('"evaluation_samples"', '"evaluation_sample"'), "evaluation_sample'"),
         (text.replace('"d_in": 8,', ""), "world lacks the field 'd_in'"),
+        (text.replace('"timings": {', '"timing": {'), "timings"),
+        (text.replace('"quick": false', '"quick": 0'), "quick is not a bool"),
+        ('{"format_version": 1, "spec": {"saes": 3}}', "the spec lacks the field 'name'"),
     ):
         manifest.write_text(wrong)
         with pytest.raises(ValueError, match=message):
@@ -281,8 +289,9 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path: Path) -> None
         "target_l0",
         saes=(replace(sae, config={"d_sae": 4, "jumprelu_sparsity_loss_mode": "quadratic"}),),
     )
-    with pytest.raises(ValueError, match="the device 'nonsense' cannot be used"):
-        start_run(tiny.TINY, out, RunSettings(device="nonsense"), quick=False)
+    for device in ("nonsense", "meta"):
+        with pytest.raises(ValueError, match=f"the device '{device}' cannot be used"):
+            start_run(tiny.TINY, out, RunSettings(device=device), quick=False)
     assert not out.exists()
 
 

@@ -87,6 +87,8 @@ def test_a_spec_that_contradicts_itself() -> None:
         ({k: v for k, v in data.items() if k != "saes"}, "lacks the field 'saes'"),
         ({**data, "world": 3}, "world must be a mapping"),
         ({**data, "saes": {}}, "saes must be a list"),
+        ({**data, "saes": [{**data["saes"][0], "config": 5}]}, r"saes\[0\].config must be"),
+        ({**data, "projection_n": [1, 4]}, "projection_n has 4, but SAE 'c_0.05' has d_sae = 4"),
         ({**data, "saes": [{"sae_id": "x"}]}, r"saes\[0\] lacks the field 'architecture'"),
         ({**data, "training": {"lr": -1.0}}, "TrainOptions.lr must be positive"),
         ({**data, "training": {"rate": 1.0}}, "training has an unknown field 'rate'"),

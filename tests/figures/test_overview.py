@@ -51,27 +51,27 @@ def test_left_panel_has_each_n_against_l0_and_says_both_things(
 def test_middle_panel_has_an_sae_below_at_and_above_the_truth(sweep: pd.DataFrame) -> None:
     axes = overview(sweep, 10.95, ns=(12,)).axes[1]
     assert legend_texts(axes) == [
-        "L0 5: too low",
-        "L0 10.9: best near the truth",
-        "L0 22: too high",
+        "L0 5.00: too low",
+        "L0 10.90: best near the truth",
+        "L0 22.00: too high",
         "True L0 = 10.95",
     ]
-    (at_truth,) = lines(axes, "L0 10.9: best near the truth")
-    # n = 1 … 15, half of the 30 latents
-    np.testing.assert_allclose(at_truth, [1.001] * 10 + [0.001] * 5)
+    (at_truth,) = lines(axes, "L0 10.90: best near the truth")
+    # n = 1 … 14, below half of the 30 latents
+    np.testing.assert_allclose(at_truth, [1.001] * 10 + [0.001] * 4)
 
 
 def test_a_sweep_without_low_saes_shows_none_as_too_low(
     sweep: pd.DataFrame, render: Callable[[Figure], bytes]
 ) -> None:
     figure = overview(sweep.loc[sweep["l0"] > 10], 10.95, ns=(12,))
-    assert legend_texts(figure.axes[1])[0] == "L0 10.9: best near the truth"
+    assert legend_texts(figure.axes[1])[0] == "L0 10.90: best near the truth"
     assert render(figure)
 
 
 def test_a_sweep_that_never_comes_near_the_truth_shows_no_cliff(sweep: pd.DataFrame) -> None:
     figure = overview(sweep.loc[sweep["l0"] > 20], 10.95, ns=(12,), cliff="a cliff")
-    assert legend_texts(figure.axes[1]) == ["L0 22: too high", "True L0 = 10.95"]
+    assert legend_texts(figure.axes[1]) == ["L0 22.00: too high", "True L0 = 10.95"]
     assert list(figure.axes[1].texts) == []
 
 

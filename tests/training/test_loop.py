@@ -21,7 +21,7 @@ from sae_lens import (
 )
 from torch import Tensor
 
-from sparse_but_wrong.training.loop import Training, TrainingState, train_saes
+from sparse_but_wrong.training.loop import Training, TrainingState, _Flight, train_saes
 from sparse_but_wrong.training.options import TrainOptions
 from tests.training import oracle
 
@@ -58,7 +58,7 @@ def test_a_run_taken_up_from_a_checkpoint_ends_bit_for_bit_the_same() -> None:
     kept: list[TrainingState] = []
 
     def keep(training: Training) -> None:
-        if training.has_started and not training.is_finished:
+        if training.can_checkpoint and not training.is_finished:
             kept.append(training.state())
 
     first = Training(make_saes(), RandomSource(), options)
@@ -153,6 +153,80 @@ def test_a_signal_waits_for_the_step_and_the_run_can_be_taken_up() -> None:
             assert torch.equal(value, oracle.parameters(b)[name]), name
 
 
+def test_two_signals_interrupt_a_source_that_hangs_and_lose_nothing() -> None:
+    class Hanging(RandomSource):
+        n_drawn = 0
+
+        def __next__(self) -> Tensor:
+            self.n_drawn += 1
+            if self.n_drawn == 60:
+                signal.raise_signal(signal.SIGINT)  # heard, and kept for later
+                signal.raise_signal(signal.SIGINT)  # the user means it
+                pytest.fail("the second signal did not interrupt")
+            return super().__next__()
+
+    options = oracle.options_for(120)
+    straight = make_saes()
+    train_saes(straight, RandomSource(), options)
+    training = Training(make_saes(), Hanging(), options)
+    with pytest.raises(KeyboardInterrupt):
+        training.run()
+    assert 0 < training.n_samples < options.total_training_samples
+    resumed = make_saes()
+    second = Training(resumed, RandomSource(), options)
+    second.load_state(training.state())
+    second.run()
+    for a, b in zip(straight, resumed, strict=True):
+        for name, value in oracle.parameters(a).items():
+            assert torch.equal(value, oracle.parameters(b)[name]), name
+
+
+def test_signals_while_the_saes_are_in_a_step_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many: otherwise SAEs would be left at different steps."""
+    original = _Flight.come_to_rest
+    n_landed = 0
+
+    def signalling(self: _Flight) -> None:
+        nonlocal n_landed
+        n_landed += 1
+        if n_landed == 5:
+            for _ in range(3):
+                signal.raise_signal(signal.SIGINT)
+        original(self)
+
+    options = oracle.options_for(200)
+    straight = make_saes()
+    train_saes(straight, RandomSource(), options)
+    training = Training(make_saes(), RandomSource(), options)
+    with monkeypatch.context() as patch:
+        patch.setattr(_Flight, "come_to_rest", signalling)
+        with pytest.raises(KeyboardInterrupt):
+            training.run()
+    resumed = make_saes()
+    second = Training(resumed, RandomSource(), options)
+    second.load_state(training.state())
+    second.run()
+    for a, b in zip(straight, resumed, strict=True):
+        for name, value in oracle.parameters(a).items():
+            assert torch.equal(value, oracle.parameters(b)[name]), name
+
+
+def test_a_source_may_fill_the_same_tensor_again_and_again() -> None:
+    batches = oracle.recorded_batches(60)
+
+    def one_buffer() -> Iterator[Tensor]:
+        buffer = torch.empty_like(batches[0])
+        for batch in batches:
+            buffer.copy_(batch)
+            yield buffer
+
+    expected, sae = oracle.make_sae(), oracle.make_sae()
+    train_saes([expected], iter(batches), oracle.options_for(60))
+    train_saes([sae], one_buffer(), oracle.options_for(60))
+    for name, value in oracle.parameters(sae).items():
+        assert torch.equal(value, oracle.parameters(expected)[name]), name
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_non_finite_batch_is_named_and_touches_nothing(bad: float) -> None:
     batches = oracle.recorded_batches(40)
@@ -204,7 +278,7 @@ def test_activations_that_are_all_zero_cannot_be_normalised() -> None:
         train_saes([sae], zeros, oracle.options_for(5))
 
 
-def test_saes_that_cannot_share_a_run() -> None:
+def test_saes_that_cannot_share_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     batches, options = oracle.recorded_batches(3), oracle.options_for(3)
     sae = oracle.make_sae()
     with pytest.raises(ValueError, match="no SAEs"):
@@ -213,6 +287,15 @@ def test_saes_that_cannot_share_a_run() -> None:
         train_saes([sae, sae], iter(batches), options)
     with pytest.raises(ValueError, match=r"saes\[1\] has d_in 7, saes\[0\] has 12"):
         train_saes([sae, oracle.make_sae(d_in=7)], iter(batches), options)
+    with pytest.raises(ValueError, match=r"saes\[0\] is on the meta device"):
+        train_saes([oracle.make_sae().to("meta")], iter(batches), options)
+    with monkeypatch.context() as patch:
+        # While tests run, the annotation alone would refuse it.
+        patch.setattr("jaxtyping.config.jaxtyping_disable", True)
+        with pytest.raises(TypeError, match=r"the source is a list, not an iterator; give iter"):
+            train_saes([oracle.make_sae()], batches, options)  # type: ignore[arg-type]
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="inference_mode"):
+        train_saes([oracle.make_sae()], iter(batches), options)
     with pytest.raises(TypeError, match=r"saes\[0\] is a Linear"):
         train_saes([torch.nn.Linear(2, 2)], iter(batches), options)  # type: ignore[list-item]
 
@@ -254,6 +337,7 @@ def frozen() -> TrainingSAE[Any]:
             "normalize_activations='layer_norm'",
         ),
         (lambda: oracle.make_sae(dtype="bfloat16"), "float32 only, not bfloat16"),
+        (lambda: oracle.make_sae().double(), "float32 only, not float64"),
         (frozen, "frozen"),
     ],
 )
@@ -279,6 +363,24 @@ def test_what_the_engine_does_not_stack_is_trained_by_sae_lens(
         torch.testing.assert_close(value, expected[name], atol=1e-6, rtol=1e-5)
     for name, value in oracle.parameters(neighbour).items():
         torch.testing.assert_close(value, alone[name], atol=1e-4, rtol=1e-4)
+
+
+def test_both_trainers_log_the_same_figures() -> None:
+    options = oracle.options_for(41, log_every=10, dead_feature_window=5)
+    batches = oracle.recorded_batches(41)
+    ours = oracle.make_sae(l0_warm_up_steps=20)
+    theirs = MyJumpReLU(copy.deepcopy(ours.cfg))
+    with torch.no_grad():
+        ours.b_enc[:2] = -5.0  # two latents that never fire
+    theirs.load_state_dict(ours.state_dict())
+    log = train_saes([ours, theirs], iter(batches), options)
+    engine, lens = log.saes
+    assert lens.trained_by == "sae_lens"
+    assert engine.steps == lens.steps
+    assert engine.columns["dead_latents"][-1] >= 2
+    for name, values in lens.columns.items():
+        assert engine.columns[name] == pytest.approx(values, rel=1e-4, abs=1e-6), name
+    assert set(engine.columns) - set(lens.columns) == {"grad_norm"}
 
 
 def test_the_log_has_the_figures_of_the_step() -> None:

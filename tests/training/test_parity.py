@@ -107,6 +107,36 @@ def test_three_saes_at_unequal_coefficients_do_too(name: str) -> None:
     assert_parity(OPTIONS[name], [0.2 * base, base, 3 * base])
 
 
+def test_the_notebooks_own_shapes() -> None:
+    """D = 100, H = 50, batches of 1024, the notebook's options and learning rate.
+
+    100 steps: of the 5,000,000 pre-activations of this size an SAE computes in them, hardly one
+    comes within rounding of its threshold. Where one does, a sample is active for one trainer and
+    not for the other, and from there they go apart for good.
+    """
+    batches = oracle.recorded_batches(110, batch=1024, d_in=100)
+    run = oracle.options_for(
+        100, total_training_samples=100 * 1024, train_batch_size_samples=1024, lr=3e-4
+    )
+    saes = [
+        oracle.make_sae(
+            seed=i,
+            d_in=100,
+            d_sae=50,
+            l0_coefficient=coefficient,
+            l0_warm_up_steps=70,
+            normalize_activations="expected_average_only_in",
+        )
+        for i, coefficient in enumerate((0.05, 0.75, 1.5))
+    ]
+    expected = [oracle.train_with_sae_lens(sae, batches, run) for sae in saes]
+    train_saes(saes, iter(batches), run)
+    for sae, want in zip(saes, expected, strict=True):
+        for name, value in oracle.parameters(sae).items():
+            # As above a tenth of one step of Adam, which is smaller here.
+            torch.testing.assert_close(value, oracle.parameters(want)[name], atol=3e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize(
     "schedule",
     [

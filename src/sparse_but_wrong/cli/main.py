@@ -33,7 +33,7 @@ def list_experiments() -> None:
     help="Run folder; must be new or empty. [default: runs/NAME, or the next free number]",
 )
 @click.option("--seed", type=int, help="Of initial weights, data and directions. [default: 0]")
-@click.option("--device", help="Where to train, for example cpu or cuda. [default: cuda if there]")
+@click.option("--device", help="Where to train, for example cpu or cuda. [default: cpu]")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. [default: all cores]")
 @click.option("--resume", is_flag=True, help="Go on with an interrupted run.")
 @click.option("--quick", is_flag=True, help="A fiftieth of the budget: a smoke test, no result.")
@@ -63,6 +63,9 @@ def main() -> None:
         cli.main(standalone_mode=False)
     except click.exceptions.Exit as finished:
         sys.exit(finished.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        sys.exit(2)
     except click.ClickException as error:
         _fail(error.format_message())
     except (click.Abort, KeyboardInterrupt):

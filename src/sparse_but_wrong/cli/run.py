@@ -8,7 +8,6 @@ from pathlib import Path
 
 import click
 
-from sparse_but_wrong.experiments.findings import in_words
 from sparse_but_wrong.experiments.registry import get_experiment
 from sparse_but_wrong.experiments.runner import (
     Results,
@@ -17,8 +16,7 @@ from sparse_but_wrong.experiments.runner import (
     resume_run,
     start_run,
 )
-from sparse_but_wrong.runs.folder import RunFolder, fresh_path, is_run
-from sparse_but_wrong.util import DEFAULT_DEVICE_STR
+from sparse_but_wrong.runs.folder import RunFolder, fresh_path
 
 RUNS = Path("runs")
 
@@ -45,7 +43,7 @@ def run_experiment(
         folder, spec, settings = resume_run(path)
         _check_same(folder, name=name, seed=seed, device=device, quick=quick)
     else:
-        settings = RunSettings(seed=seed or 0, device=device or DEFAULT_DEVICE_STR)
+        settings = RunSettings(seed=seed or 0, device=device or "cpu")
         path = out if out is not None else fresh_path(RUNS, name)
         spec = experiment.spec
         folder = start_run(spec, path, settings, quick=quick)
@@ -65,11 +63,14 @@ def run_experiment(
 
 
 def _latest_unfinished(name: str) -> Path:
-    candidates = [
-        path
-        for path in RUNS.glob(f"{name}*")
-        if is_run(path) and RunFolder.open(path).manifest.get("status") != "finished"
-    ]
+    candidates = []
+    for path in RUNS.glob(f"{name}*"):
+        try:
+            manifest = RunFolder.open(path).manifest
+        except (OSError, ValueError):  # no run, or a damaged one: not the one that is meant
+            continue
+        if manifest.get("experiment") == name and manifest.get("status") != "finished":
+            candidates.append(path)
     if not candidates:
         raise ValueError(
             f"there is no unfinished run of {name!r} in {RUNS}/; name its folder with --out."
@@ -130,10 +131,11 @@ def print_results(results: Results, folder: RunFolder) -> None:
     console.print(table)
     if any(results.table["added"]):
         console.print("* added to the published grid")
-    for line in in_words(results.findings, results.true_l0):
-        console.print(line, soft_wrap=True)
     if folder.manifest["quick"]:
         console.print("A quick run: it shows that everything works, and its figures mean nothing.")
+    else:
+        for line in folder.manifest["findings_in_words"]:
+            console.print(line, soft_wrap=True)
     seconds = folder.manifest["timings"].get("training_seconds", 0.0)
     console.print(
         f"Training took {seconds:.0f} s. Everything is in {folder.path}",

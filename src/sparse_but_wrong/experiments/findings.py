@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -14,7 +15,12 @@ NEAR = 1.0
 """An SAE within this many latents of the true L0 counts as at it."""
 
 NOISE = 1e-3
-"""Runs that end at the same L0 differ by about this in s_n; smaller differences say nothing."""
+"""Differences in s_n below this are taken to say nothing: at the right L0 s_n itself, which would
+be 0 for exact features, comes out between 0.0002 and 0.003 from one run to the next (n = 12 to 18
+in the 50-feature world)."""
+
+MOVING = 0.02
+"""An L0 that changed by more than this share of itself over training's last tenth was moving."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +35,10 @@ class ProjectionFinding:
     """L0 of the SAE that has it."""
 
     plateau: tuple[float, float]
-    """The lowest and highest L0 of the SAEs whose s_n is within NOISE of the smallest. Between them
-    there may be some whose s_n is larger: single runs land in poor minima."""
+    """The lowest and highest L0 of the SAEs whose s_n is within NOISE of the smallest."""
+
+    n_higher_within: int
+    """SAEs between those two whose s_n is larger all the same: single runs land in poor minima."""
 
     swept: tuple[float, float]
     """The lowest and highest L0 of the sweep."""
@@ -47,12 +55,14 @@ def find_projection_minima(table: pd.DataFrame, ns: Sequence[int]) -> list[Proje
     """For each n, the SAE with the smallest s_n^dec, and how wide the bottom of the curve is.
 
     Args:
-        table: a row per SAE with columns `l0` and `s_n` for each n. SAEs that diverged are left
-            out; where nothing is left, there is no finding.
-        ns: which n.
+        table: a row per SAE with columns `l0` and `s_0` … `s_{d_sae−1}`. SAEs that diverged are
+            left out; where nothing is left, there is no finding.
+        ns: which n. Those from d_sae / 2 on are left out: there s_n is the median or beyond, which
+            is blind to how far the projections spread.
     """
+    d_sae = sum(re.fullmatch(r"s_\d+", str(name)) is not None for name in table.columns)
     findings = []
-    for n in ns:
+    for n in (n for n in ns if n < d_sae / 2):
         points = [
             (l0, value)
             for l0, value in zip(table["l0"].tolist(), table[f"s_{n}"].tolist(), strict=True)
@@ -63,61 +73,102 @@ def find_projection_minima(table: pd.DataFrame, ns: Sequence[int]) -> list[Proje
         l0_at_minimum, minimum = min(points, key=lambda point: point[1])
         bottom = [l0 for l0, value in points if value <= minimum + NOISE]
         l0s = [l0 for l0, _ in points]
+        within = [l0 for l0 in l0s if min(bottom) <= l0 <= max(bottom)]
         findings.append(
             ProjectionFinding(
                 n=n,
                 minimum=minimum,
                 l0_at_minimum=l0_at_minimum,
                 plateau=(min(bottom), max(bottom)),
+                n_higher_within=len(within) - len(bottom),
                 swept=(min(l0s), max(l0s)),
             )
         )
     return findings
 
 
-def in_words(findings: Sequence[ProjectionFinding], true_l0: float) -> list[str]:
-    """The findings as sentences, a line each.
+def l0_change_at_end(steps: Sequence[int], l0: Sequence[float]) -> float:
+    """How much L0 changed over the last tenth of training, in latents.
 
-    Where the bottom of a curve is wide, its argmin is noise, and the sentence says how wide it is
-    instead of quoting the argmin.
+    Args:
+        steps: of the training log, ascending.
+        l0: at those steps, each over one batch.
+    Returns:
+        the mean over the last twentieth minus the mean over the twentieth before the last tenth;
+        NaN where the log is too short to tell.
     """
-    sharp = [f for f in findings if f.shape(true_l0) == "sharp"]
-    flat = [f for f in findings if f.shape(true_l0) == "flat"]
-    lines = [
-        f"n = {f.n}: s_n^dec is smallest at L0 {f.l0_at_minimum:.2f}, "
-        f"away from the true L0 ({true_l0:.2f})."
-        for f in findings
-        if f.shape(true_l0) == "away"
-    ]
-    if flat:
-        low = min(finding.plateau[0] for finding in flat)
-        high = max(finding.plateau[1] for finding in flat)
-        lines.insert(
-            0,
-            f"For n = {_ranges([f.n for f in flat])} the curve has no sharp minimum: it is flat to "
-            f"within {NOISE:g} around the truth, at the widest from L0 {low:.1f} to {high:.1f}. "
-            "Where exactly it is smallest is noise; where it starts to rise is not.",
+    if not steps:
+        return math.nan
+    last = steps[-1]
+    end = [v for step, v in zip(steps, l0, strict=True) if step > 0.95 * last]
+    before = [v for step, v in zip(steps, l0, strict=True) if 0.85 * last < step <= 0.9 * last]
+    if not end or not before:
+        return math.nan
+    return sum(end) / len(end) - sum(before) / len(before)
+
+
+def in_words(
+    findings: Sequence[ProjectionFinding], true_l0: float, table: pd.DataFrame
+) -> list[str]:
+    """What a sweep shows, as sentences, a line each.
+
+    Args:
+        findings: of the sweep.
+        true_l0: of the world.
+        table: a row per SAE with columns `sae_id`, `l0` and `l0_change_at_end`.
+    """
+    lines = []
+    near = [f for f in findings if abs(f.l0_at_minimum - true_l0) <= NEAR]
+    if near:
+        at = ", ".join(sorted({f"{f.l0_at_minimum:.2f}" for f in near}))
+        lines.append(
+            f"For n = {_ranges([f.n for f in near])} s_n^dec is smallest within {NEAR:g} of the "
+            f"true L0 ({true_l0:.2f}), at L0 {at}."
         )
-    if sharp:
-        lines.insert(
-            0,
-            f"For n = {_ranges([f.n for f in sharp])} s_n^dec is smallest within {NEAR:g} of the "
-            f"true L0 ({true_l0:.2f}){_sides(sharp[0], true_l0)}.",
+    for l0 in sorted({f.l0_at_minimum for f in findings if f not in near}):
+        ns = _ranges([f.n for f in findings if f.l0_at_minimum == l0])
+        lines.append(
+            f"For n = {ns} s_n^dec is smallest at L0 {l0:.2f}, away from the true L0 "
+            f"({true_l0:.2f})."
+        )
+    flat = [f for f in findings if f.shape(true_l0) == "flat"]
+    if flat:
+        widest = max(flat, key=lambda f: f.plateau[1] - f.plateau[0])
+        low, high = widest.plateau
+        but = ""
+        if widest.n_higher_within:
+            but = f", {widest.n_higher_within} between them aside"
+        lines.append(
+            f"For n = {_ranges([f.n for f in flat])} which of several SAEs is smallest is noise: "
+            f"theirs differ by less than {NOISE:g}, at the widest (n = {widest.n}) from L0 "
+            f"{low:.2f} to {high:.2f}{but}. Read off the last SAE before the rise towards low L0."
+        )
+    if findings:
+        low, high = findings[0].swept
+        sides = [("below", low < true_l0 - NEAR), ("above", high > true_l0 + NEAR)]
+        lines += [
+            f"The sweep has no SAE more than {NEAR:g} {side} the true L0, so it says nothing of "
+            "that side."
+            for side, is_there in sides
+            if not is_there
+        ]
+    moving = [
+        f"{sae_id} by {change:+.2f} to {l0:.2f}"
+        for sae_id, l0, change in zip(
+            table["sae_id"].tolist(),
+            table["l0"].tolist(),
+            table["l0_change_at_end"].tolist(),
+            strict=True,
+        )
+        if abs(change) > MOVING * l0
+    ]
+    if moving:
+        lines.append(
+            f"The L0 of {len(moving)} SAEs was still moving when training ended, so that the "
+            f"budget decided where it stopped; over the last tenth {'; '.join(moving)}. Train "
+            "longer, or take it as a snapshot."
         )
     return lines
-
-
-def _sides(finding: ProjectionFinding, true_l0: float) -> str:
-    """On which sides of the truth there are SAEs for the curve to rise at."""
-    below = finding.swept[0] < true_l0 - NEAR
-    above = finding.swept[1] > true_l0 + NEAR
-    if below and above:
-        return ", and rises on both sides"
-    if below or above:
-        return (
-            f", and rises {'below' if below else 'above'}; the sweep has no SAE on the other side"
-        )
-    return "; but the sweep has no SAE further away than that"
 
 
 def _ranges(numbers: Sequence[int]) -> str:

@@ -73,12 +73,14 @@ def make_saes(
                 raise ValueError(
                     f"SAE {spec.sae_id!r}: {config_class.__name__} has no field {name!r}."
                 )
-        # sae_lens draws initial weights from the global generator; what it held is put back.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(seed, "sae", spec.sae_id))
-            try:
-                sae = sae_class(config_class(**{**spec.config, "d_in": d_in}))
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"SAE {spec.sae_id!r}: {error}") from error
+        # sae_lens draws initial weights from the CPU's global generator; what it held is put back.
+        held = torch.get_rng_state()
+        torch.default_generator.manual_seed(derive_seed(seed, "sae", spec.sae_id))
+        try:
+            sae = sae_class(config_class(**{**spec.config, "d_in": d_in}))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"SAE {spec.sae_id!r}: {error}") from error
+        finally:
+            torch.set_rng_state(held)
         saes.append(sae.to(device))
     return saes

@@ -12,12 +12,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sparse_but_wrong import atomic
 from sparse_but_wrong.activations.toy import ToyActivations
 from sparse_but_wrong.diagnostics.score import score_sae
 from sparse_but_wrong.experiments.findings import (
     ProjectionFinding,
     find_projection_minima,
     in_words,
+    l0_change_at_end,
 )
 from sparse_but_wrong.experiments.make import make_saes, make_world
 from sparse_but_wrong.experiments.registry import get_experiment
@@ -113,7 +115,10 @@ def resume_run(path: Path) -> tuple[RunFolder, ExperimentSpec, RunSettings]:
         settings = RunSettings(
             seed=int(folder.manifest["seed"]), device=str(folder.manifest["device"])
         )
-    except (KeyError, TypeError, ValueError) as error:
+        for key, kind in (("quick", bool), ("timings", dict), ("experiment", str)):
+            if not isinstance(folder.manifest[key], kind):
+                raise ValueError(f"{key} is not a {kind.__name__}")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path / 'manifest.json'} is damaged ({error}); start a new run in another folder."
         ) from error
@@ -129,7 +134,11 @@ def finish_run(folder: RunFolder, spec: ExperimentSpec, settings: RunSettings) -
     """
     _check_device(settings.device)
     with folder.locked():
-        folder.remove_leftovers()
+        atomic.remove_leftovers(folder.path)
+        for sae in spec.saes:  # what is damaged is said before hours of training, not after
+            if folder.has_sae(sae.sae_id):
+                folder.load_sae(sae.sae_id)
+                folder.read_log(sae.sae_id)
         if not folder.world_path.exists():  # killed right after the manifest was written
             make_world(spec.world, settings.seed).save(folder.world_path)
         world = World.load(folder.world_path, settings.device)
@@ -152,7 +161,7 @@ def finish_run(folder: RunFolder, spec: ExperimentSpec, settings: RunSettings) -
 
         folder.manifest["true_l0"] = true_l0
         folder.manifest["findings"] = [asdict(finding) for finding in findings]
-        folder.manifest["findings_in_words"] = in_words(findings, true_l0)
+        folder.manifest["findings_in_words"] = in_words(findings, true_l0, table)
         folder.manifest["status"] = "finished"
         folder.write_manifest()
     return results
@@ -215,7 +224,7 @@ def run_group(
     started = time.perf_counter()
 
     def write_checkpoint(training: Training) -> None:
-        if training.has_started:
+        if training.can_checkpoint:
             seconds = seconds_before + time.perf_counter() - started
             folder.write_checkpoint(Checkpoint(ids, seconds, training.state()))
 
@@ -269,6 +278,7 @@ def _score_all(
                 "added": sae_spec.added,
                 "l0_coefficient": sae_spec.config.get("l0_coefficient"),
                 "diverged_at_step": log.diverged_at,
+                "l0_change_at_end": l0_change_at_end(log.steps, log.columns["l0"]),
                 **score_sae(sae, activations, world.directions).as_row(),
             }
         )
@@ -288,8 +298,8 @@ def _collect_curves(folder: RunFolder, spec: ExperimentSpec) -> pd.DataFrame:
 def _check_device(name: str) -> None:
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(
             f"the device {name!r} cannot be used here ({str(error).splitlines()[0]}); "
             "try --device cpu."

@@ -113,6 +113,14 @@ class ExperimentSpec:
         for sae_id in ids:
             if ids.count(sae_id) > 1:
                 raise ValueError(f"ExperimentSpec {self.name!r} has two SAEs with id {sae_id!r}.")
+        for sae in self.saes:
+            d_sae = sae.config.get("d_sae", 0)
+            for n in self.projection_n:
+                if not 0 <= n < d_sae:
+                    raise ValueError(
+                        f"ExperimentSpec {self.name!r}: projection_n has {n}, but SAE "
+                        f"{sae.sae_id!r} has d_sae = {d_sae}; n must be below it."
+                    )
 
     def to_dict(self) -> dict[str, Any]:
         """The spec as JSON-ready values."""
@@ -128,7 +136,8 @@ class ExperimentSpec:
         Raises:
             ValueError: a field is missing, unknown or of the wrong kind; the message names it.
         """
-        world = dict(_fields_of(WorldSpec, data.get("world"), "world"))
+        _fields_of(cls, data, "the spec")
+        world = dict(_fields_of(WorldSpec, data["world"], "world"))
         if world.get("correlation") is not None:
             correlation = dict(
                 _fields_of(CorrelationSpec, world["correlation"], "world.correlation")
@@ -139,9 +148,12 @@ class ExperimentSpec:
             world["correlation"] = CorrelationSpec(**correlation)
         for name in ("firing_probabilities", "std_firing_magnitudes", "mean_firing_magnitudes"):
             world[name] = tuple(world[name])
-        own = dict(_fields_of(cls, data, "the spec"))
+        own = dict(data)
         if not isinstance(own["saes"], list | tuple):
             raise ValueError("saes must be a list.")
+        for i, sae in enumerate(own["saes"]):
+            if isinstance(sae, Mapping) and not isinstance(sae.get("config", {}), Mapping):
+                raise ValueError(f"saes[{i}].config must be a mapping.")
         return cls(
             **{
                 **own,

@@ -133,7 +133,7 @@ def _sorted_projections(
     axes: Axes, rows: pd.DataFrame, true_l0: float | int, curve: Sequence[str], words: str
 ) -> None:
     # At n = d_sae / 2 the projection is the median and tells nothing.
-    shown = [name for name in curve if 1 <= _n_of(name) <= len(curve) / 2]
+    shown = [name for name in curve if 1 <= _n_of(name) < len(curve) / 2]
     ns = [_n_of(name) for name in shown]
     l0 = numbers(rows, "l0")
     below = l0 < (1 - _CLEARLY_OFF) * true_l0
@@ -155,7 +155,7 @@ def _sorted_projections(
             marker=marker,
             markersize=3,
             linewidth=0.9,
-            label=f"L0 {sae['l0']:.4g}: {verdict}",
+            label=f"L0 {sae['l0']:.2f}: {verdict}",
         )
     mark_true_l0(axes, true_l0)
     axes.set_ylim(bottom=min(-0.05, axes.get_ylim()[0]))

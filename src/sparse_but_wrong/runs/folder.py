@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -217,13 +216,6 @@ class RunFolder:
         table.to_parquet(buffer, index=False)
         atomic.write_bytes(self.path / f"{name}.parquet", buffer.getvalue())
         atomic.write_bytes(self.path / f"{name}.csv", table.to_csv(index=False).encode())
-
-    def remove_leftovers(self) -> None:
-        """Remove what a killed process left half-written."""
-        for parent in (self.path, self.path / "saes"):
-            if parent.is_dir():
-                for leftover in parent.glob(".*.tmp"):
-                    shutil.rmtree(leftover, ignore_errors=True)
 
 
 def is_run(path: Path) -> bool:

@@ -26,7 +26,7 @@ class EvalResult:
     dead_features: int
     """Latents that were active on no sample."""
     shrinkage: float
-    """Mean of ‖reconstruction‖ / ‖input‖ over the samples in which a feature fires."""
+    """Mean of ‖reconstruction‖ / ‖input‖ over the samples whose input is not zero."""
 
 
 @runtime_checkable
@@ -47,7 +47,9 @@ def eval_sae(
     **Changes the SAE**: decoder norms are folded into the encoder in place first
     (`sae.fold_W_dec_norm()`), so that decoder rows have unit norm afterwards; what the SAE
     computes stays the same. Samples are drawn anew, so two calls differ by sampling noise: to
-    compare SAEs, use `sparse_but_wrong.diagnostics.score.score_sae` on samples drawn once.
+    compare SAEs, use `sparse_but_wrong.diagnostics.score.score_sae` on samples drawn once. A
+    training BatchTopK SAE picks its k per batch, so that its L0 is k whatever it learned: give the
+    thresholded (JumpReLU) export of it instead.
 
     Args:
         sae: any sae_lens SAE whose decoder norm can be folded.
@@ -63,7 +65,6 @@ def eval_sae(
     """
     if num_samples < 1:
         raise ValueError(f"num_samples is {num_samples}: draw at least one sample.")
-    sae.fold_W_dec_norm()
     embed = toy_model.embed
     features = generate_batch(num_samples)
     if features.shape != (num_samples, embed.in_features):
@@ -71,6 +72,8 @@ def eval_sae(
             f"generate_batch({num_samples}) returned shape {list(features.shape)}, but the toy "
             f"model embeds features of shape [{num_samples}, {embed.in_features}]."
         )
+    # Only now that nothing is left to refuse.
+    sae.fold_W_dec_norm()
     true_l0 = torch.count_nonzero(features > 0).item() / num_samples
     activations = embed(features.to(embed.weight))
     sparsity, reconstruction = sparsity_and_reconstruction(sae, activations)

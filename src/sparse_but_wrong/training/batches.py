@@ -88,7 +88,11 @@ class BatchReader:
                 f"batch {self.n_drawn} of the source has shape {list(batch.shape)}, but the SAEs "
                 f"take [batch, d_in = {self.d_in}]."
             )
-        batch = batch.detach().to(self.device, torch.float32)
+        given = batch.detach()
+        batch = given.to(self.device, torch.float32)
+        if batch.data_ptr() == given.data_ptr():
+            # Several batches are held at a time, and a source may fill the same tensor anew.
+            batch = batch.clone()
         if self.device.type == "cpu" and not _is_finite(batch):
             raise _non_finite(self.n_drawn, batch)
         return batch

@@ -8,15 +8,17 @@ from types import FrameType
 
 
 class DeferredInterrupt:
-    """While open, a first Ctrl-C only sets `pending`; a second one interrupts at once.
+    """While open, Ctrl-C only sets `pending`, unless `is_safe` says that it may interrupt at once.
 
     Several SAEs are in the middle of a step at any time, so an exception at an arbitrary point
-    would leave them at different steps. Whoever opens this asks `pending` between steps. Does
-    nothing outside the main thread, or where the program has a handler of its own.
+    would leave them at different steps. Whoever opens this asks `pending` between steps, and sets
+    `is_safe` where it may wait for long. There a second Ctrl-C interrupts. Does nothing outside the
+    main thread, or where the program has a handler of its own.
     """
 
     def __init__(self) -> None:
         self.pending = False
+        self.is_safe = False
         self._installed = False
 
     def __enter__(self) -> DeferredInterrupt:
@@ -33,6 +35,6 @@ class DeferredInterrupt:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
-        if self.pending:
+        if self.pending and self.is_safe:
             signal.default_int_handler(signum, frame)
         self.pending = True

@@ -110,20 +110,25 @@ def is_training_sae(candidate: object) -> bool:
     return isinstance(candidate, TrainingSAE)
 
 
-def estimate_normalisation(trainer: SAETrainer[Any, Any], batches: Sequence[Tensor]) -> None:
-    """Estimate a trainer's scaling factor or whitening from batches, as its `fit` would."""
-    d_in = trainer.sae.cfg.d_in
-    mode = trainer.sae.cfg.normalize_activations
-    if mode == "expected_average_only_in":
-        trainer.activation_scaler.estimate_scaling_factor(d_in, iter(batches), len(batches))
-    elif mode == "covariance_whitening":
-        trainer.activation_scaler.estimate_whitening(d_in, iter(batches), len(batches))
+def estimate_whitening(trainer: SAETrainer[Any, Any], batches: Sequence[Tensor]) -> None:
+    """Estimate a trainer's whitening from batches, as its `fit` would."""
+    trainer.activation_scaler.estimate_whitening(trainer.sae.cfg.d_in, iter(batches), len(batches))
 
 
-def step_figures(trainer: SAETrainer[Any, Any], output: TrainStepOutput) -> dict[str, float]:
+def set_scaling_factor(trainer: SAETrainer[Any, Any], factor: float) -> None:
+    """Give a trainer the factor that its activations are multiplied by."""
+    trainer.activation_scaler.scaling_factor = factor
+
+
+def step_figures(
+    trainer: SAETrainer[Any, Any], output: TrainStepOutput, coefficients: dict[str, float]
+) -> dict[str, float]:
     """What the training log keeps of a step that sae_lens' trainer has taken.
 
-    The gradient's norm is missing: the trainer clips it without giving it away.
+    Args:
+        coefficients: those the step was taken with.
+    Returns:
+        the figures by name. The gradient's norm is missing: the trainer does not give it away.
     """
     l0 = output.feature_acts.bool().float().sum(-1).to_dense().mean()
     figures = {
@@ -132,9 +137,8 @@ def step_figures(trainer: SAETrainer[Any, Any], output: TrainStepOutput) -> dict
         "l0": float(l0),
         "dead_latents": float(trainer.dead_neurons.sum()),
     }
-    scheduled = list(trainer.get_coefficients().values())
-    if len(scheduled) == 1:
-        figures["coefficient"] = scheduled[0]
+    if len(coefficients) == 1:
+        figures["coefficient"] = next(iter(coefficients.values()))
     return figures
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sparse_but_wrong.training import lens
 from sparse_but_wrong.training.log import SAELog
+from sparse_but_wrong.training.mean_norm import MeanNorm
 from sparse_but_wrong.training.member import Member
 from sparse_but_wrong.training.options import TrainOptions
 
@@ -30,17 +31,25 @@ class LensMember(Member):
         self.n_norm_batches = 0
         if sae.cfg.normalize_activations in ("expected_average_only_in", "covariance_whitening"):
             self.n_norm_batches = options.n_batches_for_norm_estimate
-        # sae_lens estimates from a data provider, in one go, so the batches must be kept till then.
+        self._mean_norm = MeanNorm()
+        # sae_lens estimates a whitening from all batches in one go, so they must be kept till then.
         self._observed: list[Tensor] = []
 
     def observe(self, batch: Float[Tensor, "B D"]) -> None:
-        """Keep one of the first batches for the estimate."""
-        self._observed.append(batch)
+        """Take one of the first batches into the estimate."""
+        if self.sae.cfg.normalize_activations == "covariance_whitening":
+            self._observed.append(batch)
+        else:
+            self._mean_norm.observe(batch)
 
     def start(self) -> None:
-        """Let sae_lens estimate its normalisation from the batches observed."""
-        lens.estimate_normalisation(self.trainer, self._observed)
-        self._observed.clear()
+        """Settle the normalisation."""
+        if self._observed:
+            lens.estimate_whitening(self.trainer, self._observed)
+            self._observed.clear()
+        elif self.n_norm_batches:
+            factor = self._mean_norm.scaling_factor(self.sae.cfg.d_in)
+            lens.set_scaling_factor(self.trainer, factor)
 
     def scaled(self, batches: Sequence[Tensor]) -> Sequence[Tensor]:
         """The batches as they are: sae_lens' trainer scales them itself."""
@@ -58,9 +67,10 @@ class LensMember(Member):
         for i, batch in enumerate(batches):
             step = first_step + i
             self.trainer.maybe_reset_sparsity()
+            coefficients = self.trainer.get_coefficients()  # the step moves them on
             output = self.trainer.step(batch)
             if step % self.options.log_every == 0 or (log_last and i == len(batches) - 1):
-                figures = lens.step_figures(self.trainer, output)
+                figures = lens.step_figures(self.trainer, output, coefficients)
                 self.logs[0].append(step, {**figures, "lr": rates[i]})
             self.trainer.n_training_steps += 1
 

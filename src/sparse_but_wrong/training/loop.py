@@ -104,6 +104,15 @@ class Training:
         options: TrainOptions,
     ) -> None:
         _check_saes(saes)
+        if not hasattr(source, "__next__"):
+            raise TypeError(
+                f"the source is a {type(source).__name__}, not an iterator; give iter(…) of it, or "
+                "itertools.cycle(…) to go through it again and again."
+            )
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError(
+                "SAEs cannot be trained under torch.inference_mode(); leave it before training."
+            )
         self.options = options
         self.source = source
         self.device = saes[0].W_dec.device
@@ -132,9 +141,17 @@ class Training:
         return self.n_samples >= self.options.total_training_samples
 
     @property
-    def has_started(self) -> bool:
-        """Whether every SAE is past its estimate of the activations' norm."""
-        return all(progress.started for progress in self._progress)
+    def can_checkpoint(self) -> bool:
+        """Whether `state` can be asked for now.
+
+        It cannot while the norm of the activations is being estimated, and never where an SAE is
+        trained by sae_lens' own trainer or the source does not know its place.
+        """
+        return (
+            isinstance(self.source, ResumableSource)
+            and all(isinstance(member, StackMember) for member in self.members)
+            and all(progress.started for progress in self._progress)
+        )
 
     def run(
         self, on_rest: Callable[[Training], None] | None = None, every_seconds: float = 0.0
@@ -167,6 +184,14 @@ class Training:
                 flights.popleft().land()
                 bar.update(self.n_samples - before)
 
+        def draw() -> Block | None:
+            # The source may take its time, or hang; nothing is lost if it is interrupted.
+            interrupt.is_safe = True
+            try:
+                return self._draw()
+            finally:
+                interrupt.is_safe = False
+
         try:
             with (
                 bar,
@@ -176,7 +201,7 @@ class Training:
             ):
                 rested = time.monotonic()
                 try:
-                    block = self._draw()
+                    block = draw()
                     while block is not None:
                         flights.append(self._launch(block, flights, workers))
                         if block.error is not None:
@@ -184,7 +209,7 @@ class Training:
                         # Read in this thread, which is the caller's, while the workers train. Two
                         # blocks are in flight, so that no worker waits for the slowest at the end
                         # of each.
-                        block = self._draw()
+                        block = draw()
                         land(1)
                         if interrupt.pending:
                             raise KeyboardInterrupt
@@ -203,6 +228,8 @@ class Training:
             raise
         for member, progress in zip(self.members, self._progress, strict=True):
             member.finish(progress.n_steps)
+        if interrupt.pending:
+            raise KeyboardInterrupt
 
     def _draw(self) -> Block | None:
         """The next block, cut so that each SAE does one thing throughout it; None at the end."""
@@ -265,14 +292,15 @@ class Training:
         Raises:
             TypeError: the source cannot tell its place in the stream (`ResumableSource`).
             NotImplementedError: an SAE is trained by sae_lens' own trainer.
-            RuntimeError: the norm of the activations is still being estimated; ask `has_started`.
+            RuntimeError: the norm of the activations is still being estimated; ask
+                `can_checkpoint`.
         """
         if not isinstance(self.source, ResumableSource):
             raise TypeError(
                 f"a {type(self.source).__name__} cannot be resumed; give a source with state() "
                 "and load_state()."
             )
-        if not self.has_started:
+        if not all(progress.started for progress in self._progress):
             raise RuntimeError("the run has not started training yet; there is nothing to keep.")
         point = self._draw_point or self._here()
         tensors = {f"source.{k}": v for k, v in point.source_state.items()}
@@ -414,6 +442,11 @@ def _check_saes(saes: Sequence[sae_lens.TrainingSAE[Any]]) -> None:
                 "make one SAE for each place."
             )
         first_place[id(sae)] = i
+        if sae.W_dec.device.type == "meta":
+            raise ValueError(
+                f"saes[{i}] is on the meta device, where there are no numbers; move it with "
+                "sae.to_empty(…) and initialise it first."
+            )
         for what, mine, wanted in (
             ("d_in", sae.cfg.d_in, saes[0].cfg.d_in),
             ("device", sae.W_dec.device, saes[0].W_dec.device),

@@ -27,8 +27,8 @@ def clip_grad_norm_per_sae_(
         scale: saves a pass over the gradients for whoever has a factor left to apply.
         max_norm: sae_lens clips at 1.
     Returns:
-        The norms before clipping, shape [S, 1]. A row that is not finite becomes NaN throughout
-        and leaves the other rows alone, as `torch.nn.utils.clip_grad_norm_` would row by row.
+        The norms before clipping, shape [S, 1]. A row that is not finite leaves the other rows
+        alone; to itself happens what `torch.nn.utils.clip_grad_norm_` would do to it.
     """
     if products.one_by_one(grads):
         # Row by row: a reduction of one row and of several need not add up in the same order.

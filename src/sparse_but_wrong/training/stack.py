@@ -87,8 +87,10 @@ def why_not_stackable(sae: sae_lens.TrainingSAE[Any]) -> str | None:
     """
     if sae.cfg.normalize_activations not in ("none", "expected_average_only_in"):
         return f"it does not do normalize_activations={sae.cfg.normalize_activations!r}"
-    if sae.dtype != torch.float32:
-        return f"it trains float32 only, not {str(sae.dtype).removeprefix('torch.')}"
+    # The threshold is float32 whatever the SAE's dtype, and an SAE's dtype may be out of date.
+    dtypes = {sae.dtype, *(p.dtype for p in sae.parameters())} - {torch.float32}
+    if dtypes:
+        return f"it trains float32 only, not {str(dtypes.pop()).removeprefix('torch.')}"
     if not lens.has_plain_mse_loss(sae):
         return "a custom mse_loss_fn is set"
     if not all(p.requires_grad for p in sae.parameters()):

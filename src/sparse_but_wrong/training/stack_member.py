@@ -17,6 +17,7 @@ from torch import Tensor
 from sparse_but_wrong.training import lens
 from sparse_but_wrong.training.architectures.jumprelu import JumpReLU, Workspace
 from sparse_but_wrong.training.log import SAELog
+from sparse_but_wrong.training.mean_norm import MeanNorm
 from sparse_but_wrong.training.member import Member
 from sparse_but_wrong.training.optimizer import AdamState, clip_grad_norm_per_sae_
 from sparse_but_wrong.training.options import TrainOptions
@@ -33,33 +34,6 @@ class _Scratch:
     workspace: Workspace
     grads: Tensor
     adam: Tensor
-
-
-class MeanNorm:
-    """The factor that brings activations to a mean norm of √d_in (expected_average_only_in)."""
-
-    def __init__(self) -> None:
-        self.total = 0.0
-        self.count = 0
-
-    def observe(self, batch: Float[Tensor, "B D"]) -> None:
-        """Add the norms of one batch; summed per batch in float32, over batches in float64."""
-        norms = batch.norm(dim=-1)
-        self.total += norms.sum().item()
-        self.count += norms.numel()
-
-    def scaling_factor(self) -> float:
-        """√d_in / mean norm is this, times √d_in.
-
-        Raises:
-            ValueError: the activations seen are all zero.
-        """
-        if self.total == 0:
-            raise ValueError(
-                "the activations are all zero, so they cannot be normalised "
-                '(normalize_activations="expected_average_only_in"); mend the source.'
-            )
-        return self.count / self.total
 
 
 class StackMember(Member):
@@ -111,9 +85,12 @@ class StackMember(Member):
         self.steppers = [
             architecture([s.cfg for s in saes[rows]], self.device) for rows in self.chunks
         ]
-        # Tasks return their buffers here; append and pop are atomic, so tasks of several threads
-        # may share it, and there are never more sets of buffers than tasks running at once.
-        self._scratch: list[_Scratch] = []
+        # Tasks return their buffers here, by the size of their chunk. Append and pop are atomic, so
+        # tasks of several threads may share them, and there are never more sets of buffers than
+        # tasks running at once.
+        self._scratch: dict[int, list[_Scratch]] = {
+            rows.stop - rows.start: [] for rows in self.chunks
+        }
 
         self.mean_norm = MeanNorm()
         self.scale: float | None = None
@@ -128,7 +105,7 @@ class StackMember(Member):
     def start(self) -> None:
         """Settle the scaling factor, once all `n_norm_batches` have been observed."""
         if self.n_norm_batches and self.scale is None:
-            self.scale = math.sqrt(self.d_in) * self.mean_norm.scaling_factor()
+            self.scale = self.mean_norm.scaling_factor(self.d_in)
 
     def scaled(self, batches: Sequence[Tensor]) -> list[Tensor]:
         """The batches as this stack's SAEs read them."""
@@ -185,20 +162,20 @@ class StackMember(Member):
                     "coefficient": coefficient.squeeze(1),
                 }
                 self._log(rows, step, rates[i], figures)
-        self._scratch.append(scratch)
+        self._scratch[len(params)].append(scratch)
 
     def _take_scratch(self, stepper: JumpReLU, rows: slice, batch_size: int) -> _Scratch:
         wanted = self.params[rows].shape
-        while self._scratch:
-            try:
-                scratch = self._scratch.pop()
-            except IndexError:  # another thread took the last one
-                break
-            if scratch.grads.shape == wanted:
-                # The padding between parameters is never written, but it is part of the norm, and
-                # an SAE that diverged leaves NaN in it.
-                scratch.grads.zero_()
-                return scratch
+        spare = self._scratch[wanted[0]]
+        try:
+            scratch = spare.pop()
+        except IndexError:  # none, or another thread took the last one
+            pass
+        else:
+            # The padding between parameters is never written, but it is part of the norm, and an
+            # SAE that diverged leaves NaN in it.
+            scratch.grads.zero_()
+            return scratch
         return _Scratch(
             workspace=stepper.workspace(batch_size),
             grads=torch.zeros(wanted, device=self.device),

@@ -1,0 +1,64 @@
+"""Files and folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sparse_but_wrong import atomic
+
+
+def test_a_file_is_replaced_whole_or_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "new" / "file.json"
+    atomic.write_bytes(file, b"first")
+    assert file.read_bytes() == b"first"
+
+    def full_disk(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", full_disk)
+        with pytest.raises(OSError, match="no space left"):
+            atomic.write_bytes(file, b"second")
+    assert file.read_bytes() == b"first"
+    assert [f.name for f in file.parent.iterdir()] == ["file.json"]
+
+
+def fill_and_fail(folder: Path) -> None:
+    with atomic.new_folder(folder) as unfinished:
+        (unfinished / "a").write_text("half")
+        raise KeyboardInterrupt
+
+
+def test_a_folder_takes_its_name_only_when_it_is_full(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    with pytest.raises(KeyboardInterrupt):
+        fill_and_fail(folder)
+    assert list(tmp_path.iterdir()) == []
+    with atomic.new_folder(folder) as unfinished:
+        (unfinished / "a").write_text("whole")
+        assert not folder.exists()
+    assert (folder / "a").read_text() == "whole"
+    with pytest.raises(FileExistsError, match="already holds something"):
+        fill_and_fail(folder)
+
+
+def test_what_a_kill_leaves_behind_is_found_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object, **__: object) -> None:
+        raise SystemError
+
+    with monkeypatch.context() as patch:  # nothing after the kill runs, no cleaning up either
+        patch.setattr(Path, "replace", killed)
+        patch.setattr(Path, "unlink", killed)
+        patch.setattr("shutil.rmtree", killed)
+        with pytest.raises(SystemError):
+            atomic.write_bytes(tmp_path / "logs" / "x.json", b"half")
+        with pytest.raises(SystemError):
+            fill_and_fail(tmp_path / "saes" / "x")
+    (tmp_path / "saes" / "mine").write_text("whole")
+    assert len([f for f in tmp_path.rglob("*") if f.is_file()]) == 3
+    atomic.remove_leftovers(tmp_path)
+    assert [f.name for f in tmp_path.rglob("*") if f.is_file()] == ["mine"]
