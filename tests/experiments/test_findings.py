@@ -92,4 +92,4 @@ def test_an_l0_that_was_still_moving_is_named() -> None:
     frame.loc[1, "l0_change_at_end"] = -2.0
     line = in_words([find(frame)], 11.0, frame)[-1]
     assert "The L0 of 1 SAEs was still moving" in line
-    assert "sae_1 by -2.00 to 5.00" in line
+    assert "sae_1 7.0 → 5.0" in line

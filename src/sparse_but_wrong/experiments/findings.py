@@ -153,7 +153,7 @@ def in_words(
             if not is_there
         ]
     moving = [
-        f"{sae_id} by {change:+.2f} to {l0:.2f}"
+        f"{sae_id} {l0 - change:.1f} → {l0:.1f}"
         for sae_id, l0, change in zip(
             table["sae_id"].tolist(),
             table["l0"].tolist(),
@@ -165,7 +165,7 @@ def in_words(
     if moving:
         lines.append(
             f"The L0 of {len(moving)} SAEs was still moving when training ended, so that the "
-            f"budget decided where it stopped; over the last tenth {'; '.join(moving)}. Train "
+            f"budget decided where it stopped; over the last tenth {', '.join(moving)}. Train "
             "longer, or take it as a snapshot."
         )
     return lines

@@ -47,10 +47,11 @@ def train_saes(
 ) -> TrainingLog:
     """Train many SAEs at once, in place, on one shared stream of activations.
 
-    Every SAE ends where sae_lens' `SAETrainer` would bring it with the same initial weights and
-    batches, to float32 tolerance. On the CPU its result does not depend on which others share the
-    run. SAEs that the engine does not stack are trained on the same stream by sae_lens' own
-    trainer; a line on the logger `sparse_but_wrong` says which and why.
+    Every SAE takes the steps that sae_lens' `SAETrainer` would take with the same initial weights
+    and batches, to float32 rounding (which a long run may amplify). On the CPU its result does not
+    depend on which others share the run. SAEs that the engine does not stack are trained on the
+    same stream by sae_lens' own trainer; a line on the logger `sparse_but_wrong` says which and
+    why.
 
     Args:
         saes: sae_lens training SAEs, all of one d_in and on one device. Trained in place; with
