@@ -50,6 +50,18 @@ def make_saes() -> list[JumpReLUTrainingSAE]:
     ]
 
 
+def assert_taken_up_it_ends_as_if_never_stopped(stopped: Training) -> None:
+    """For a run of `make_saes` on a `RandomSource`."""
+    straight, resumed = make_saes(), make_saes()
+    train_saes(straight, RandomSource(), stopped.options)
+    second = Training(resumed, RandomSource(seed=99), stopped.options)
+    second.load_state(stopped.state())
+    second.run()
+    for a, b in zip(straight, resumed, strict=True):
+        for name, value in oracle.parameters(a).items():
+            assert torch.equal(value, oracle.parameters(b)[name]), name
+
+
 def test_a_run_taken_up_from_a_checkpoint_ends_bit_for_bit_the_same() -> None:
     options = oracle.options_for(70, dead_feature_window=10, feature_sampling_window=25)
     straight = make_saes()
@@ -136,21 +148,12 @@ def test_a_signal_waits_for_the_step_and_the_run_can_be_taken_up() -> None:
             return super().__next__()
 
     options = oracle.options_for(120)
-    straight = make_saes()
-    train_saes(straight, RandomSource(), options)
-
     training = Training(make_saes(), Signalling(), options)
     with pytest.raises(KeyboardInterrupt):
         training.run()
     assert 0 < training.n_samples < options.total_training_samples
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    resumed = make_saes()
-    second = Training(resumed, RandomSource(), options)
-    second.load_state(training.state())
-    second.run()
-    for a, b in zip(straight, resumed, strict=True):
-        for name, value in oracle.parameters(a).items():
-            assert torch.equal(value, oracle.parameters(b)[name]), name
+    assert_taken_up_it_ends_as_if_never_stopped(training)
 
 
 def test_two_signals_interrupt_a_source_that_hangs_and_lose_nothing() -> None:
@@ -166,19 +169,11 @@ def test_two_signals_interrupt_a_source_that_hangs_and_lose_nothing() -> None:
             return super().__next__()
 
     options = oracle.options_for(120)
-    straight = make_saes()
-    train_saes(straight, RandomSource(), options)
     training = Training(make_saes(), Hanging(), options)
     with pytest.raises(KeyboardInterrupt):
         training.run()
     assert 0 < training.n_samples < options.total_training_samples
-    resumed = make_saes()
-    second = Training(resumed, RandomSource(), options)
-    second.load_state(training.state())
-    second.run()
-    for a, b in zip(straight, resumed, strict=True):
-        for name, value in oracle.parameters(a).items():
-            assert torch.equal(value, oracle.parameters(b)[name]), name
+    assert_taken_up_it_ends_as_if_never_stopped(training)
 
 
 def test_signals_while_the_saes_are_in_a_step_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,20 +190,12 @@ def test_signals_while_the_saes_are_in_a_step_wait_for_it(monkeypatch: pytest.Mo
         original(self)
 
     options = oracle.options_for(200)
-    straight = make_saes()
-    train_saes(straight, RandomSource(), options)
     training = Training(make_saes(), RandomSource(), options)
     with monkeypatch.context() as patch:
         patch.setattr(_Flight, "come_to_rest", signalling)
         with pytest.raises(KeyboardInterrupt):
             training.run()
-    resumed = make_saes()
-    second = Training(resumed, RandomSource(), options)
-    second.load_state(training.state())
-    second.run()
-    for a, b in zip(straight, resumed, strict=True):
-        for name, value in oracle.parameters(a).items():
-            assert torch.equal(value, oracle.parameters(b)[name]), name
+    assert_taken_up_it_ends_as_if_never_stopped(training)
 
 
 def test_a_source_may_fill_the_same_tensor_again_and_again() -> None:
