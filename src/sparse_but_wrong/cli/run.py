@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -57,7 +58,8 @@ def run_experiment(
     try:
         results = finish_run(folder, spec, settings)
     except KeyboardInterrupt:
-        click.echo(f"\nStopped. Go on with: sbw run {name} --out {folder.path} --resume", err=True)
+        where = shlex.quote(str(folder.path))
+        click.echo(f"\nStopped. Go on with: sbw run {name} --out {where} --resume", err=True)
         raise
     print_results(results, folder)
 

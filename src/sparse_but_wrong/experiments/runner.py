@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ from sparse_but_wrong.runs.checkpoint import Checkpoint
 from sparse_but_wrong.runs.folder import RunFolder
 from sparse_but_wrong.runs.provenance import provenance
 from sparse_but_wrong.toy_models.world import World
+from sparse_but_wrong.training.log import SAELog
 from sparse_but_wrong.training.loop import Training
 
 if TYPE_CHECKING:
@@ -146,8 +147,9 @@ def finish_run(folder: RunFolder, spec: ExperimentSpec, settings: RunSettings) -
 
         started = time.perf_counter()
         activations, true_l0 = evaluation_samples(spec, world, settings.seed)
-        table = _score_all(folder, spec, world, activations, settings)
-        curves = _collect_curves(folder, spec)
+        logs = {sae.sae_id: folder.read_log(sae.sae_id) for sae in spec.saes}
+        table = _score_all(folder, spec, world, activations, settings, logs)
+        curves = _collect_curves(logs)
         findings = find_projection_minima(table, spec.projection_n)
         folder.write_table("results", table)
         folder.write_table("training_curves", curves)
@@ -265,13 +267,14 @@ def _score_all(
     world: World,
     activations: Float[Tensor, "samples d_in"],
     settings: RunSettings,
+    logs: Mapping[str, SAELog],
 ) -> pd.DataFrame:
     import pandas as pd
 
     rows: list[dict[str, Any]] = []
     for sae_spec in spec.saes:
         sae = folder.load_sae(sae_spec.sae_id, settings.device)
-        log = folder.read_log(sae_spec.sae_id)
+        log = logs[sae_spec.sae_id]
         rows.append(
             {
                 "sae_id": sae_spec.sae_id,
@@ -285,13 +288,13 @@ def _score_all(
     return pd.DataFrame(rows).astype({"diverged_at_step": "Int64"})
 
 
-def _collect_curves(folder: RunFolder, spec: ExperimentSpec) -> pd.DataFrame:
+def _collect_curves(logs: Mapping[str, SAELog]) -> pd.DataFrame:
     import pandas as pd
 
-    frames = []
-    for sae in spec.saes:
-        log = folder.read_log(sae.sae_id)
-        frames.append(pd.DataFrame({"sae_id": sae.sae_id, "step": log.steps, **log.columns}))
+    frames = [
+        pd.DataFrame({"sae_id": sae_id, "step": log.steps, **log.columns})
+        for sae_id, log in logs.items()
+    ]
     return pd.concat(frames, ignore_index=True)
 
 

@@ -33,6 +33,11 @@ def coefficients(sae: sae_lens.TrainingSAE[Any]) -> dict[str, tuple[float, float
     return found
 
 
+def _lr_end(options: TrainOptions) -> float:
+    """Where annealing ends; sae_lens' runners take a tenth where nothing is said."""
+    return options.lr / 10 if options.lr_end is None else options.lr_end
+
+
 class LearningRates:
     """The learning rate of every step, read off sae_lens' own schedulers as far as needed."""
 
@@ -47,7 +52,7 @@ class LearningRates:
             lr=options.lr,
             warm_up_steps=options.lr_warm_up_steps,
             decay_steps=options.lr_decay_steps,
-            lr_end=options.lr / 10 if options.lr_end is None else options.lr_end,
+            lr_end=_lr_end(options),
             num_cycles=options.n_restart_cycles,
         )
         self._rates: list[float] = [self._current()]
@@ -72,12 +77,11 @@ def make_trainer(
     from sae_lens.config import LoggingConfig, SAETrainerConfig
     from sae_lens.training.sae_trainer import SAETrainer
 
-    lr_end = options.lr / 10 if options.lr_end is None else options.lr_end
     config = SAETrainerConfig(
         total_training_samples=options.total_training_samples,
         train_batch_size_samples=options.train_batch_size_samples,
         lr=options.lr,
-        lr_end=lr_end,
+        lr_end=_lr_end(options),
         lr_scheduler_name=options.lr_scheduler_name,
         lr_warm_up_steps=options.lr_warm_up_steps,
         lr_decay_steps=options.lr_decay_steps,

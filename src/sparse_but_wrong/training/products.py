@@ -2,8 +2,8 @@
 
 Axes: C SAEs of one chunk, B batch, D d_in, H d_sae; K and N stand for either of D and H.
 
-They are nine tenths of a step. On the CPU each SAE's product is a call of its own: batched kernels
-may split their work by the number of SAEs, and then an SAE's last bits would depend on its
+They are about two thirds of a step. On the CPU each SAE's product is a call of its own: batched
+kernels may split their work by the number of SAEs, and then an SAE's last bits would depend on its
 neighbours. On x86 processors oneDNN, which PyTorch carries, multiplies these shapes up to twice as
 fast as the BLAS behind `torch.mm` (on AMD's, whose vector units that BLAS leaves half unused, also
 large ones), and adds biases on the way. PyTorch offers it for float32 only as an operator for its
