@@ -52,8 +52,8 @@ def test_gradient_and_losses_are_autograds(
         if isinstance(buffer, torch.Tensor):
             buffer.fill_(torch.nan)  # whatever a buffer held before must not matter
     coefficient = torch.tensor(coefficients).unsqueeze(1)
-    fired = stepper.step(x, params, grads, coefficient, dead, workspace)
-    losses = stepper.losses(params, coefficient, dead, workspace)
+    fired = stepper.step(x, params, {}, grads, coefficient, dead, workspace)
+    losses = stepper.losses(x, params, coefficient, dead, workspace)
 
     for i, sae in enumerate(saes):
         output = sae.training_forward_pass(
@@ -93,6 +93,7 @@ def test_a_latent_with_a_zero_decoder_row_gets_no_nan() -> None:
     stepper.step(
         x,
         params,
+        {},
         layout.views(flat_grads),
         torch.ones(1, 1),
         torch.zeros(1, oracle.D_SAE, dtype=torch.bool),

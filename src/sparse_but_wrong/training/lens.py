@@ -20,17 +20,16 @@ if TYPE_CHECKING:
     from sparse_but_wrong.training.options import TrainOptions
 
 
-def coefficients(sae: sae_lens.TrainingSAE[Any]) -> dict[str, tuple[float, float]]:
-    """An SAE's loss coefficients by name: (final value, warm-up steps)."""
+def knob(sae: sae_lens.TrainingSAE[Any], name: str) -> tuple[float, float]:
+    """What sets an SAE's sparsity, by sae_lens' name of it: (final value, warm-up steps)."""
     from sae_lens.saes.sae import TrainCoefficientConfig
 
-    found = {}
-    for name, value in sae.get_coefficients().items():
-        if isinstance(value, TrainCoefficientConfig):
-            found[name] = (float(value.value), float(value.warm_up_steps))
-        else:
-            found[name] = (float(value), 0.0)
-    return found
+    if name == "k":
+        return float(sae.cfg.k), 0.0
+    value = sae.get_coefficients()[name]
+    if isinstance(value, TrainCoefficientConfig):
+        return float(value.value), float(value.warm_up_steps)
+    return float(value), 0.0
 
 
 def _lr_end(options: TrainOptions) -> float:

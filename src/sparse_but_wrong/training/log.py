@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ class SAELog:
     Each list has an entry per logged step. `columns` holds, by name: `mse_loss` and the losses of
     the architecture (`l0_loss`, …), `loss` their sum, `l0` (latents active per sample of that
     batch), `dead_latents` (not fired within the dead-latent window), `grad_norm` (before
-    clipping), `coefficient` (after warm-up) and `lr`.
+    clipping), `coefficient` (after warm-up) or `k`, and `lr`.
     """
 
     trained_by: str
@@ -28,22 +29,17 @@ class SAELog:
     steps: list[int] = field(default_factory=list)
     columns: dict[str, list[float]] = field(default_factory=dict)
 
+    diverged_at: int | None = None
+    """The first step whose gradient was not finite (of those logged, under sae_lens' trainer)."""
+
     def append(self, step: int, values: dict[str, float]) -> None:
         """Add the figures of one step."""
         self.steps.append(step)
         for name, value in values.items():
             self.columns.setdefault(name, []).append(value)
-
-    @property
-    def diverged_at(self) -> int | None:
-        """The first logged step whose loss or gradient was not finite; None if there was none."""
-        for i, step in enumerate(self.steps):
-            values = torch.tensor(
-                [self.columns[name][i] for name in ("loss", "grad_norm") if name in self.columns]
-            )
-            if not bool(torch.isfinite(values).all()):
-                return step
-        return None
+        looked_at = (values.get("loss", 0.0), values.get("grad_norm", 0.0))
+        if self.diverged_at is None and not all(math.isfinite(value) for value in looked_at):
+            self.diverged_at = step
 
     def state(self) -> dict[str, Tensor]:
         """The log as tensors, for a checkpoint."""

@@ -24,8 +24,9 @@ from sparse_but_wrong.activations.source import ResumableSource
 from sparse_but_wrong.threads import one_thread_per_operation
 from sparse_but_wrong.training import lens
 from sparse_but_wrong.training.architectures import ARCHITECTURES
-from sparse_but_wrong.training.architectures.jumprelu import JumpReLU
+from sparse_but_wrong.training.architectures.architecture import Architecture
 from sparse_but_wrong.training.batches import BatchReader, Block
+from sparse_but_wrong.training.controls import Control
 from sparse_but_wrong.training.interrupt import DeferredInterrupt
 from sparse_but_wrong.training.lens_member import LensMember
 from sparse_but_wrong.training.log import TrainingLog
@@ -44,6 +45,7 @@ def train_saes(
     saes: Sequence[sae_lens.TrainingSAE[Any]],
     source: Iterator[Tensor],
     options: TrainOptions | None = None,
+    controls: Sequence[Control | None] | None = None,
 ) -> TrainingLog:
     """Train many SAEs at once, in place, on one shared stream of activations.
 
@@ -60,6 +62,8 @@ def train_saes(
         source: yields activations of shape [batch, d_in]. Read in the calling thread, and never
             past what the run needs.
         options: budget, optimiser, logging; the defaults are those of the published toy models.
+        controls: for each SAE what moves its sparsity while it trains: a `KTransition`, a
+            `TargetL0`, or None.
     Returns:
         The log: losses, L0, dead latents, gradient norm and coefficient of every SAE.
     Raises:
@@ -70,7 +74,7 @@ def train_saes(
         KeyboardInterrupt: on Ctrl-C; the SAEs are then as of the last finished step, in the
             units of the scaled activations.
     """
-    training = Training(saes, source, options or TrainOptions())
+    training = Training(saes, source, options or TrainOptions(), controls)
     training.run()
     return training.log
 
@@ -103,8 +107,10 @@ class Training:
         saes: Sequence[sae_lens.TrainingSAE[Any]],
         source: Iterator[Tensor],
         options: TrainOptions,
+        controls: Sequence[Control | None] | None = None,
     ) -> None:
         _check_saes(saes)
+        controls = [None] * len(saes) if controls is None else controls
         if not hasattr(source, "__next__"):
             raise TypeError(
                 f"the source is a {type(source).__name__}, not an iterator; give iter(…) of it, or "
@@ -117,7 +123,7 @@ class Training:
         self.options = options
         self.source = source
         self.device = saes[0].W_dec.device
-        self.members, places = _make_members(saes, options, self.device)
+        self.members, places = _make_members(saes, options, controls, self.device)
         logs = {
             place: log
             for member, member_places in zip(self.members, places, strict=True)
@@ -466,7 +472,7 @@ _CHUNK_BYTES = 8 * 2**20
 
 def _count_chunks(
     stack: Sequence[sae_lens.TrainingSAE[Any]],
-    architecture: type[JumpReLU],
+    architecture: type[Architecture],
     options: TrainOptions,
     device: torch.device,
 ) -> int:
@@ -481,7 +487,10 @@ def _count_chunks(
 
 
 def _make_members(
-    saes: Sequence[sae_lens.TrainingSAE[Any]], options: TrainOptions, device: torch.device
+    saes: Sequence[sae_lens.TrainingSAE[Any]],
+    options: TrainOptions,
+    controls: Sequence[Control | None],
+    device: torch.device,
 ) -> tuple[list[Member], list[list[int]]]:
     """Group SAEs that can be stepped as one; with each group its places in the caller's list."""
     stacks: dict[tuple[object, ...], list[int]] = {}
@@ -490,9 +499,10 @@ def _make_members(
     for place, sae in enumerate(saes):
         architecture = next((a for a in ARCHITECTURES if a.handles(sae)), None)
         name = type(sae).__name__
-        reason = (
-            f"the engine does not know {name}" if architecture is None else why_not_stackable(sae)
-        )
+        if architecture is None:
+            reason = f"the engine does not know {name}"
+        else:
+            reason = why_not_stackable(sae) or architecture.why_not(sae.cfg)
         if architecture is None or reason is not None:
             left_over.append(place)
             reasons[f"{name}: {reason}"] += 1
@@ -520,7 +530,8 @@ def _make_members(
         architecture = next(a for a in ARCHITECTURES if a is key[0])
         stack = [saes[p] for p in stack_places]
         n_chunks = _count_chunks(stack, architecture, options, device)
-        members.append(StackMember(stack, architecture, options, n_chunks))
+        stack_controls = [controls[p] for p in stack_places]
+        members.append(StackMember(stack, architecture, options, stack_controls, n_chunks))
         places.append(stack_places)
     for place in left_over:
         members.append(LensMember(saes[place], options))

@@ -6,6 +6,7 @@ Axes: S SAE, P parameters of one SAE laid out flat.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -40,42 +41,42 @@ def clip_grad_norm_per_sae_(
     return norms
 
 
-class AdamState:
-    """Adam's two running means for a stack, and the update `torch.optim.Adam` would make.
+@dataclass(frozen=True)
+class AdamScalars:
+    """What a step of Adam needs besides tensors; on a GPU tensors too, since they change."""
+
+    step_size: float | Float[Tensor, ""]
+    """The learning rate over the first moment's bias correction."""
+
+    root_correction: float | Float[Tensor, ""]
+    """Root of the second moment's bias correction."""
+
+    @classmethod
+    def at(cls, step: int, lr: float, beta1: float, beta2: float) -> AdamScalars:
+        """Those of the step that follows `step` others."""
+        return cls(
+            step_size=lr / (1 - beta1 ** (step + 1)),
+            root_correction=math.sqrt(1 - beta2 ** (step + 1)),
+        )
+
+
+def adam_(
+    params: Float[Tensor, "S P"],
+    exp_avg: Float[Tensor, "S P"],
+    exp_avg_sq: Float[Tensor, "S P"],
+    grads: Float[Tensor, "S P"],
+    scratch: Float[Tensor, "S P"],
+    scalars: AdamScalars,
+    beta1: float,
+    beta2: float,
+) -> None:
+    """The step that `torch.optim.Adam` would take, in place; `scratch` is overwritten.
 
     Source: Kingma & Ba 2015, arXiv:1412.6980, algorithm 1 with both biases corrected.
     """
-
-    def __init__(self, params: Float[Tensor, "S P"], beta1: float, beta2: float) -> None:
-        self.beta1 = beta1
-        self.beta2 = beta2
-        self.exp_avg = torch.zeros_like(params)
-        self.exp_avg_sq = torch.zeros_like(params)
-
-    def update_(
-        self,
-        rows: slice,
-        params: Float[Tensor, "C P"],
-        grads: Float[Tensor, "C P"],
-        scratch: Float[Tensor, "C P"],
-        step: int,
-        lr: float,
-    ) -> None:
-        """One step for some rows of the stack, in place.
-
-        Args:
-            rows: the SAEs of the stack that `params`, `grads` and `scratch` belong to.
-            params: shape [C, P], changed.
-            grads: shape [C, P].
-            scratch: shape [C, P], overwritten.
-            step: steps taken before this one.
-            lr: learning rate of this step.
-        """
-        exp_avg, exp_avg_sq = self.exp_avg[rows], self.exp_avg_sq[rows]
-        exp_avg.lerp_(grads, 1 - self.beta1)
-        exp_avg_sq.mul_(self.beta2).addcmul_(grads, grads, value=1 - self.beta2)
-        correction1 = 1 - self.beta1 ** (step + 1)
-        correction2 = 1 - self.beta2 ** (step + 1)
-        torch.sqrt(exp_avg_sq, out=scratch)
-        scratch.div_(math.sqrt(correction2)).add_(ADAM_EPS)
-        params.addcdiv_(exp_avg, scratch, value=-lr / correction1)
+    exp_avg.lerp_(grads, 1 - beta1)
+    exp_avg_sq.mul_(beta2).addcmul_(grads, grads, value=1 - beta2)
+    torch.sqrt(exp_avg_sq, out=scratch)
+    scratch.div_(scalars.root_correction).add_(ADAM_EPS)
+    torch.div(exp_avg, scratch, out=scratch)
+    params.sub_(scratch.mul_(scalars.step_size))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sparse_but_wrong.training.architectures.architecture import Architecture
 from sparse_but_wrong.training.architectures.jumprelu import JumpReLU
 
-ARCHITECTURES: tuple[type[JumpReLU], ...] = (JumpReLU,)
+ARCHITECTURES: tuple[type[Architecture], ...] = (JumpReLU,)

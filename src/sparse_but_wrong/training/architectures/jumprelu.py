@@ -25,22 +25,24 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sparse_but_wrong.training import products
+from sparse_but_wrong.training.architectures.architecture import (
+    Architecture,
+    Buffers,
+    Workspace,
+)
 from sparse_but_wrong.training.stack import ParameterViews
 
 if TYPE_CHECKING:
     import sae_lens
 
 
-_GAP = 16  # float32 values: one cache line
-
-
-class JumpReLU:
+class JumpReLU(Architecture):
     """The step of a stack of JumpReLU SAEs that share shapes and loss mode.
 
     Coefficients, bandwidths, tanh scales and target L0s may differ between the SAEs.
     """
 
-    coefficient_name = "l0"
+    knob = "l0"
 
     @staticmethod
     def handles(sae: sae_lens.TrainingSAE[Any]) -> bool:
@@ -51,14 +53,8 @@ class JumpReLU:
 
     @staticmethod
     def parameter_shapes(d_in: int, d_sae: int) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of one SAE's parameters."""
-        return {
-            "W_enc": (d_in, d_sae),
-            "W_dec": (d_sae, d_in),
-            "b_enc": (d_sae,),
-            "b_dec": (d_in,),
-            "threshold": (d_sae,),
-        }
+        """Those of every SAE, and a threshold per latent."""
+        return {**Architecture.parameter_shapes(d_in, d_sae), "threshold": (d_sae,)}
 
     @staticmethod
     def stack_key(cfg: sae_lens.JumpReLUTrainingSAEConfig) -> tuple[object, ...]:
@@ -69,73 +65,60 @@ class JumpReLU:
             cfg.pre_act_loss_coefficient is not None,
         )
 
-    def __init__(
-        self, cfgs: Sequence[sae_lens.JumpReLUTrainingSAEConfig], device: torch.device
-    ) -> None:
-        cfg = cfgs[0]
-        self.mode = cfg.jumprelu_sparsity_loss_mode
-        self.ste_to_input = cfg.jumprelu_ste_to_input
-        self.apply_b_dec_to_input = cfg.apply_b_dec_to_input
-        self.d_in, self.d_sae = cfg.d_in, cfg.d_sae
-        self.device = device
-
-        def column(values: Sequence[float]) -> Float[Tensor, "C 1"]:
-            return torch.tensor(values, dtype=torch.float32, device=device).unsqueeze(1)
-
-        self.bandwidth = column([c.jumprelu_bandwidth for c in cfgs])
-        self.half_bandwidth = self.bandwidth / 2
-        self.tanh_scale = column([c.jumprelu_tanh_scale for c in cfgs])
-        self.target_l0 = column([c.target_l0 or 1.0 for c in cfgs])
-        self.pre_act_coefficient = None
-        if cfg.pre_act_loss_coefficient is not None:
-            self.pre_act_coefficient = column([c.pre_act_loss_coefficient or 0.0 for c in cfgs])
-
     @staticmethod
     def bytes_per_sae(batch_size: int, d_in: int, d_sae: int) -> int:
         """Memory that one SAE's buffers take in a step."""
         return 4 * batch_size * (6 * d_sae + d_in)
+
+    def __init__(
+        self, cfgs: Sequence[sae_lens.JumpReLUTrainingSAEConfig], device: torch.device
+    ) -> None:
+        super().__init__(cfgs, device)
+        cfg = cfgs[0]
+        self.mode = cfg.jumprelu_sparsity_loss_mode
+        self.ste_to_input = cfg.jumprelu_ste_to_input
+        self.bandwidth = self.column([c.jumprelu_bandwidth for c in cfgs])
+        self.half_bandwidth = self.bandwidth / 2
+        self.tanh_scale = self.column([c.jumprelu_tanh_scale for c in cfgs])
+        self.target_l0 = self.column([c.target_l0 or 1.0 for c in cfgs])
+        self.pre_act_coefficient = None
+        if cfg.pre_act_loss_coefficient is not None:
+            self.pre_act_coefficient = self.column(
+                [c.pre_act_loss_coefficient or 0.0 for c in cfgs]
+            )
 
     @property
     def uses_dead_latents(self) -> bool:
         """Whether a step depends on which latents are dead."""
         return self.pre_act_coefficient is not None
 
-    def workspace(self, batch_size: int) -> Workspace:
-        """The buffers of one step; reused, so that they stay in cache."""
-        return Workspace(self.bandwidth.shape[0], batch_size, self.d_in, self.d_sae, self.device)
+    def workspace(self, batch_size: int) -> JumpReLUWorkspace:
+        """The buffers of one step."""
+        return JumpReLUWorkspace(self.n_saes, batch_size, self.d_in, self.d_sae, self.device)
 
     def step(
         self,
         x: Float[Tensor, "B D"],
         params: ParameterViews,
+        buffers: Buffers,  # noqa: ARG002  (it has none)
         grads: ParameterViews,
-        coefficient: Float[Tensor, "C 1"],
+        knob: Float[Tensor, "C 1"],
         dead: Bool[Tensor, "C H"] | None,
-        ws: Workspace,
+        ws: JumpReLUWorkspace,
     ) -> Float[Tensor, "C H"]:
         """Forward and backward on one batch.
 
-        Args:
-            x: activations, already scaled.
-            params: `threshold` is projected to ≥ 0 in place, as sae_lens does before each step.
-            grads: overwritten with B/2 times the gradient of each SAE's own loss. The factor is
-                left to the clipping, which multiplies every gradient anyway.
-            coefficient: λ of each SAE at this step.
-            dead: latents that the pre-activation loss pulls on; needed if `uses_dead_latents`.
-            ws: overwritten; `losses` reads it.
-        Returns:
-            How many samples of the batch each latent fired on.
+        `threshold` is projected to ≥ 0 in place, as sae_lens does before each step.
         """
         self._forward(x, params, ws)
-        return self._backward(x, params, grads, coefficient, dead, ws)
+        return self._backward(x, params, grads, knob, dead, ws)
 
-    def _forward(self, x: Float[Tensor, "B D"], params: ParameterViews, ws: Workspace) -> None:
+    def _forward(
+        self, x: Float[Tensor, "B D"], params: ParameterViews, ws: JumpReLUWorkspace
+    ) -> None:
         W_enc, W_dec, b_dec = params["W_enc"], params["W_dec"], params["b_dec"]
         threshold = params["threshold"].clamp_(min=0.0).unsqueeze(1)
-        b_enc = params["b_enc"]
-        if self.apply_b_dec_to_input:
-            b_enc = b_enc - products.times_vector(W_enc.transpose(1, 2), b_dec)
-        ws.pre = products.affine(x, W_enc, b_enc, out=ws.pre_buffer)
+        ws.pre = products.affine(x, W_enc, self.encoder_bias(params), out=ws.pre_buffer)
         torch.gt(ws.pre, threshold, out=ws.active)
         torch.mul(ws.pre, ws.active, out=ws.acts)
         ws.error = products.affine_minus(ws.acts, W_dec, b_dec, x, out=ws.error_buffer)
@@ -148,10 +131,9 @@ class JumpReLU:
         grads: ParameterViews,
         coefficient: Float[Tensor, "C 1"],
         dead: Bool[Tensor, "C H"] | None,
-        ws: Workspace,
+        ws: JumpReLUWorkspace,
     ) -> Float[Tensor, "C H"]:
-        W_enc, W_dec, b_dec = params["W_enc"], params["W_dec"], params["b_dec"]
-        threshold = params["threshold"]
+        W_dec, threshold = params["W_dec"], params["threshold"]
         scratch, gate = ws.scratch, ws.gate
         norm_grad: Tensor | None = None
 
@@ -203,10 +185,7 @@ class JumpReLU:
         torch.sum(grad, 1, out=grads["b_enc"])
         products.outer(ws.acts, ws.error, out=grads["W_dec"])
         torch.sum(ws.error, 1, out=grads["b_dec"])
-        if self.apply_b_dec_to_input:
-            b_enc_grad = grads["b_enc"]
-            grads["W_enc"].sub_(b_dec.unsqueeze(2) * b_enc_grad.unsqueeze(1))
-            grads["b_dec"].sub_(products.times_vector(W_enc, b_enc_grad))
+        self.unfold_encoder_bias(params, grads, grads["b_enc"])
         if norm_grad is not None:
             # A zero row has no direction to move along; PyTorch's norm gives it gradient 0 too.
             per_norm = norm_grad / ws.dec_norm.clamp_min(1e-12)
@@ -215,18 +194,15 @@ class JumpReLU:
 
     def losses(
         self,
+        x: Float[Tensor, "B D"],  # noqa: ARG002
         params: ParameterViews,
-        coefficient: Float[Tensor, "C 1"],
+        knob: Float[Tensor, "C 1"],
         dead: Bool[Tensor, "C H"] | None,
-        ws: Workspace,
+        ws: JumpReLUWorkspace,
     ) -> dict[str, Float[Tensor, " C"]]:
-        """The losses of the forward pass that `ws` holds, by sae_lens' names.
-
-        To be called before the parameters are updated. `mse_loss` is summed over d_in and
-        averaged over the batch.
-        """
+        """The losses of the forward pass that `ws` holds."""
         batch_size = ws.pre.shape[1]
-        weight = coefficient.squeeze(1) / batch_size
+        weight = knob.squeeze(1) / batch_size
         losses = {"mse_loss": ws.error.square().sum((1, 2)) / batch_size}
         if self.mode == "tanh":
             slope = (self.tanh_scale * ws.dec_norm).unsqueeze(1)
@@ -246,28 +222,18 @@ class JumpReLU:
         return losses
 
 
-class Workspace:
-    """Buffers of one step of C SAEs on B samples.
-
-    Each SAE's part of a buffer starts on a cache line, and there is a gap after it. Without the gap
-    PyTorch would run through the parts of all SAEs as one, and where its vector loop ends and its
-    scalar loop begins, which round differently, would depend on how many there are.
-    """
+class JumpReLUWorkspace(Workspace):
+    """Buffers of one step of C SAEs on B samples."""
 
     def __init__(self, c: int, b: int, d: int, h: int, device: torch.device) -> None:
-        def buffer(width: int) -> Tensor:
-            row = (b * width // _GAP + 2) * _GAP
-            flat = torch.empty(c, row, dtype=torch.float32, device=device)
-            return flat[:, : b * width].view(c, b, width)
-
-        self.batch_size = b
-        self.pre_buffer = buffer(h)
-        self.error_buffer = buffer(d)
-        self.grad_buffer = buffer(h)
-        self.active = buffer(h)
-        self.acts = buffer(h)
-        self.gate = buffer(h)
-        self.scratch = buffer(h)
+        super().__init__(c, b, device)
+        self.pre_buffer = self.buffer(h)
+        self.error_buffer = self.buffer(d)
+        self.grad_buffer = self.buffer(h)
+        self.active = self.buffer(h)
+        self.acts = self.buffer(h)
+        self.gate = self.buffer(h)
+        self.scratch = self.buffer(h)
         self.dec_norm = torch.empty(c, h, dtype=torch.float32, device=device)
         # Of the last forward pass; a product may have made its result elsewhere.
         self.pre = self.pre_buffer
