@@ -60,6 +60,10 @@ class TrainOptions:
     """CPU threads to train on, one SAE per thread; PyTorch's own number if left out.
     The result does not depend on it."""
 
+    compiled: bool = True
+    """Step with loops compiled on this machine where they can be had (CPU only); to the same end,
+    to float32 rounding, as without."""
+
     progress: bool = True
     """Show a progress bar."""
 

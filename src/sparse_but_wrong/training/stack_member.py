@@ -19,6 +19,9 @@ from sparse_but_wrong.training.controls import Control
 from sparse_but_wrong.training.log import SAELog
 from sparse_but_wrong.training.mean_norm import MeanNorm
 from sparse_but_wrong.training.member import Member
+from sparse_but_wrong.training.native import bindings
+from sparse_but_wrong.training.native.translate import translate
+from sparse_but_wrong.training.native_stepper import NativeStepper
 from sparse_but_wrong.training.options import TrainOptions
 from sparse_but_wrong.training.schedules import Knobs
 from sparse_but_wrong.training.stack import ParameterLayout, stack_parameters, unstack_parameters
@@ -69,9 +72,7 @@ class StackMember(Member):
         self.knobs = Knobs(
             [value for value, _ in knobs], [steps for _, steps in knobs], controls, self.device
         )
-        self.stepper: Stepper = TorchStepper(
-            architecture, [sae.cfg for sae in saes], self.stack, options, n_chunks
-        )
+        self.stepper = self._make_stepper(n_chunks)
         self.n_tasks = len(self.stepper.chunks)
 
         self.mean_norm = MeanNorm()
@@ -79,6 +80,15 @@ class StackMember(Member):
         self.n_norm_batches = 0
         if cfg.normalize_activations == "expected_average_only_in":
             self.n_norm_batches = options.n_batches_for_norm_estimate
+
+    def _make_stepper(self, n_chunks: int) -> Stepper:
+        cfgs = [sae.cfg for sae in self.saes]
+        if self.device.type == "cpu" and self.options.compiled:
+            translation = translate(self.architecture, cfgs[0])
+            kernels = bindings.kernels() if translation is not None else None
+            if translation is not None and kernels is not None:
+                return NativeStepper(kernels, translation, cfgs, self.stack, self.options)
+        return TorchStepper(self.architecture, cfgs, self.stack, self.options, n_chunks)
 
     def observe(self, batch: Float[Tensor, "B D"]) -> None:
         """Take one of the first batches into the estimate of the mean norm."""
@@ -107,6 +117,8 @@ class StackMember(Member):
         while start < len(batches):
             stop, is_logged = self._next_stop(first_step, start, len(batches), log_last)
             step = first_step + start
+            if step > 0 and step % self.options.feature_sampling_window == 0:
+                self.stack.window_fired[rows].zero_()
             knobs = self.knobs.between(rows, step, stop - start)
             advanced = self.stepper.advance(
                 task, batches[start:stop], step, rates[start:stop], knobs, is_logged
@@ -121,7 +133,7 @@ class StackMember(Member):
         to_log = -(first + start) % self.options.log_every
         stop = min(n, start + to_log + 1)
         is_logged = stop == start + to_log + 1 or (log_last and stop == n)
-        # A sampling window begins with a step of its own, so that no stepper has to look for it.
+        # Steppers know nothing of sampling windows, so steps taken in one go belong to one.
         to_window = -(first + start) % self.options.feature_sampling_window
         if 0 < to_window < stop - start:
             return start + to_window, False

@@ -179,8 +179,6 @@ class TorchStepper(Stepper):
                 step, work.rates[i], self.options.adam_beta1, self.options.adam_beta2
             ),
         )
-        if step > 0 and step % self.options.feature_sampling_window == 0:
-            self.state.window_fired[rows].zero_()
         return take_step(
             architecture, self.state, rows, x, inputs, scratch, active, self.options, with_figures
         )

@@ -1,0 +1,1 @@
+"""The step as compiled loops, built on the user's own machine."""
