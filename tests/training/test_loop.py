@@ -293,14 +293,18 @@ def batch_top_k(seed: int, **changes: Any) -> BatchTopKTrainingSAE:
     return BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(**settings))
 
 
-def standard(seed: int, **changes: Any) -> StandardTrainingSAE:
-    torch.manual_seed(seed)
-    settings = {"d_in": oracle.D_IN, "d_sae": oracle.D_SAE, "l1_coefficient": 0.1, **changes}
-    return StandardTrainingSAE(StandardTrainingSAEConfig(**settings))
-
-
 class MyJumpReLU(JumpReLUTrainingSAE):
     """A user's own variant, which the engine cannot know."""
+
+
+class MyStandard(StandardTrainingSAE):
+    """Another."""
+
+
+def my_standard(seed: int, **changes: Any) -> MyStandard:
+    torch.manual_seed(seed)
+    settings = {"d_in": oracle.D_IN, "d_sae": oracle.D_SAE, "l1_coefficient": 0.1, **changes}
+    return MyStandard(StandardTrainingSAEConfig(**settings))
 
 
 def frozen() -> TrainingSAE[Any]:
@@ -314,10 +318,10 @@ def frozen() -> TrainingSAE[Any]:
     [
         (lambda: batch_top_k(0), "does not know BatchTopKTrainingSAE"),
         (
-            lambda: standard(0, normalize_activations="expected_average_only_in"),
-            "does not know StandardTrainingSAE",
+            lambda: my_standard(0, normalize_activations="expected_average_only_in"),
+            "does not know MyStandard",
         ),
-        (lambda: standard(0, normalize_activations="covariance_whitening"), "does not know"),
+        (lambda: my_standard(0, normalize_activations="covariance_whitening"), "does not know"),
         (lambda: MyJumpReLU(oracle.make_sae().cfg), "does not know MyJumpReLU"),
         (
             lambda: oracle.make_sae(normalize_activations="layer_norm"),

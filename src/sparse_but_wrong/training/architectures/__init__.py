@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from sparse_but_wrong.training.architectures.architecture import Architecture
 from sparse_but_wrong.training.architectures.jumprelu import JumpReLU
+from sparse_but_wrong.training.architectures.standard import Standard
 
-ARCHITECTURES: tuple[type[Architecture], ...] = (JumpReLU,)
+ARCHITECTURES: tuple[type[Architecture], ...] = (JumpReLU, Standard)
