@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from sparse_but_wrong.training.architectures.architecture import Architecture
+from sparse_but_wrong.training.architectures.gated import Gated
 from sparse_but_wrong.training.architectures.jumprelu import JumpReLU
 from sparse_but_wrong.training.architectures.standard import Standard
 
-ARCHITECTURES: tuple[type[Architecture], ...] = (JumpReLU, Standard)
+ARCHITECTURES: tuple[type[Architecture], ...] = (JumpReLU, Standard, Gated)

@@ -32,17 +32,18 @@ class Workspace:
         self.batch_size = b
         self._c, self._device = c, device
 
-    def buffer(self, width: int) -> Float[Tensor, "C B width"]:
-        """Room for a value per sample and column.
+    def buffer(self, width: int, rows: int | None = None) -> Float[Tensor, "C rows width"]:
+        """Room for a value per sample (or per row, of as many as are asked for) and column.
 
         Each SAE's part starts on a cache line, and there is a gap after it. Without the gap PyTorch
         would run through the parts of all SAEs as one, and where its vector loop ends and its
         scalar loop begins, which round differently, would depend on how many there are.
         """
-        size = self.batch_size * width
-        row = (size // _GAP + 2) * _GAP
-        flat = torch.empty(self._c, row, dtype=torch.float32, device=self._device)
-        return flat[:, :size].view(self._c, self.batch_size, width)
+        rows = self.batch_size if rows is None else rows
+        size = rows * width
+        stride = (size // _GAP + 2) * _GAP
+        flat = torch.empty(self._c, stride, dtype=torch.float32, device=self._device)
+        return flat[:, :size].view(self._c, rows, width)
 
 
 class Architecture(ABC):
