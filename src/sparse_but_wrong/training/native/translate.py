@@ -8,6 +8,7 @@ from typing import Any
 
 from sparse_but_wrong.training.architectures.architecture import Architecture
 from sparse_but_wrong.training.architectures.jumprelu import JumpReLU
+from sparse_but_wrong.training.architectures.standard import Standard
 from sparse_but_wrong.training.native.bindings import ARCHITECTURES, MODES
 
 
@@ -56,6 +57,17 @@ def _jumprelu(cfg: Any) -> Translation:
     )
 
 
+def _standard(cfg: Any) -> Translation | None:
+    if cfg.lp_norm != 1:
+        return None
+    return Translation(
+        config={"architecture": ARCHITECTURES.index("standard")},
+        sae=lambda _: {},
+        losses={"mse_loss": "mse", "l1_loss": "sparsity"},
+    )
+
+
 _TRANSLATORS: dict[type[Architecture], Callable[[Any], Translation | None]] = {
     JumpReLU: _jumprelu,
+    Standard: _standard,
 }
