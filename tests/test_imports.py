@@ -85,7 +85,10 @@ def test_the_check_would_notice(tmp_path: Path) -> None:
     [
         ("import sparse_but_wrong", ["torch", "sae_lens", "numpy", "matplotlib", "pandas"]),
         ("from sparse_but_wrong.cli.main import cli", ["torch", "sae_lens", "matplotlib"]),
-        ("from sparse_but_wrong import train_saes, TrainOptions", ["sae_lens", "matplotlib"]),
+        (
+            "from sparse_but_wrong import make_saes, train_saes",
+            ["sae_lens", "matplotlib"],
+        ),
         ("from sparse_but_wrong import ToyModel, decoder_projection_curve", ["sae_lens"]),
         ("import sparse_but_wrong.toy_models.eval_sae", ["sae_lens", "matplotlib"]),
     ],

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from sparse_but_wrong.toy_models.sampler import FeatureSampler as FeatureSampler
     from sparse_but_wrong.toy_models.toy_model import ToyModel as ToyModel
     from sparse_but_wrong.training.loop import train_saes as train_saes
+    from sparse_but_wrong.training.make import make_saes as make_saes
     from sparse_but_wrong.training.options import TrainOptions as TrainOptions
 
 _HOMES = {
@@ -25,6 +26,7 @@ _HOMES = {
     "ToyModel": "sparse_but_wrong.toy_models.toy_model",
     "TrainOptions": "sparse_but_wrong.training.options",
     "decoder_projection_curve": "sparse_but_wrong.diagnostics.projections",
+    "make_saes": "sparse_but_wrong.training.make",
     "score_sae": "sparse_but_wrong.diagnostics.score",
     "train_saes": "sparse_but_wrong.training.loop",
 }

@@ -13,6 +13,7 @@ from sparse_but_wrong.experiments.spec import SAESpec, WorldSpec
 from sparse_but_wrong.toy_models.get_training_batch import generate_random_correlation_matrix
 from sparse_but_wrong.toy_models.toy_model import ToyModel
 from sparse_but_wrong.toy_models.world import World
+from sparse_but_wrong.training.make import make_sae
 
 if TYPE_CHECKING:
     import sae_lens
@@ -66,21 +67,17 @@ def make_saes(
                 f"SAE {spec.sae_id!r} has the architecture {spec.architecture!r}, which is not "
                 f"registered with sae_lens; it knows {', '.join(SAE_TRAINING_CLASS_REGISTRY)}."
             )
-        sae_class, config_class = SAE_TRAINING_CLASS_REGISTRY[spec.architecture]
+        _, config_class = SAE_TRAINING_CLASS_REGISTRY[spec.architecture]
         known = {f.name for f in fields(config_class)}
         for name in spec.config:
             if name not in known:
                 raise ValueError(
                     f"SAE {spec.sae_id!r}: {config_class.__name__} has no field {name!r}."
                 )
-        # sae_lens draws initial weights from the CPU's global generator; what it held is put back.
-        held = torch.get_rng_state()
-        torch.default_generator.manual_seed(derive_seed(seed, "sae", spec.sae_id))
         try:
-            sae = sae_class(config_class(**{**spec.config, "d_in": d_in}))
+            cfg = config_class(**{**spec.config, "d_in": d_in})
+            sae = make_sae(cfg, derive_seed(seed, "sae", spec.sae_id))
         except (TypeError, ValueError) as error:
             raise ValueError(f"SAE {spec.sae_id!r}: {error}") from error
-        finally:
-            torch.set_rng_state(held)
         saes.append(sae.to(device))
     return saes

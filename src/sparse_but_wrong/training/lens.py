@@ -113,6 +113,39 @@ def is_training_sae(candidate: object) -> bool:
     return isinstance(candidate, TrainingSAE)
 
 
+def is_sae(candidate: object) -> bool:
+    """Whether an object is a sae_lens SAE, for training or not."""
+    from sae_lens import SAE
+
+    return isinstance(candidate, SAE)
+
+
+def training_class(cfg: object) -> type[sae_lens.TrainingSAE[Any]]:
+    """The class of the SAEs that a training config describes.
+
+    Raises:
+        TypeError: something else than a training config.
+        ValueError: a config of an architecture that is not registered with sae_lens.
+    """
+    from sae_lens import TrainingSAEConfig
+    from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
+
+    name = type(cfg).__name__
+    if not isinstance(cfg, TrainingSAEConfig):
+        raise TypeError(
+            f"a {name} describes no SAE that can be trained; give one of sae_lens' training "
+            "configs, such as JumpReLUTrainingSAEConfig."
+        )
+    sae_class, config_class = SAE_TRAINING_CLASS_REGISTRY.get(cfg.architecture(), (None, None))
+    if sae_class is None or config_class is None or not isinstance(cfg, config_class):
+        raise ValueError(
+            f"{name}, of the architecture {cfg.architecture()!r}, is not registered with sae_lens; "
+            f"it knows {', '.join(SAE_TRAINING_CLASS_REGISTRY)}. Register others with "
+            "sae_lens.register_sae_training_class."
+        )
+    return sae_class
+
+
 def estimate_whitening(trainer: SAETrainer[Any, Any], batches: Sequence[Tensor]) -> None:
     """Estimate a trainer's whitening from batches, as its `fit` would."""
     trainer.activation_scaler.estimate_whitening(trainer.sae.cfg.d_in, iter(batches), len(batches))

@@ -1,0 +1,129 @@
+"""From sae_lens configs, seeds and starting points to SAEs that can be trained."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sparse_but_wrong.training import lens
+
+if TYPE_CHECKING:
+    import sae_lens
+
+logger = logging.getLogger(__name__)
+
+_SEED_END = 2**64  # where PyTorch's generators end
+
+
+def make_saes(
+    cfgs: Sequence[sae_lens.TrainingSAEConfig],
+    seeds: Sequence[int],
+    initial_weights: sae_lens.SAE[Any] | Sequence[sae_lens.SAE[Any] | None] | None = None,
+    device: torch.device | str | None = None,
+) -> list[sae_lens.TrainingSAE[Any]]:
+    """Untrained SAEs of any architectures registered with sae_lens, one per config.
+
+    Each SAE gets a copy of its config, so that the same one may be given several times. Its
+    initial weights follow from its config and its own seed alone, on every device. PyTorch's
+    global generator is left as it was.
+
+    Of an SAE to start from, everything is copied that both have by name, buffers included. Between
+    SAEs of one architecture that is all: the new one starts as the other's equal, whatever its seed
+    and `decoder_init_norm` say (the other's threshold takes the place of `jumprelu_init_threshold`,
+    and the `topk_threshold` of a BatchTopK SAE goes on from where it was). Between architectures,
+    what only the new one has starts as its config says, and what only the other has is left out; a
+    warning says what.
+
+    Args:
+        cfgs: training configs; `decoder_init_norm` is each config's own.
+        seeds: one per config.
+        initial_weights: SAEs to start from, one per config (None where an SAE is to start from
+            its seed) or one for all; for training or inference, of any architecture.
+        device: where the SAEs are to be; where each config says if left out.
+    Raises:
+        TypeError: a config of no training SAE, or a starting point that is no SAE.
+        ValueError: lists of unequal lengths, an architecture that is not registered with sae_lens,
+            a seed that no generator takes, or a starting point of other shapes. The message names
+            the place in the list.
+    """
+    for what, given in (("seeds", seeds), ("initial_weights", initial_weights)):
+        if isinstance(given, Sequence) and len(given) != len(cfgs):
+            raise ValueError(
+                f"there are {len(cfgs)} cfgs but {len(given)} {what}; give one for each."
+            )
+    one_each = isinstance(initial_weights, Sequence)
+    starts = initial_weights if one_each else [initial_weights] * len(cfgs)
+    saes = []
+    remarks: Counter[str] = Counter()
+    for i, (cfg, seed, start) in enumerate(zip(cfgs, seeds, starts, strict=True)):
+        try:
+            sae = make_sae(cfg, seed)
+            if start is not None:
+                remarks.update(_copy_weights(sae, start))
+        except TypeError as error:
+            raise TypeError(f"SAE {i}: {error}") from error
+        except ValueError as error:
+            raise ValueError(f"SAE {i}: {error}") from error
+        saes.append(sae.to(cfg.device if device is None else device))
+    for remark, count in remarks.items():
+        logger.warning("%d SAE%s: %s.", count, "" if count == 1 else "s", remark)
+    return saes
+
+
+def make_sae(cfg: sae_lens.TrainingSAEConfig, seed: int) -> sae_lens.TrainingSAE[Any]:
+    """One untrained SAE, on the CPU; see `make_saes`, also for errors.
+
+    On the CPU, because its generator gives the same weights whatever device they move to.
+    """
+    sae_class = lens.training_class(cfg)
+    if not 0 <= seed < _SEED_END:
+        raise ValueError(f"the seed {seed} does not lie in [0, 2**64).")
+    cfg = copy.deepcopy(cfg)
+    cfg.device = "cpu"
+    # sae_lens draws initial weights from the global generator; what it held is put back.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return sae_class(cfg)
+
+
+def _copy_weights(sae: sae_lens.TrainingSAE[Any], start: sae_lens.SAE[Any]) -> list[str]:
+    """Copy into an SAE what another has under the same names.
+
+    Returns:
+        what the user should be told, in words.
+    """
+    if not lens.is_sae(start):
+        raise TypeError(
+            f"initial weights are copied from a sae_lens SAE, not from a {type(start).__name__}."
+        )
+    mine, given = sae.state_dict(), start.state_dict()
+    for name, target in mine.items():
+        if name not in given:
+            continue
+        if given[name].shape != target.shape:
+            raise ValueError(
+                f"its {name} has shape {list(target.shape)}, but in its initial weights "
+                f"{list(given[name].shape)}; start from an SAE with d_in={sae.cfg.d_in} and "
+                f"d_sae={sae.cfg.d_sae}."
+            )
+        target.copy_(given[name])
+
+    pair = f"a {type(sae).__name__} that starts from a {type(start).__name__}"
+    remarks = []
+    if left_out := sorted(given.keys() - mine.keys()):
+        remarks.append(f"{pair} leaves out its {', '.join(left_out)}")
+    if own := sorted(mine.keys() - given.keys()):
+        remarks.append(f"{pair} begins with its config's own {', '.join(own)}")
+    scales = sae.cfg.normalize_activations, start.cfg.normalize_activations
+    if scales[0] != scales[1]:
+        remarks.append(
+            f"{pair} uses weights made for activations of another scale, with "
+            f"normalize_activations={scales[1]!r}, not {scales[0]!r} (sae_lens folds the scale "
+            "into the weights when training ends)"
+        )
+    return remarks

@@ -1,0 +1,257 @@
+"""SAEs made from configs: their seeds, their starting points, and what is refused."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sae_lens import (
+    SAE,
+    BatchTopKTrainingSAE,
+    BatchTopKTrainingSAEConfig,
+    GatedTrainingSAEConfig,
+    JumpReLUSAE,
+    JumpReLUTrainingSAE,
+    JumpReLUTrainingSAEConfig,
+    SAEConfig,
+    StandardSAEConfig,
+    StandardTrainingSAE,
+    StandardTrainingSAEConfig,
+)
+from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
+
+from sparse_but_wrong import make_saes
+from tests.training import makers, oracle
+
+SIZES: dict[str, Any] = {"d_in": 12, "d_sae": 9}
+
+
+def standard(**config: Any) -> StandardTrainingSAEConfig:
+    return StandardTrainingSAEConfig(**{**SIZES, **config})
+
+
+def state(sae: SAE[Any]) -> dict[str, torch.Tensor]:
+    return {name: values.clone() for name, values in sae.state_dict().items()}
+
+
+def assert_same(a: SAE[Any], b: SAE[Any]) -> None:
+    assert set(a.state_dict()) == set(b.state_dict())
+    for name, value in a.state_dict().items():
+        assert torch.equal(value, b.state_dict()[name]), name
+
+
+def test_weights_follow_from_the_seed_whatever_stands_beside_it() -> None:
+    jumprelu = JumpReLUTrainingSAEConfig(**SIZES)
+    first = make_saes([standard(), jumprelu, standard()], [1, 2, 3])
+    again = make_saes([standard(), standard(), jumprelu], [3, 1, 2])
+    assert_same(first[0], again[1])
+    assert_same(first[1], again[2])
+    assert_same(first[2], again[0])
+    assert not torch.equal(first[0].W_dec, first[2].W_dec)
+    assert torch.equal(make_saes([standard()], [2])[0].W_dec, first[1].W_dec)
+    assert [type(sae) for sae in first] == [
+        StandardTrainingSAE,
+        JumpReLUTrainingSAE,
+        StandardTrainingSAE,
+    ]
+
+
+def test_weights_are_those_that_sae_lens_draws_after_that_seed() -> None:
+    made = make_saes([standard()], [5])[0]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        assert_same(made, StandardTrainingSAE(standard()))
+
+
+@pytest.mark.parametrize("architecture", sorted(SAE_TRAINING_CLASS_REGISTRY))
+def test_every_architecture_that_sae_lens_knows(architecture: str) -> None:
+    sae_class, config_class = SAE_TRAINING_CLASS_REGISTRY[architecture]
+    sizes = {**SIZES, "decoder_init_norm": 1.0}  # the one that all of them allow
+    if "k" in config_class.__dataclass_fields__:
+        sizes["k"] = 2
+    if "matryoshka_widths" in config_class.__dataclass_fields__:
+        sizes["matryoshka_widths"] = [4, 9]
+    a, b = make_saes([config_class(**sizes)] * 2, [4, 4])
+    assert type(a) is sae_class
+    assert_same(a, b)
+
+
+def test_the_global_generator_is_left_as_it_was() -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    make_saes([standard(), JumpReLUTrainingSAEConfig(**SIZES)], [1, 2])
+    with pytest.raises(ValueError, match="SAE 1"):
+        make_saes([standard(), standard(dtype="float9")], [1, 2])
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_decoder_norms_are_each_configs_own() -> None:
+    norms = [0.1, 0.7, None]
+    saes = make_saes([standard(decoder_init_norm=norm) for norm in norms], [0, 0, 0])
+    for sae, norm in zip(saes[:2], norms[:2], strict=True):
+        assert norm is not None
+        assert sae.W_dec.norm(dim=1).tolist() == pytest.approx([norm] * 9)
+    torch.testing.assert_close(saes[0].W_dec * 7, saes[1].W_dec)
+    assert saes[2].W_dec.norm(dim=1).std() > 1e-3  # as they were drawn
+
+
+def test_a_config_given_several_times_is_copied_and_left_as_it_was() -> None:
+    cfg = standard(normalize_activations="expected_average_only_in")
+    before = cfg.to_dict()
+    saes = make_saes([cfg] * 3, [0, 1, 2])
+    saes[0].cfg.normalize_activations = "none"
+    saes[0].cfg.metadata.l0 = 3.0
+    assert saes[1].cfg.normalize_activations == "expected_average_only_in"
+    assert saes[1].cfg.metadata.l0 is None
+    assert cfg.to_dict() == before
+
+
+def test_devices() -> None:
+    on_meta = make_saes([standard(device="meta")], [0])[0]
+    assert on_meta.W_dec.device.type == on_meta.cfg.device == "meta"
+    elsewhere = make_saes([standard(device="meta")], [0], device="cpu")[0]
+    assert elsewhere.W_dec.device.type == elsewhere.cfg.device == "cpu"
+    assert_same(elsewhere, make_saes([standard()], [0])[0])
+
+
+def test_one_start_for_all(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    start = makers.make_sae("jumprelu", seed=3)
+    before = state(start)
+    cfgs = [
+        JumpReLUTrainingSAEConfig(**SIZES, l0_coefficient=c, jumprelu_init_threshold=9.0)
+        for c in (0.1, 2.0)
+    ]
+    saes = make_saes(cfgs, [0, 1], start)
+    assert [sae.cfg.l0_coefficient for sae in saes] == [0.1, 2.0]
+    for i, sae in enumerate(saes):
+        assert_same(sae, start)
+        with torch.no_grad():
+            for parameter in sae.parameters():
+                assert parameter.requires_grad
+                assert parameter.is_contiguous()
+                parameter.add_(1.0)
+        sae.save_model(tmp_path / str(i))
+    for name, value in start.state_dict().items():
+        assert torch.equal(value, before[name]), "the start shares memory with what it started"
+    assert caplog.records == []
+
+
+def test_a_start_for_each_or_for_some() -> None:
+    starts = [makers.make_sae("standard", seed=1), None, makers.make_sae("standard", seed=2)]
+    saes = make_saes([standard()] * 3, [7, 8, 9], starts)
+    for sae, start, alone in zip(saes, starts, make_saes([standard()] * 3, [7, 8, 9]), strict=True):
+        assert_same(sae, alone if start is None else start)
+
+
+def test_a_start_of_other_strides_and_dtype_can_be_saved(tmp_path: Path) -> None:
+    start = makers.make_sae("standard", dtype="float64")
+    start.W_dec.data = start.W_dec.data.T.contiguous().T
+    assert not start.W_dec.is_contiguous()
+    sae = make_saes([standard()], [0], start)[0]
+    assert sae.W_dec.is_contiguous()
+    assert sae.W_dec.dtype == torch.float32
+    assert torch.equal(sae.W_dec, start.W_dec.float())
+    sae.save_model(tmp_path)
+
+
+def test_an_inference_sae_as_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trained = makers.make_sae("jumprelu", seed=3)
+    trained.save_inference_model(tmp_path)
+    loaded = SAE.load_from_disk(tmp_path)
+    assert isinstance(loaded, JumpReLUSAE)
+    assert_same(make_saes([JumpReLUTrainingSAEConfig(**SIZES)], [0], loaded)[0], trained)
+    assert caplog.records == []
+
+
+def test_a_batch_top_k_sae_goes_on_with_its_threshold() -> None:
+    start = BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(**SIZES, k=4))
+    start.topk_threshold.fill_(0.37)
+    sae = make_saes([BatchTopKTrainingSAEConfig(**SIZES, k=2.5)], [0], start)[0]
+    assert sae.cfg.k == 2.5
+    assert float(sae.get_buffer("topk_threshold")) == 0.37
+
+
+def test_another_architecture_as_start_and_what_is_said_of_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    start = makers.make_sae("standard", seed=3)
+    cfgs = [GatedTrainingSAEConfig(**SIZES), GatedTrainingSAEConfig(**SIZES)]
+    with caplog.at_level(logging.WARNING, logger="sparse_but_wrong"):
+        saes = make_saes(cfgs, [0, 1], start)
+    for sae in saes:
+        for name in ("W_enc", "W_dec", "b_dec"):
+            assert torch.equal(sae.get_parameter(name), start.get_parameter(name))
+        assert sae.get_parameter("b_gate").tolist() == [0.0] * 9
+    pair = "2 SAEs: a GatedTrainingSAE that starts from a StandardTrainingSAE"
+    assert caplog.messages == [
+        f"{pair} leaves out its b_enc.",
+        f"{pair} begins with its config's own b_gate, b_mag, r_mag.",
+    ]
+
+
+def test_weights_of_another_scale_are_spoken_of(caplog: pytest.LogCaptureFixture) -> None:
+    normalised = standard(normalize_activations="expected_average_only_in")
+    start = make_saes([normalised], [0])[0]
+    make_saes([normalised], [0], start)
+    assert caplog.records == []
+    options = oracle.options_for(3)
+    trained = oracle.train_with_sae_lens(start, oracle.recorded_batches(13), options)
+    make_saes([normalised], [0], trained)
+    assert len(caplog.messages) == 1
+    assert "with normalize_activations='none', not 'expected_average" in caplog.messages[0]
+
+
+class Unregistered(JumpReLUTrainingSAEConfig):
+    """Of an architecture that its author has not told sae_lens of."""
+
+    @classmethod
+    def architecture(cls) -> str:
+        return "homemade"
+
+    def get_inference_config_class(self) -> type[SAEConfig]:
+        return StandardSAEConfig
+
+
+REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "seeds": ({"seeds": [0]}, ValueError, "there are 2 cfgs but 1 seeds; give one for each"),
+    "starts": (
+        {"initial_weights": [None] * 3},
+        ValueError,
+        "there are 2 cfgs but 3 initial_weights; give one for each",
+    ),
+    "negative seed": ({"seeds": [0, -1]}, ValueError, r"SAE 1: the seed -1 does not lie in"),
+    "large seed": ({"seeds": [2**64, 0]}, ValueError, r"SAE 0: the seed \d+ does not lie in"),
+    "inference config": (
+        {"cfgs": [standard(), StandardSAEConfig(**SIZES)]},
+        TypeError,
+        "SAE 1: a StandardSAEConfig describes no SAE that can be trained",
+    ),
+    "no config": ({"cfgs": [{"d_in": 3}, standard()]}, TypeError, "SAE 0: a dict describes no SAE"),
+    "unregistered": (
+        {"cfgs": [standard(), Unregistered(**SIZES)]},
+        ValueError,
+        "SAE 1: Unregistered, of the architecture 'homemade', is not registered",
+    ),
+    "no SAE": (
+        {"initial_weights": {"W_enc": torch.zeros(12, 9)}},
+        TypeError,
+        "SAE 0: initial weights are copied from a sae_lens SAE, not from a dict",
+    ),
+    "shape": (
+        {"initial_weights": [None, makers.make_sae("standard", d_sae=8)]},
+        ValueError,
+        r"SAE 1: its \w+ has shape \[9.*\], but in its initial weights \[8.*\]; start from an SAE "
+        "with d_in=12 and d_sae=9",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused(name: str) -> None:
+    changes, error, message = REFUSED[name]
+    with pytest.raises(error, match=message):
+        make_saes(**{"cfgs": [standard(), standard()], "seeds": [0, 1], **changes})
