@@ -178,20 +178,27 @@ def step_figures(
     return figures
 
 
-def finish_training(trainer: SAETrainer[Any, Any]) -> None:
-    """Fold a trainer's normalisation into its SAE and record metadata, as its `fit` would."""
+def complete(trainer: SAETrainer[Any, Any], sae: sae_lens.TrainingSAE[Any]) -> None:
+    """Fold a trainer's normalisation into an SAE and record metadata, as its `fit` would.
+
+    Args:
+        trainer: is left as it is.
+        sae: the trainer's own, or a copy of it.
+    """
     scaler = trainer.activation_scaler
     if scaler.scaling_factor is not None:
-        trainer.sae.fold_activation_norm_scaling_factor(scaler.scaling_factor)
-        scaler.scaling_factor = None
+        sae.fold_activation_norm_scaling_factor(scaler.scaling_factor)
     if scaler.whitening is not None:
-        trainer.sae.fold_activation_whitening(
+        sae.fold_activation_whitening(
             mean=scaler.whitening.mean,
             whitening_matrix=scaler.whitening.matrix,
             unwhitening_matrix=scaler.whitening.inverse_matrix,
         )
-        scaler.whitening = None
-    trainer.set_final_sae_metadata()
+    l0, n_dead = None, None
+    if trainer.n_frac_active_samples > 0:
+        l0 = float(trainer.feature_sparsity.sum())
+        n_dead = int(trainer.dead_neurons.sum())
+    record_training(sae, l0, n_dead)
 
 
 def has_plain_mse_loss(sae: sae_lens.TrainingSAE[Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -79,7 +80,13 @@ class LensMember(Member):
 
     def finish(self, n_steps: int) -> None:  # noqa: ARG002  (the trainer counts for itself)
         """Fold the normalisation and record metadata as sae_lens' `fit` does."""
-        lens.finish_training(self.trainer)
+        lens.complete(self.trainer, self.sae)
+
+    def snapshot(self, n_steps: int) -> list[sae_lens.TrainingSAE[Any]]:  # noqa: ARG002
+        """A copy, finished."""
+        sae = copy.deepcopy(self.sae)
+        lens.complete(self.trainer, sae)
+        return [sae]
 
     def state(self) -> dict[str, Tensor]:
         """Refuse: sae_lens' trainer can only be checkpointed as a pickle.

@@ -46,6 +46,7 @@ def train_saes(
     source: Iterator[Tensor],
     options: TrainOptions | None = None,
     controls: Sequence[Control | None] | None = None,
+    on_snapshot: Callable[[Snapshot], None] | None = None,
 ) -> TrainingLog:
     """Train many SAEs at once, in place, on one shared stream of activations.
 
@@ -64,6 +65,9 @@ def train_saes(
         options: budget, optimiser, logging; the defaults are those of the published toy models.
         controls: for each SAE what moves its sparsity while it trains: a `KTransition`, a
             `TargetL0`, or None.
+        on_snapshot: called in this thread with a finished copy of each SAE after every one of
+            `options.snapshot_steps`. Each SAE counts its own steps, which begin later where the
+            norm of the activations is estimated first.
     Returns:
         The log: losses, L0, dead latents, gradient norm and coefficient of every SAE.
     Raises:
@@ -74,9 +78,23 @@ def train_saes(
         KeyboardInterrupt: on Ctrl-C; the SAEs are then as of the last finished step, in the
             units of the scaled activations.
     """
-    training = Training(saes, source, options or TrainOptions(), controls)
+    training = Training(saes, source, options or TrainOptions(), controls, on_snapshot)
     training.run()
     return training.log
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """An SAE in the middle of its training, as it would be had the training ended there."""
+
+    step: int
+    """Steps it has taken."""
+
+    index: int
+    """Its place in the caller's list."""
+
+    sae: sae_lens.TrainingSAE[Any]
+    """A copy, in the units of the activations; the caller's own trains on."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +126,14 @@ class Training:
         source: Iterator[Tensor],
         options: TrainOptions,
         controls: Sequence[Control | None] | None = None,
+        on_snapshot: Callable[[Snapshot], None] | None = None,
     ) -> None:
         _check_saes(saes)
+        if (on_snapshot is None) != (not options.snapshot_steps):
+            raise ValueError(
+                "snapshots need both: TrainOptions.snapshot_steps, which says when, and "
+                "on_snapshot, which takes them."
+            )
         controls = [None] * len(saes) if controls is None else controls
         if not hasattr(source, "__next__"):
             raise TypeError(
@@ -123,10 +147,11 @@ class Training:
         self.options = options
         self.source = source
         self.device = saes[0].W_dec.device
-        self.members, places = _make_members(saes, options, controls, self.device)
+        self.on_snapshot = on_snapshot
+        self.members, self._places = _make_members(saes, options, controls, self.device)
         logs = {
             place: log
-            for member, member_places in zip(self.members, places, strict=True)
+            for member, member_places in zip(self.members, self._places, strict=True)
             for place, log in zip(member_places, member.logs, strict=True)
         }
         self.log = TrainingLog([logs[place] for place in range(len(saes))])
@@ -218,6 +243,9 @@ class Training:
                         # of each.
                         block = draw()
                         land(1)
+                        if self._launched_to_snapshot():
+                            land(0)
+                            self._take_snapshots()
                         if interrupt.pending:
                             raise KeyboardInterrupt
                         if on_rest is not None and time.monotonic() - rested >= every_seconds:
@@ -251,7 +279,35 @@ class Training:
         if not to_observe and not to_train:
             return None
         self._draw_point = self._here()
-        return self._reader.draw(min(to_train, default=None), min(to_observe, default=None))
+        to_snapshot = [
+            step - progress.launched_steps
+            for member, progress in zip(self.members, self._progress, strict=True)
+            for step in self.options.snapshot_steps
+            if at >= member.n_norm_batches and step > progress.launched_steps
+        ]
+        return self._reader.draw(
+            min(to_train, default=None), min([*to_observe, *to_snapshot], default=None)
+        )
+
+    def _launched_to_snapshot(self) -> bool:
+        """Whether some SAEs will stand at a step to keep, once everything in flight has landed."""
+        return any(
+            progress.launched_steps in self.options.snapshot_steps
+            and progress.launched_steps > progress.snapshot_step
+            for progress in self._progress
+        )
+
+    def _take_snapshots(self) -> None:
+        for member, progress, places in zip(
+            self.members, self._progress, self._places, strict=True
+        ):
+            step = progress.n_steps
+            if step not in self.options.snapshot_steps or step <= progress.snapshot_step:
+                continue
+            progress.snapshot_step = step
+            if self.on_snapshot is not None:
+                for place, sae in zip(places, member.snapshot(step), strict=True):
+                    self.on_snapshot(Snapshot(step, place, sae))
 
     def _launch(self, block: Block, flights: Sequence[_Flight], workers: _Workers) -> _Flight:
         """Start to train on a block, each SAE once it is through with the block before."""
@@ -339,6 +395,7 @@ class Training:
             member.load_state(_with_prefix(state.tensors, f"member.{i}."))
             progress.started = True
             progress.n_steps = progress.launched_steps = state.n_steps[i]
+            progress.snapshot_step = state.n_steps[i]
             progress.n_samples = progress.launched_samples = state.n_samples[i]
 
 
@@ -361,6 +418,8 @@ class _Progress:
     """`n_steps` once everything in flight has landed."""
     launched_samples: int = 0
     """`n_samples` once everything in flight has landed."""
+    snapshot_step: int = 0
+    """The last step that was kept."""
 
 
 @dataclass

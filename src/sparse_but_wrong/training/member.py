@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
 from torch import Tensor
 
 from sparse_but_wrong.training.log import SAELog
+
+if TYPE_CHECKING:
+    import sae_lens
 
 
 class Member(ABC):
@@ -64,6 +68,10 @@ class Member(ABC):
     @abstractmethod
     def finish(self, n_steps: int) -> None:
         """After the last of `n_steps` steps: write back, fold the scale, record metadata."""
+
+    @abstractmethod
+    def snapshot(self, n_steps: int) -> list[sae_lens.TrainingSAE[Any]]:
+        """Copies of the SAEs, as `finish` would leave them after `n_steps` steps."""
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:

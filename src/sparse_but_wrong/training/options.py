@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,9 @@ class TrainOptions:
     log_every: int = 100
     """Steps between two rows of the training log."""
 
+    snapshot_steps: tuple[int, ...] = ()
+    """Steps after which a copy of every SAE is handed to ``on_snapshot``."""
+
     threads: int | None = None
     """CPU threads to train on, one SAE per thread; PyTorch's own number if left out.
     The result does not depend on it."""
@@ -92,6 +96,13 @@ class TrainOptions:
                 raise ValueError(
                     f"TrainOptions.{name} must lie in [0, 1), got {getattr(self, name)}."
                 )
+        n_steps = -(-self.total_training_samples // self.train_batch_size_samples)
+        for step in self.snapshot_steps:
+            if not 1 <= step <= n_steps:
+                raise ValueError(
+                    f"TrainOptions.snapshot_steps holds {step}, but the run has steps 1 to "
+                    f"{n_steps}."
+                )
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"TrainOptions.threads must be at least 1, got {self.threads}.")
         if self.lr_end is not None and not 0 <= self.lr_end <= self.lr:
@@ -116,6 +127,7 @@ class TrainOptions:
         """Full batches in the run: the length of the learning-rate schedule, as in sae_lens."""
         return self.total_training_samples // self.train_batch_size_samples
 
-    def to_dict(self) -> dict[str, int | float | str | bool | None]:
+    def to_dict(self) -> dict[str, Any]:
         """The options as JSON-ready values."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {**values, "snapshot_steps": list(self.snapshot_steps)}

@@ -5,6 +5,7 @@ Axes: S SAE, C SAEs of one chunk, B batch, D d_in.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -151,23 +152,36 @@ class StackMember(Member):
 
     def write_back(self) -> None:
         """Copy the stack's rows into the caller's SAEs."""
-        unstack_parameters(self.stack.params, self.stack.layout, self.saes)
-        for name, values in self.stack.buffers.items():
-            for sae, value in zip(self.saes, values, strict=True):
-                getattr(sae, name).copy_(value)
+        self._write_into(self.saes)
         for log, step in zip(self.logs, self.stack.diverged_at.tolist(), strict=True):
             log.diverged_at = None if step < 0 else step
 
     def finish(self, n_steps: int) -> None:
         """Write back, fold the scaling factor into the weights, record L0 and dead latents."""
         self.write_back()
+        self._complete(self.saes, n_steps)
+
+    def snapshot(self, n_steps: int) -> list[sae_lens.TrainingSAE[Any]]:
+        """Copies, finished."""
+        saes = [copy.deepcopy(sae) for sae in self.saes]
+        self._write_into(saes)
+        self._complete(saes, n_steps)
+        return saes
+
+    def _write_into(self, saes: Sequence[sae_lens.TrainingSAE[Any]]) -> None:
+        unstack_parameters(self.stack.params, self.stack.layout, saes)
+        for name, values in self.stack.buffers.items():
+            for sae, value in zip(saes, values, strict=True):
+                getattr(sae, name).copy_(value)
+
+    def _complete(self, saes: Sequence[sae_lens.TrainingSAE[Any]], n_steps: int) -> None:
         window = self.options.feature_sampling_window
         n_in_window = (n_steps - 1) % window + 1
         n_samples = n_in_window * self.options.train_batch_size_samples
         dead = dead_after(n_steps, self.stack.last_fired, self.options.dead_feature_window)
         n_dead = dead.sum(1).tolist()
         l0 = (self.stack.window_fired.sum(1) / n_samples).tolist()
-        for i, sae in enumerate(self.saes):
+        for i, sae in enumerate(saes):
             if self.scale is not None:
                 sae.fold_activation_norm_scaling_factor(self.scale)
             lens.record_training(sae, l0[i], n_dead[i])
