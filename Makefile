@@ -20,7 +20,7 @@ types: $(VENV)/.installed-test
 	$(BIN)/pyright
 
 bench: $(VENV)/.installed-test
-	$(BIN)/python -m benchmarks.jumprelu_sweep
+	$(BIN)/python -m benchmarks $(BENCH)
 
 notebook: $(VENV)/.installed-test
 	@test -n "$(NOTEBOOK)" || { echo "Name one: make notebook NOTEBOOK=path.ipynb"; exit 2; }

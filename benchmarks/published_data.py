@@ -18,13 +18,19 @@ def draw_features_afresh(
     std_firing_magnitudes: Tensor,
     correlation_matrix: Tensor,
 ) -> Tensor:
-    """Features [batch, F], with the distribution and every threshold built anew on each call."""
+    """Features [batch, F], with the distribution and every threshold built anew on each call.
+
+    Drawn on the device of the arguments, which is one for all three.
+    """
     n_features = len(firing_probabilities)
-    copula = MultivariateNormal(torch.zeros(n_features), covariance_matrix=correlation_matrix)
+    device = firing_probabilities.device
+    copula = MultivariateNormal(
+        torch.zeros(n_features, device=device), covariance_matrix=correlation_matrix
+    )
     gaussian = copula.sample((batch_size,))
-    fires = torch.zeros(batch_size, n_features)
+    fires = torch.zeros(batch_size, n_features, device=device)
     for i in range(n_features):
         threshold = float(norm.ppf(1 - firing_probabilities[i].item()))
         fires[:, i] = (gaussian[:, i] > threshold).float()
-    noise = torch.randn(batch_size, n_features) * std_firing_magnitudes
+    noise = torch.randn(batch_size, n_features, device=device) * std_firing_magnitudes
     return fires * (1.0 + noise).relu()

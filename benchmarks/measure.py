@@ -1,0 +1,234 @@
+"""Timing the ways against each other: in one process and in turns, so that all meet the same load.
+
+Load does not slow them alike: the ways that spread each operation over several threads wait for the
+slowest of them. So `machine.is_busy` asks first, and the report says it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from benchmarks import ways
+from benchmarks.machine import LARGE, PeakMemory, Products, synchronize
+from benchmarks.sweeps import evenly, make_sweep
+from benchmarks.worlds import BenchWorld
+from sparse_but_wrong.experiments.make import make_saes
+from sparse_but_wrong.experiments.spec import SAESpec
+from sparse_but_wrong.training.loop import Training
+from sparse_but_wrong.training.options import TrainOptions
+from sparse_but_wrong.training.stack_member import StackMember
+
+ALONE = "(a) sae_lens, one by one"
+BESIDE = "(b) MultiSAETrainer"
+VMAP = "(c) vmap ensemble"
+ENGINE = "this engine"
+
+FULL_STEPS = -(-15_000_000 // 1024)  # the notebook's budget for each SAE
+NORM_BATCHES = 1000  # drawn first in the notebook, for each SAE
+
+_VMAP_ARCHITECTURES = ("jumprelu", "batchtopk")
+_MOST_ALONE = 12
+_SAE_STEPS = 12  # per turn, as a multiple of the steps asked for
+_FEWEST_STEPS = 0.4  # likewise: below it, first steps, which take longer, would count
+_WARM_UP_STEPS = 5
+
+
+@dataclass(frozen=True)
+class Group:
+    """What is measured in the same turns: sweeps of one architecture and several sizes."""
+
+    world: str
+    architecture: str
+    sizes: tuple[int, ...]
+
+
+@dataclass
+class Timing:
+    """What one way of training took for one sweep."""
+
+    way: str
+    n_saes: int
+    """In the sweep."""
+
+    n_timed: int
+    """Of them trained; the others of (a) would take as long, one after the other."""
+
+    n_steps: int
+    estimates: int
+    """How often the whole run draws the batches for the norm."""
+
+    seconds: list[float] = field(default_factory=list)
+    peak_bytes: int = 0
+    batch_seconds: float = 0.0
+    """To draw one batch of the stream."""
+
+    @property
+    def seconds_per_sae_step(self) -> float:
+        """The median of the turns, everything that is shared included."""
+        return statistics.median(self.seconds) / (self.n_steps * self.n_timed)
+
+    @property
+    def whole_run_seconds(self) -> float:
+        """The notebook's budget for every SAE, extrapolated, with the batches for the norm."""
+        steps = self.seconds_per_sae_step * self.n_saes * FULL_STEPS
+        return steps + self.estimates * NORM_BATCHES * self.batch_seconds
+
+
+@dataclass
+class Measured:
+    """All timings of a group, and the floor of its turns."""
+
+    group: Group
+    world: str
+    product_flops: int
+    timings: list[Timing]
+    rate: float = 0.0
+    """Of a large matrix product, in floating-point operations per second."""
+
+    shaped_rate: float = 0.0
+    """Of a product of the shapes of a step."""
+
+    is_stacked: bool = True
+    """Whether the engine trains these SAEs itself, and does not leave them to sae_lens."""
+
+    def of(self, way: str, n_saes: int) -> Timing | None:
+        """One timing; None if it was not taken."""
+        found = (t for t in self.timings if t.way == way and t.n_saes == n_saes)
+        return next(found, None)
+
+    def fraction_of_floor(self, timing: Timing) -> float:
+        """The time of the five matrix products at the large product's rate, of the time taken."""
+        return self.product_flops / self.rate / timing.seconds_per_sae_step
+
+    def speedup(self, n_saes: int, against: str) -> float | None:
+        """How many times longer than this engine another way takes for the whole run."""
+        engine, other = self.of(ENGINE, n_saes), self.of(against, n_saes)
+        if engine is None or other is None:
+            return None
+        return other.whole_run_seconds / engine.whole_run_seconds
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    train: Callable[[ways.SAEs, int, Iterator[Tensor], int], None]
+    specs: Sequence[SAESpec]
+    stream: Iterator[Tensor]
+    timing: Timing
+
+
+def measure(
+    group: Group, world: BenchWorld, steps: int, repeats: int, large: int = LARGE
+) -> Measured:
+    """Train every sweep of a group in every way, in turns.
+
+    Args:
+        steps: that 12 SAEs take in a turn, in the toy world. Other numbers of SAEs take as many
+            SAE-steps together, but each at most four times and at least 0.4 times as many steps.
+        repeats: turns; one that does not count goes before.
+        large: size of the matrices whose product sets the floor.
+    """
+    candidates = _candidates(group, world, -(-steps // world.step_cost))
+    device = world.device
+    large_product = Products(large, large, large, device)
+    shaped_product = Products(world.batch_size, world.d_in, world.d_sae, device)
+    draws: dict[int, list[float]] = {id(c.stream): [] for c in candidates}
+    for turn in range(-1, repeats):
+        for product in (large_product, shaped_product):
+            product.measure()
+        for candidate in candidates:
+            timing = candidate.timing
+            n_steps = min(_WARM_UP_STEPS, timing.n_steps) if turn < 0 else timing.n_steps
+            seconds, peak = _train(candidate, world, n_steps)
+            if turn >= 0:
+                timing.seconds.append(seconds)
+                timing.peak_bytes = max(timing.peak_bytes, peak)
+        for stream in {id(c.stream): c.stream for c in candidates}.values():
+            draws[id(stream)].append(_seconds_per_batch(stream, device))
+    for candidate in candidates:
+        candidate.timing.batch_seconds = statistics.median(draws[id(candidate.stream)][1:])
+    for product in (large_product, shaped_product):
+        del product.rates[0]
+    return Measured(
+        group=group,
+        world=str(world),
+        product_flops=world.product_flops,
+        timings=_spread_alone(group, [c.timing for c in candidates]),
+        rate=large_product.rate,
+        shaped_rate=shaped_product.rate,
+        is_stacked=_is_stacked(group, world),
+    )
+
+
+def _candidates(group: Group, world: BenchWorld, steps: int) -> list[_Candidate]:
+    """What takes part in each turn. (a) does so once: an SAE alone does not know the others."""
+    largest = max(group.sizes)
+    alone = evenly(make_sweep(group.architecture, largest, world.d_sae), _MOST_ALONE)
+    candidates = [
+        _Candidate(
+            ways.one_by_one,
+            alone,
+            world.of_the_notebook,
+            Timing(ALONE, largest, len(alone), steps, estimates=largest),
+        )
+    ]
+    together = [(BESIDE, ways.side_by_side), (ENGINE, ways.engine)]
+    if group.architecture in _VMAP_ARCHITECTURES:
+        together.insert(1, (VMAP, ways.vmap_ensemble))
+    for n_saes in group.sizes:
+        specs = make_sweep(group.architecture, n_saes, world.d_sae)
+        factor = min(4.0, max(_FEWEST_STEPS, _SAE_STEPS / n_saes))
+        n_steps = max(1, round(factor * steps))
+        candidates += [
+            _Candidate(train, specs, world.fast, Timing(way, n_saes, n_saes, n_steps, estimates=1))
+            for way, train in together
+        ]
+    return candidates
+
+
+def _spread_alone(group: Group, timings: Sequence[Timing]) -> list[Timing]:
+    """The timing of (a) once for each size, then the others as they are, in order of size."""
+    alone, *others = timings
+    spread = [replace(alone, n_saes=n_saes, estimates=n_saes) for n_saes in group.sizes]
+    return sorted([*spread, *others], key=lambda timing: timing.n_saes)
+
+
+def _is_stacked(group: Group, world: BenchWorld) -> bool:
+    specs = make_sweep(group.architecture, 1, world.d_sae)
+    saes = make_saes(specs, world.d_in, seed=0, device=world.device)
+    with _quietly():
+        training = Training(saes, world.fast, TrainOptions(progress=False))
+    return all(isinstance(member, StackMember) for member in training.members)
+
+
+def _train(candidate: _Candidate, world: BenchWorld, n_steps: int) -> tuple[float, int]:
+    """Seconds, and bytes at the peak, to train new SAEs for so many steps."""
+    saes = make_saes(candidate.specs, world.d_in, seed=0, device=world.device)
+    with _quietly(), PeakMemory(world.device) as peak:
+        synchronize(world.device)
+        start = time.perf_counter()
+        candidate.train(saes, n_steps, candidate.stream, world.batch_size)
+        synchronize(world.device)
+        elapsed = time.perf_counter() - start
+    return elapsed, peak.bytes
+
+
+def _quietly() -> contextlib.AbstractContextManager[object]:
+    """Without progress bars, and without the line about SAEs left to sae_lens."""
+    return contextlib.redirect_stderr(io.StringIO())
+
+
+def _seconds_per_batch(stream: Iterator[Tensor], device: torch.device, n: int = 10) -> float:
+    synchronize(device)
+    start = time.perf_counter()
+    for _ in range(n):
+        next(stream)
+    synchronize(device)
+    return (time.perf_counter() - start) / n

@@ -1,0 +1,118 @@
+"""The worlds that the benchmark trains on, and their streams of activations."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.published_data import draw_features_afresh
+from sparse_but_wrong.activations.toy import EmbeddedFeatures
+from sparse_but_wrong.experiments.jumprelu import JUMPRELU
+from sparse_but_wrong.experiments.make import make_world
+from sparse_but_wrong.toy_models.sampler import FeatureSampler
+
+BATCH = 1024
+MID_FEATURES, MID_D_IN, MID_D_SAE = 2048, 256, 1024
+MID_L0 = 20
+
+
+@dataclass(frozen=True)
+class BenchWorld:
+    """A world and what an SAE of it looks like."""
+
+    name: str
+    n_features: int
+    d_in: int
+    d_sae: int
+    batch_size: int
+    device: torch.device
+
+    fast: Iterator[Tensor]
+    """This package's stream: activations [batch, d_in]."""
+
+    published: Iterator[Tensor] | None
+    """The same law at the cost of the published code; None where nobody published one."""
+
+    step_cost: int = 1
+    """How many times fewer steps are timed than in the toy world, so that it takes as long."""
+
+    @property
+    def of_the_notebook(self) -> Iterator[Tensor]:
+        """The stream for training as in the notebook."""
+        return self.fast if self.published is None else self.published
+
+    @property
+    def product_flops(self) -> int:
+        """Floating-point operations of the five matrix products of one SAE-step.
+
+        Two forward, and three back: the input needs no gradient.
+        """
+        return 5 * 2 * self.batch_size * self.d_in * self.d_sae
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name} world (F = {self.n_features}, D = {self.d_in}, H = {self.d_sae}, "
+            f"B = {self.batch_size})"
+        )
+
+
+def toy(device: torch.device) -> BenchWorld:
+    """The world of the JumpReLU notebook."""
+    world = make_world(JUMPRELU.world, seed=0, device=device)
+    if world.correlation_matrix is None:
+        raise ValueError("the JumpReLU experiment's world has no correlations; it should.")
+    # The matrix is nearly singular, and whether a float32 Cholesky factor is found is up to the
+    # device; with a little more on the diagonal there is one everywhere.
+    regular = world.correlation_matrix + 1e-5 * torch.eye(len(world.correlation_matrix))
+    published = partial(
+        draw_features_afresh,
+        firing_probabilities=world.firing_probabilities.to(device),
+        std_firing_magnitudes=world.std_firing_magnitudes.to(device),
+        correlation_matrix=regular.to(device),
+    )
+    d_in, n_features = world.directions.shape
+    return BenchWorld(
+        name="toy",
+        n_features=n_features,
+        d_in=d_in,
+        d_sae=n_features,
+        batch_size=BATCH,
+        device=device,
+        fast=EmbeddedFeatures(world.model, world.sampler.sample, BATCH),
+        published=EmbeddedFeatures(world.model, published, BATCH),
+    )
+
+
+def mid_size(device: torch.device) -> BenchWorld:
+    """Independent features in random directions, many more than dimensions.
+
+    Random directions in place of near-orthogonal ones: making those of 2,048 features takes long
+    and changes no step's cost.
+    """
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.randn(MID_D_IN, MID_FEATURES, generator=generator)
+    embed = nn.Linear(MID_FEATURES, MID_D_IN, bias=False)
+    embed.weight.data.copy_(nn.functional.normalize(directions, dim=0))
+    sampler = FeatureSampler(
+        torch.full((MID_FEATURES,), MID_L0 / MID_FEATURES),
+        torch.full((MID_FEATURES,), 0.15),
+        device=device,
+    )
+    return BenchWorld(
+        name="mid-size",
+        n_features=MID_FEATURES,
+        d_in=MID_D_IN,
+        d_sae=MID_D_SAE,
+        batch_size=BATCH,
+        device=device,
+        fast=EmbeddedFeatures(embed.to(device), sampler.sample, BATCH),
+        published=None,
+        step_cost=10,
+    )
+
+
+WORLDS: dict[str, Callable[[torch.device], BenchWorld]] = {"toy": toy, "mid-size": mid_size}
