@@ -31,6 +31,7 @@ from sparse_but_wrong.training.interrupt import DeferredInterrupt
 from sparse_but_wrong.training.lens_member import LensMember
 from sparse_but_wrong.training.log import TrainingLog
 from sparse_but_wrong.training.member import Member
+from sparse_but_wrong.training.memory import free_memory
 from sparse_but_wrong.training.options import TrainOptions
 from sparse_but_wrong.training.stack import why_not_stackable
 from sparse_but_wrong.training.stack_member import StackMember
@@ -263,6 +264,14 @@ class Training:
             raise
         for member, progress in zip(self.members, self._progress, strict=True):
             member.finish(progress.n_steps)
+        for i, log in enumerate(self.log.saes):
+            if log.diverged_at is not None:
+                logger.warning(
+                    "saes[%d] diverged: its gradient was not finite at step %d. The others are not "
+                    "touched by it; a lower lr or smaller initial weights may save it.",
+                    i,
+                    log.diverged_at,
+                )
         if interrupt.pending:
             raise KeyboardInterrupt
 
@@ -535,12 +544,18 @@ def _count_chunks(
     options: TrainOptions,
     device: torch.device,
 ) -> int:
-    """In how many chunks a stack is stepped: a multiple of the threads, with buffers in cache."""
-    if device.type != "cpu":
-        return 1
+    """In how many chunks a stack is stepped by PyTorch's operations.
+
+    On the CPU a multiple of the threads, with buffers in cache; on a GPU as few as fit in memory.
+    """
     cfg = stack[0].cfg
-    threads = options.threads or torch.get_num_threads()
     per_sae = architecture.bytes_per_sae(options.train_batch_size_samples, cfg.d_in, cfg.d_sae)
+    if device.type != "cpu":
+        state = sum(p.numel() * p.element_size() for p in stack[0].parameters())
+        # Gradients and Adam's scratch come with each chunk; what a stack keeps is three times that.
+        room = max(1, free_memory(device) - 3 * state * len(stack))
+        return min(len(stack), math.ceil(len(stack) * (per_sae + 2 * state) / room))
+    threads = options.threads or torch.get_num_threads()
     largest = max(1, _CHUNK_BYTES // per_sae)
     return min(len(stack), threads * math.ceil(len(stack) / (threads * largest)))
 

@@ -18,8 +18,8 @@ from sparse_but_wrong.training.native.translate import Translation
 from sparse_but_wrong.training.optimizer import AdamScalars
 from sparse_but_wrong.training.options import TrainOptions
 from sparse_but_wrong.training.stack_state import StackState
+from sparse_but_wrong.training.step import dead_after
 from sparse_but_wrong.training.stepper import Advanced, Stepper
-from sparse_but_wrong.training.torch_stepper import dead_after
 
 _CACHE_LINE = 64
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,11 +29,23 @@ from sparse_but_wrong.training.options import TrainOptions
 from sparse_but_wrong.training.schedules import Knobs
 from sparse_but_wrong.training.stack import ParameterLayout, stack_parameters, unstack_parameters
 from sparse_but_wrong.training.stack_state import StackState
+from sparse_but_wrong.training.step import dead_after
 from sparse_but_wrong.training.stepper import Stepper
-from sparse_but_wrong.training.torch_stepper import TorchStepper, dead_after
+from sparse_but_wrong.training.torch_stepper import TorchStepper
 
 if TYPE_CHECKING:
     import sae_lens
+
+
+@dataclass(frozen=True)
+class _LogEntry:
+    """A row of the log of some SAEs that may still be on the device."""
+
+    rows: slice
+    step: int
+    lr: float
+    names: list[str]
+    table: Float[Tensor, "names C"]
 
 
 class StackMember(Member):
@@ -52,6 +66,7 @@ class StackMember(Member):
         self.device = saes[0].W_dec.device
         self.d_in = cfg.d_in
         self.logs = [SAELog(trained_by="engine") for _ in saes]
+        self._unread: deque[_LogEntry] = deque()
 
         layout = ParameterLayout(architecture.parameter_shapes(cfg.d_in, cfg.d_sae))
         params = stack_parameters(saes, layout)
@@ -145,13 +160,23 @@ class StackMember(Member):
         return "k" if self.architecture.knob == "k" else "coefficient"
 
     def _log(self, rows: slice, step: int, lr: float, figures: dict[str, Tensor]) -> None:
-        table = torch.stack([values.double() for values in figures.values()]).tolist()
-        for i, log in enumerate(self.logs[rows]):
-            values = {name: table[j][i] for j, name in enumerate(figures)}
-            log.append(step, {**values, "lr": lr})
+        table = torch.stack([values.double() for values in figures.values()])
+        self._unread.append(_LogEntry(rows, step, lr, list(figures), table))
+        # A GPU would have to be waited for.
+        if self.device.type == "cpu":
+            self._read_log()
+
+    def _read_log(self) -> None:
+        while self._unread:
+            entry = self._unread.popleft()
+            table = entry.table.tolist()
+            for i, log in enumerate(self.logs[entry.rows]):
+                values = {name: table[j][i] for j, name in enumerate(entry.names)}
+                log.append(entry.step, {**values, "lr": entry.lr})
 
     def write_back(self) -> None:
         """Copy the stack's rows into the caller's SAEs."""
+        self._read_log()
         self._write_into(self.saes)
         for log, step in zip(self.logs, self.stack.diverged_at.tolist(), strict=True):
             log.diverged_at = None if step < 0 else step
@@ -188,6 +213,7 @@ class StackMember(Member):
 
     def state(self) -> dict[str, Tensor]:
         """Parameters, Adam's means, counters, scale and logs."""
+        self._read_log()
         state = {
             **self.stack.tensors(),
             "scale": torch.tensor(
