@@ -65,7 +65,7 @@ class NativeStepper(Stepper):
             d_in=cfg.d_in,
             d_sae=cfg.d_sae,
             n_parameters=layout.size,
-            **layout.offsets,
+            **{"b_enc" if name == "b_gate" else name: at for name, at in layout.offsets.items()},
             apply_b_dec=int(cfg.apply_b_dec_to_input),
             dead_window=self.options.dead_feature_window,
             beta1=self.options.adam_beta1,

@@ -12,7 +12,7 @@ from sparse_but_wrong.training.native import build
 
 MAX_LEVELS = 32
 
-ARCHITECTURES = ("jumprelu", "standard", "topk", "batchtopk")
+ARCHITECTURES = ("jumprelu", "standard", "gated", "topk", "batchtopk")
 MODES = ("step", "tanh", "quadratic")
 FIGURES = ("mse", "sparsity", "pre_act", "aux", "n_active", "grad_norm")
 
@@ -29,9 +29,11 @@ class Config(ctypes.Structure):
         ("n_parameters", _int),
         ("W_enc", _int),
         ("W_dec", _int),
-        ("b_enc", _int),
         ("b_dec", _int),
         ("threshold", _int),
+        ("b_mag", _int),
+        ("r_mag", _int),
+        ("b_enc", _int),
         ("apply_b_dec", _int),
         ("mode", _int),
         ("ste_to_input", _int),

@@ -355,7 +355,7 @@ static inline void transpose_masks(const mask_t* masks, uint64_t* samples) {
 // ---------------------------------------------------------------------------------------------
 // What the caller hands over; mirrored field by field in bindings.py
 
-enum Architecture : int64_t { JUMPRELU = 0, STANDARD = 1, TOPK = 2, BATCHTOPK = 3 };
+enum Architecture : int64_t { JUMPRELU = 0, STANDARD = 1, GATED = 2, TOPK = 3, BATCHTOPK = 4 };
 enum Mode : int64_t { STEP = 0, TANH = 1, QUADRATIC = 2 };
 enum Figure { MSE, SPARSITY, PRE_ACT, AUX, N_ACTIVE, GRAD_NORM, INNER };  // then inner levels
 
@@ -365,7 +365,8 @@ struct Config {
     int64_t architecture;
     int64_t D, H;
     int64_t P;                                       // floats of one SAE's flat parameters
-    int64_t W_enc, W_dec, b_enc, b_dec, threshold;  // where each begins
+    int64_t W_enc, W_dec, b_dec, threshold, b_mag, r_mag;  // where each begins
+    int64_t b_enc;                                         // or b_gate
     int64_t apply_b_dec;
     int64_t mode;
     int64_t ste_to_input;
@@ -537,6 +538,8 @@ struct Scratch {
     mask_t* masks;      // of the latents active in each sample of a tile
     uint64_t* samples;  // a mask for each latent: of the samples of the tile it is active in
     int32_t* n_in_sample;
+    float *mag_scale, *mag_bias, *via, *via_errors, *via_grad;
+    float *g_b_gate, *g_b_mag, *g_r_mag;
     float *dead_rows, *dead_panels, *dead_t_panels, *dead_acts, *dead_grad, *dead_error;
     float *g_dead_enc, *g_dead_dec;
     int32_t *dead, *dead_start;
@@ -574,6 +577,16 @@ struct Scratch {
         masks = reinterpret_cast<mask_t*>(a.floats(H / W * TILE / 2));
         samples = reinterpret_cast<uint64_t*>(a.floats(H * 2));
         n_in_sample = a.ints(TILE);
+        if (c.architecture == GATED) {
+            mag_scale = a.floats(H);
+            mag_bias = a.floats(H);
+            via = a.floats(TILE * H);
+            via_errors = a.floats(TILE * D);
+            via_grad = a.floats(TILE * H);
+            g_b_gate = a.floats(H);
+            g_b_mag = a.floats(H);
+            g_r_mag = a.floats(H);
+        }
         if (topk) {
             dead = a.ints(H);
             dead_start = a.ints(MAX_LEVELS + 1);
@@ -651,6 +664,16 @@ class Step {
             float* threshold = s.params + c.threshold;
             for (int64_t h = 0; h < c.H; h++) threshold[h] = threshold[h] < 0 ? 0 : threshold[h];
             copy(w.threshold, threshold, c.H, H, INFINITY);
+        }
+        if (c.architecture == GATED) {
+            const float *b_mag = parameter(c.b_mag), *r_mag = parameter(c.r_mag);
+            const float* b_gate = parameter(c.b_enc);
+            for (int64_t h = 0; h < H; h++) {
+                w.mag_scale[h] = h < c.H ? std::exp(r_mag[h]) : 0;
+                w.mag_bias[h] = h < c.H ? b_mag[h] - w.mag_scale[h] * b_gate[h] : 0;
+            }
+            for (float* sums : {w.g_b_gate, w.g_b_mag, w.g_r_mag})
+                std::memset(sums, 0, H * sizeof(float));
         }
         std::memset(w.g_enc, 0, c.H * D * sizeof(float));
         std::memset(w.g_dec, 0, c.H * D * sizeof(float));
@@ -756,12 +779,16 @@ class Step {
         float* acts = topk ? w.acts + first * H : w.acts;
         if (!topk) {
             product(T, H / W, c.D, xt, D, w.enc_panels, pre, H, w.bias, nullptr, 0);
-            activate(T, pre, acts);
+            if (c.architecture == GATED)
+                activate_gated(T, pre, acts);
+            else
+                activate(T, pre, acts);
         }
         int64_t n_active = decode(T, xt, acts);
         s.n_active += double(n_active);
         s.figures[N_ACTIVE] += double(n_active);
         float* error = w.errors + (c.n_levels - 1) * TILE * D;  // of the whole SAE
+        if (c.architecture == GATED) decode_via_gate(T, xt);
         if (figures) measure(T, pre, acts);
         if (n_dead) auxiliary(T, xt, pre);
         sum_levels(T);
@@ -771,6 +798,8 @@ class Step {
             product(T, H / W, c.D, error, D, w.dec_t_panels, w.grad, H, nullptr, nullptr, 0);
             if (c.architecture == STANDARD)
                 standard_gradient(T, acts);
+            else if (c.architecture == GATED)
+                gated_gradient(T, acts);
             else if (c.mode == TANH)
                 c.ste_to_input ? jumprelu_gradient<TANH, true>(T, pre, acts)
                                : jumprelu_gradient<TANH, false>(T, pre, acts);
@@ -794,6 +823,26 @@ class Step {
                 store(acts + t * H + h, v * where(v > threshold, all(1.0f)));
             }
         }
+    }
+
+    // The gate's own activations beside those of the SAE; no gradient passes the gate's jump.
+    void activate_gated(int64_t T, const float* gate, float* acts) {
+        const vec one = all(1.0f);
+        for (int64_t h = 0; h < H; h += W) {
+            vec scale = load(w.mag_scale + h), bias = load(w.mag_bias + h);
+            for (int64_t t = 0; t < T; t++) {
+                vec v = load(gate + t * H + h), mag = v * scale + bias;
+                store(w.via + t * H + h, v * where(v > vec{}, one));
+                store(acts + t * H + h, mag * where((v > vec{}) & (mag > vec{}), one));
+            }
+        }
+    }
+
+    void decode_via_gate(int64_t T, const float* xt) {
+        for (int64_t t = 0; t < T; t++)
+            for (int64_t d = 0; d < D; d += W)
+                store(w.via_errors + t * D + d, load(w.b_dec + d) - load(xt + t * D + d));
+        product(T, D / W, c.H, w.via, H, w.dec_panels, w.via_errors, D, nullptr, w.via_errors, D);
     }
 
     // Who is active where, and the errors of every level.
@@ -951,9 +1000,41 @@ class Step {
         }
     }
 
+    void gated_gradient(int64_t T, const float* acts) {
+        product(T, H / W, c.D, w.via_errors, D, w.dec_t_panels, w.via_grad, H, nullptr, nullptr, 0);
+        const vec half = all(float(knob / 2));
+        for (int64_t h = 0; h < H; h += W) {
+            vec scale = load(w.mag_scale + h), pull = half * load(w.dec_norm + h);
+            vec b_gate{}, b_mag{}, r_mag{}, bias{}, sum{};
+            for (int64_t t = 0; t < T; t++) {
+                vec act = load(acts + t * H + h), via = load(w.via + t * H + h);
+                vec mag = where(act > vec{}, load(w.grad + t * H + h));
+                vec gate = where(via > vec{}, load(w.via_grad + t * H + h) + pull);
+                vec g = gate + mag * scale;
+                store(w.grad + t * H + h, g);
+                b_mag += mag;
+                r_mag += mag * act;  // where mag is not 0, act is the magnitude itself
+                b_gate += gate;
+                bias += g;
+                sum += via;
+            }
+            store(w.g_b_gate + h, load(w.g_b_gate + h) + b_gate);
+            store(w.g_b_mag + h, load(w.g_b_mag + h) + b_mag);
+            store(w.g_r_mag + h, load(w.g_r_mag + h) + r_mag);
+            store(w.g_bias + h, load(w.g_bias + h) + bias);
+            store(w.g_norm + h, load(w.g_norm + h) + half * sum);
+        }
+        for (int64_t d = 0; d < D; d += W) {
+            vec sum = load(w.g_b_dec + d);
+            for (int64_t t = 0; t < T; t++) sum += load(w.via_errors + t * D + d);
+            store(w.g_b_dec + d, sum);
+        }
+        outer(T, c.H, D / W, w.via, H, w.via_errors, D, w.g_dec, D);
+    }
+
     void outer_products(int64_t T, const float* xt, const float* acts) {
-        // Beyond what is active, the encoder's gradient is 0 unless a loss reaches past thresholds.
-        if (is_dense || c.ste_to_input || c.has_pre_act_loss) {
+        // Beyond what is active the encoder's gradient is 0, unless a loss reaches past thresholds.
+        if (is_dense || c.ste_to_input || c.has_pre_act_loss || c.architecture == GATED) {
             outer(T, c.H, D / W, w.grad, H, xt, D, w.g_enc, D);
             outer(T, c.H, D / W, acts, H, w.errors, D, w.g_dec, D);
             return;
@@ -1036,14 +1117,15 @@ class Step {
             Figure figure = level == c.n_levels - 1 ? MSE : Figure(INNER + level);
             s.figures[figure] += share * squares(w.errors + level * TILE * D, T * D);
         }
+        if (c.architecture == GATED) s.figures[AUX] += share * squares(w.via_errors, T * D);
         double sparsity = 0;
-        if (c.architecture == STANDARD || (c.architecture == JUMPRELU && c.mode == TANH)) {
+        if (c.architecture == STANDARD || c.architecture == GATED || (c.architecture == JUMPRELU && c.mode == TANH)) {
             for (int64_t h = 0; h < H; h += W) {
                 vec norm = load(w.dec_norm + h), sum{};
                 vec twice = all(float(-2 * s.tanh_scale)) * norm;
                 for (int64_t t = 0; t < T; t++) {
-                    vec act = load(acts + t * H + h);
-                    if (c.architecture == STANDARD) {
+                    vec act = load((c.architecture == GATED ? w.via : acts) + t * H + h);
+                    if (c.architecture != JUMPRELU) {
                         sum += act * norm;
                     } else {
                         vec e = exp_negative(twice * act);
@@ -1084,7 +1166,13 @@ class Step {
         const float* W_enc = parameter(c.W_enc);
         const float* W_dec = parameter(c.W_dec);
         std::memset(w.grads, 0, c.P * sizeof(float));
-        std::memcpy(w.grads + c.b_enc, w.g_bias, c.H * sizeof(float));
+        const float* g_b_enc = c.architecture == GATED ? w.g_b_gate : w.g_bias;
+        std::memcpy(w.grads + c.b_enc, g_b_enc, c.H * sizeof(float));
+        if (c.architecture == GATED)
+            for (int64_t h = 0; h < c.H; h++) {
+                w.grads[c.b_mag + h] = w.g_b_mag[h];
+                w.grads[c.r_mag + h] = w.g_r_mag[h] - parameter(c.b_mag)[h] * w.g_b_mag[h];
+            }
         std::memcpy(w.grads + c.b_dec, w.g_b_dec, c.D * sizeof(float));
         if (c.architecture == JUMPRELU)
             std::memcpy(w.grads + c.threshold, w.g_threshold, c.H * sizeof(float));

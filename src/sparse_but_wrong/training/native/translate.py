@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sparse_but_wrong.training.architectures.architecture import Architecture
+from sparse_but_wrong.training.architectures.gated import Gated
 from sparse_but_wrong.training.architectures.jumprelu import JumpReLU
 from sparse_but_wrong.training.architectures.standard import Standard
 from sparse_but_wrong.training.native.bindings import ARCHITECTURES, MODES
@@ -67,7 +68,20 @@ def _standard(cfg: Any) -> Translation | None:
     )
 
 
+def _gated(_: Any) -> Translation:
+    return Translation(
+        config={"architecture": ARCHITECTURES.index("gated")},
+        sae=lambda _: {},
+        losses={
+            "mse_loss": "mse",
+            "l1_loss": "sparsity",
+            "auxiliary_reconstruction_loss": "aux",
+        },
+    )
+
+
 _TRANSLATORS: dict[type[Architecture], Callable[[Any], Translation | None]] = {
     JumpReLU: _jumprelu,
     Standard: _standard,
+    Gated: _gated,
 }
