@@ -70,6 +70,7 @@ class NativeStepper(Stepper):
             dead_window=self.options.dead_feature_window,
             beta1=self.options.adam_beta1,
             beta2=self.options.adam_beta2,
+            widths=(ctypes.c_int64 * bindings.MAX_LEVELS)(*self.translation.widths),
             **shared,
         )
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sparse_but_wrong.training.architectures.architecture import Architecture
 from sparse_but_wrong.training.architectures.gated import Gated
 from sparse_but_wrong.training.architectures.jumprelu import JumpReLU
 from sparse_but_wrong.training.architectures.standard import Standard
-from sparse_but_wrong.training.native.bindings import ARCHITECTURES, MODES
+from sparse_but_wrong.training.native.bindings import ARCHITECTURES, MAX_LEVELS, MODES
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,9 @@ class Translation:
 
     losses: Mapping[str, str | int]
     """Where each loss is found: sae_lens' name of it, and a figure's name or an inner level."""
+
+    widths: tuple[int, ...] = ()
+    """Of the levels of a Matryoshka SAE, the whole one included."""
 
 
 def translate(architecture: type[Architecture], cfg: Any) -> Translation | None:
@@ -77,6 +80,49 @@ def _gated(_: Any) -> Translation:
             "l1_loss": "sparsity",
             "auxiliary_reconstruction_loss": "aux",
         },
+    )
+
+
+def _topk(cfg: Any) -> Translation:
+    return Translation(
+        config={
+            "architecture": ARCHITECTURES.index("topk"),
+            "rescale": cfg.rescale_acts_by_decoder_norm,
+        },
+        sae=lambda cfg: {"aux_coefficient": cfg.aux_loss_coefficient},
+        losses={"mse_loss": "mse", "auxiliary_reconstruction_loss": "aux"},
+    )
+
+
+def _batchtopk(cfg: Any) -> Translation:
+    like_topk = _topk(cfg)
+    return replace(
+        like_topk,
+        config={**like_topk.config, "architecture": ARCHITECTURES.index("batchtopk")},
+        sae=lambda cfg: {
+            **like_topk.sae(cfg),
+            "topk_threshold_lr": cfg.topk_threshold_lr,
+        },
+    )
+
+
+def _matryoshka(cfg: Any) -> Translation | None:
+    widths = tuple(cfg.matryoshka_widths)
+    if len(widths) > MAX_LEVELS:
+        return None
+    like_batchtopk = _batchtopk(cfg)
+    return replace(
+        like_batchtopk,
+        config={
+            **like_batchtopk.config,
+            "n_levels": len(widths),
+            "matryoshka_aux": cfg.use_matryoshka_aux_loss,
+        },
+        losses={
+            **like_batchtopk.losses,
+            **{f"inner_mse_loss_{width}": level for level, width in enumerate(widths[:-1])},
+        },
+        widths=widths,
     )
 
 
