@@ -1,4 +1,4 @@
-"""The five matrix products of an SAE's step, by the fastest kernels at hand.
+"""The matrix products of an SAE's step, by the fastest kernels at hand.
 
 Axes: C SAEs of one chunk, B batch, D d_in, H d_sae; K and N stand for either of D and H.
 
@@ -27,11 +27,16 @@ def _find_linear() -> Any | None:
         linear = torch.ops.mkldnn._linear_pointwise
         x, weight, bias = torch.ones(2, 3), torch.full((4, 3), 2.0), torch.ones(4)
         plain = linear.default(x, weight, bias, "none", [], "")
-        less = linear.binary(x, torch.full((2, 4), 5.0), weight, bias, "sub")
+        five = torch.full((2, 4), 5.0)
+        less = linear.binary(x, five, weight, bias, "sub")
+        more = linear.binary(x, five, weight, None, "add")
     except (AttributeError, RuntimeError, NotImplementedError):
         return None
-    expected = torch.full((2, 4), 7.0)
-    return linear if torch.equal(plain, expected) and torch.equal(less, expected - 5) else None
+    # 3 · 2 for the product, 1 for the bias
+    is_as_expected = bool(
+        (plain == 6 + 1).all() and (less == 7 - 5).all() and (more == 6 + 5).all()
+    )
+    return linear if is_as_expected else None
 
 
 _linear: Any | None = _find_linear()
@@ -81,6 +86,28 @@ def affine_minus(
         return out.add_(bias.unsqueeze(1))
     return _gather(
         [_linear.binary(a, x, w.T, b, "sub") for a, w, b in zip(acts, weight, bias, strict=True)],
+        out,
+    )
+
+
+def plus_product(
+    start: Float[Tensor, "C B D"],
+    acts: Float[Tensor, "C B K"],
+    weight: Float[Tensor, "C K D"],
+    out: Float[Tensor, "C B D"],
+) -> Float[Tensor, "C B D"]:
+    """start + acts · weight: a reconstruction that some more latents join."""
+    if not one_by_one(weight):
+        return torch.baddbmm(start, acts, weight, out=out)
+    if _linear is None:
+        for i in range(len(weight)):
+            torch.addmm(start[i], acts[i], weight[i], out=out[i])
+        return out
+    return _gather(
+        [
+            _linear.binary(a, s, w.T, None, "add")
+            for s, a, w in zip(start, acts, weight, strict=True)
+        ],
         out,
     )
 
