@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 from sae_lens import JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig, TrainingSAE
@@ -41,19 +41,41 @@ def make_sae(seed: int = 0, **changes: Any) -> JumpReLUTrainingSAE:
         "jumprelu_init_threshold": 0.1,
         "jumprelu_sparsity_loss_mode": "tanh",
     }
-    sae = JumpReLUTrainingSAE(JumpReLUTrainingSAEConfig(**{**settings, **changes}))
+    return seeded(JumpReLUTrainingSAE(JumpReLUTrainingSAEConfig(**{**settings, **changes})), seed)
+
+
+AnySAE = TypeVar("AnySAE", bound=TrainingSAE[Any])
+
+
+def seeded(sae: AnySAE, seed: int) -> AnySAE:
+    """The SAE, with weights and biases that follow from a seed."""
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in (sae.W_enc, sae.W_dec, sae.b_enc, sae.b_dec):
+        for name in ("W_enc", "W_dec", "b_enc", "b_dec"):
+            parameter = sae.get_parameter(name)
             parameter.copy_(torch.randn(parameter.shape, generator=g) * 0.2)
     return sae
 
 
 def train_with_sae_lens(
-    sae: TrainingSAE[Any], batches: Sequence[Tensor], options: TrainOptions
-) -> TrainingSAE[Any]:
-    """A copy of an SAE, trained by sae_lens' `SAETrainer.fit`."""
+    sae: AnySAE,
+    batches: Sequence[Tensor],
+    options: TrainOptions,
+    before_batch: Callable[[AnySAE, int], None] | None = None,
+) -> AnySAE:
+    """A copy of an SAE, trained by sae_lens' `SAETrainer.fit`.
+
+    Args:
+        before_batch: called with the copy and the number of each batch before it is drawn.
+    """
     sae = copy.deepcopy(sae)
+
+    def drawn() -> Iterator[Tensor]:
+        for i, batch in enumerate(batches):
+            if before_batch is not None:
+                before_batch(sae, i)
+            yield batch
+
     config = SAETrainerConfig(
         total_training_samples=options.total_training_samples,
         train_batch_size_samples=options.train_batch_size_samples,
@@ -70,7 +92,7 @@ def train_with_sae_lens(
         n_batches_for_norm_estimate=options.n_batches_for_norm_estimate,
         logger=LoggingConfig(log_to_wandb=False),
     )
-    trainer = SAETrainer(config, sae, iter(batches))
+    trainer = SAETrainer(config, sae, drawn())
     with contextlib.redirect_stderr(io.StringIO()):
         trainer.fit()
     return sae

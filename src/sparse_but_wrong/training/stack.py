@@ -93,6 +93,8 @@ def why_not_stackable(sae: sae_lens.TrainingSAE[Any]) -> str | None:
         return f"it trains float32 only, not {str(dtypes.pop()).removeprefix('torch.')}"
     if not lens.has_plain_mse_loss(sae):
         return "a custom mse_loss_fn is set"
+    if type(sae.activation_fn) is not type(sae.get_activation_fn()):
+        return "its activation_fn was replaced"
     if not all(p.requires_grad for p in sae.parameters()):
         return "some of its parameters are frozen"
     if any(point.fwd_hooks or point.bwd_hooks for point in sae.hook_dict.values()):

@@ -71,6 +71,22 @@ class Architecture(ABC):
         none."""
         return None
 
+    @classmethod
+    def why_impossible(
+        cls,
+        sae: Any,  # noqa: ARG003
+        knobs: Sequence[float],  # noqa: ARG003
+        batch_size: int,  # noqa: ARG003
+    ) -> str | None:
+        """What nobody could train an SAE with, sae_lens included, in words; None if nothing is.
+
+        Args:
+            sae: of this architecture.
+            knobs: the ends between which its coefficient or k moves.
+            batch_size: samples per batch.
+        """
+        return None
+
     @staticmethod
     def parameter_shapes(d_in: int, d_sae: int) -> dict[str, tuple[int, ...]]:
         """Names and shapes of one SAE's parameters."""
