@@ -287,10 +287,20 @@ def test_saes_that_cannot_share_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
         train_saes([torch.nn.Linear(2, 2)], iter(batches), options)  # type: ignore[list-item]
 
 
-def batch_top_k(seed: int, **changes: Any) -> BatchTopKTrainingSAE:
-    torch.manual_seed(seed)
-    settings = {"d_in": oracle.D_IN, "d_sae": oracle.D_SAE, "k": 3.0, **changes}
-    return BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(**settings))
+class MyBatchTopK(BatchTopKTrainingSAE):
+    """A user's own variant, which the engine cannot know."""
+
+
+def my_batch_top_k() -> MyBatchTopK:
+    config = BatchTopKTrainingSAEConfig(d_in=oracle.D_IN, d_sae=oracle.D_SAE, k=3.0)
+    return oracle.seeded(MyBatchTopK(config), seed=0)
+
+
+def another_activation() -> BatchTopKTrainingSAE:
+    config = BatchTopKTrainingSAEConfig(d_in=oracle.D_IN, d_sae=oracle.D_SAE, k=3.0)
+    sae = oracle.seeded(BatchTopKTrainingSAE(config), seed=0)
+    sae.activation_fn = torch.nn.ReLU()
+    return sae
 
 
 class MyJumpReLU(JumpReLUTrainingSAE):
@@ -316,7 +326,8 @@ def frozen() -> TrainingSAE[Any]:
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda: batch_top_k(0), "does not know BatchTopKTrainingSAE"),
+        (my_batch_top_k, "does not know MyBatchTopK"),
+        (another_activation, "its activation_fn was replaced"),
         (
             lambda: my_standard(0, normalize_activations="expected_average_only_in"),
             "does not know MyStandard",
@@ -369,6 +380,21 @@ def test_both_trainers_log_the_same_figures() -> None:
     assert lens.trained_by == "sae_lens"
     assert engine.steps == lens.steps
     assert engine.columns["dead_latents"][-1] >= 2
+    for name, values in lens.columns.items():
+        assert engine.columns[name] == pytest.approx(values, rel=1e-4, abs=1e-6), name
+    assert set(engine.columns) - set(lens.columns) == {"grad_norm"}
+
+
+def test_both_trainers_log_the_same_figures_of_an_sae_with_a_k() -> None:
+    options = oracle.options_for(41, log_every=10, dead_feature_window=5)
+    theirs = my_batch_top_k()
+    ours = BatchTopKTrainingSAE(copy.deepcopy(theirs.cfg))
+    with torch.no_grad():
+        theirs.b_enc[:2] = -5.0  # two latents that never fire
+    ours.load_state_dict(theirs.state_dict())
+    engine, lens = train_saes([ours, theirs], iter(oracle.recorded_batches(41)), options).saes
+    assert (engine.trained_by, lens.trained_by) == ("engine", "sae_lens")
+    assert max(engine.columns["auxiliary_reconstruction_loss"]) > 0
     for name, values in lens.columns.items():
         assert engine.columns[name] == pytest.approx(values, rel=1e-4, abs=1e-6), name
     assert set(engine.columns) - set(lens.columns) == {"grad_norm"}

@@ -175,6 +175,8 @@ def step_figures(
     }
     if len(coefficients) == 1:
         figures["coefficient"] = next(iter(coefficients.values()))
+    elif hasattr(trainer.sae.cfg, "k"):
+        figures["k"] = float(trainer.sae.cfg.k)
     return figures
 
 
