@@ -6,7 +6,15 @@ from sparse_but_wrong.training.architectures.architecture import Architecture
 from sparse_but_wrong.training.architectures.batchtopk import BatchTopK
 from sparse_but_wrong.training.architectures.gated import Gated
 from sparse_but_wrong.training.architectures.jumprelu import JumpReLU
+from sparse_but_wrong.training.architectures.matryoshka import Matryoshka
 from sparse_but_wrong.training.architectures.standard import Standard
 from sparse_but_wrong.training.architectures.topk import TopK
 
-ARCHITECTURES: tuple[type[Architecture], ...] = (JumpReLU, Standard, Gated, TopK, BatchTopK)
+ARCHITECTURES: tuple[type[Architecture], ...] = (
+    JumpReLU,
+    Standard,
+    Gated,
+    TopK,
+    BatchTopK,
+    Matryoshka,
+)
