@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from sparse_but_wrong.training.options import TrainOptions
+
 
 @dataclass(frozen=True)
 class KTransition:
@@ -53,3 +55,42 @@ class TargetL0:
 
 
 Control = KTransition | TargetL0
+
+
+def why_not_controlled(
+    control: Control | None, knob: str | None, options: TrainOptions
+) -> str | None:
+    """Why a control cannot move an SAE's sparsity in a run, in words that follow the SAE's name.
+
+    Args:
+        control: what is to move it.
+        knob: ``k``, the name of its coefficient, or None where sae_lens' own trainer trains it.
+        options: of the run.
+    Returns:
+        The reason and the mend, or None if the control can do its work.
+    """
+    if control is None:
+        return None
+    name = type(control).__name__
+    if knob is None:
+        return f"is trained by sae_lens' own trainer, on which a {name} has no hold; give it None"
+    if isinstance(control, TargetL0):
+        if knob == "k":
+            return (
+                "has a k and no coefficient that a TargetL0 could move; give it None, and the L0 "
+                "as its k"
+            )
+        return None
+    if knob != "k":
+        return (
+            f"has no k that a KTransition could move, but the coefficient {knob!r}; give it None "
+            "or a TargetL0"
+        )
+    n_steps = math.ceil(options.total_training_samples / options.train_batch_size_samples)
+    end = control.start_step + control.duration_steps
+    if end > n_steps:
+        return (
+            f"is to move its k until step {end}, but the run has only {n_steps} steps; shorten the "
+            "KTransition or raise total_training_samples"
+        )
+    return None

@@ -26,7 +26,12 @@ from sparse_but_wrong.training import lens
 from sparse_but_wrong.training.architectures import ARCHITECTURES
 from sparse_but_wrong.training.architectures.architecture import Architecture
 from sparse_but_wrong.training.batches import BatchReader, Block
-from sparse_but_wrong.training.controls import Control
+from sparse_but_wrong.training.controls import (
+    Control,
+    KTransition,
+    TargetL0,
+    why_not_controlled,
+)
 from sparse_but_wrong.training.interrupt import DeferredInterrupt
 from sparse_but_wrong.training.lens_member import LensMember
 from sparse_but_wrong.training.log import TrainingLog
@@ -72,9 +77,10 @@ def train_saes(
     Returns:
         The log: losses, L0, dead latents, gradient norm and coefficient of every SAE.
     Raises:
-        ValueError: no SAEs, the same SAE twice, SAEs that cannot read one stream, a batch of the
-            wrong shape or with non-finite values (no SAE is touched by it), or a source that ends
-            too early.
+        ValueError: no SAEs, the same SAE twice, SAEs that cannot read one stream, a k that an SAE
+            cannot keep, a control that cannot do its work on its SAE or in this run, a batch of
+            the wrong shape or with non-finite values (no SAE is touched by it), or a source that
+            ends too early.
         TypeError: something that is not a sae_lens training SAE, or not a tensor.
         KeyboardInterrupt: on Ctrl-C; the SAEs are then as of the last finished step, in the
             units of the scaled activations.
@@ -136,6 +142,7 @@ class Training:
                 "on_snapshot, which takes them."
             )
         controls = [None] * len(saes) if controls is None else controls
+        _check_controls(controls, len(saes))
         if not hasattr(source, "__next__"):
             raise TypeError(
                 f"the source is a {type(source).__name__}, not an iterator; give iter(…) of it, or "
@@ -533,6 +540,37 @@ def _check_saes(saes: Sequence[sae_lens.TrainingSAE[Any]]) -> None:
                 )
 
 
+def _check_controls(controls: Sequence[Control | None], n_saes: int) -> None:
+    if len(controls) != n_saes:
+        raise ValueError(
+            f"there are {len(controls)} controls for {n_saes} SAEs; give one for each of saes[0] "
+            f"to saes[{n_saes - 1}], None where nothing is to move the sparsity."
+        )
+    for i, control in enumerate(controls):
+        if control is not None and not isinstance(control, KTransition | TargetL0):
+            raise TypeError(
+                f"controls[{i}] is a {type(control).__name__}; what moves the sparsity of "
+                f"saes[{i}] must be a KTransition, a TargetL0 or None."
+            )
+
+
+def _why_refused(
+    sae: sae_lens.TrainingSAE[Any],
+    architecture: type[Architecture] | None,
+    control: Control | None,
+    options: TrainOptions,
+) -> str | None:
+    """Why an SAE cannot be trained as it is asked for; `architecture` if the engine stacks it."""
+    if architecture is None:
+        return why_not_controlled(control, None, options)
+    ends = [lens.knob(sae, architecture.knob)[0]]
+    if isinstance(control, KTransition):
+        ends.append(control.initial_k)
+    return why_not_controlled(control, architecture.knob, options) or architecture.why_impossible(
+        sae, ends, options.train_batch_size_samples
+    )
+
+
 # Measured on 12 and 22 SAEs of the 50-feature world, two threads: 2 MiB of buffers per chunk take
 # 27 % longer, 4 MiB 8 % longer, 16 MiB as long.
 _CHUNK_BYTES = 8 * 2**20
@@ -577,7 +615,12 @@ def _make_members(
             reason = f"the engine does not know {name}"
         else:
             reason = why_not_stackable(sae) or architecture.why_not(sae.cfg)
-        if architecture is None or reason is not None:
+        if reason is not None:
+            architecture = None
+        refusal = _why_refused(sae, architecture, controls[place], options)
+        if refusal is not None:
+            raise ValueError(f"saes[{place}], a {name}, {refusal}.")
+        if architecture is None:
             left_over.append(place)
             reasons[f"{name}: {reason}"] += 1
             continue
