@@ -7,9 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sparse_but_wrong.training.architectures.architecture import Architecture
+from sparse_but_wrong.training.architectures.batchtopk import BatchTopK
 from sparse_but_wrong.training.architectures.gated import Gated
 from sparse_but_wrong.training.architectures.jumprelu import JumpReLU
+from sparse_but_wrong.training.architectures.matryoshka import Matryoshka
 from sparse_but_wrong.training.architectures.standard import Standard
+from sparse_but_wrong.training.architectures.topk import TopK
 from sparse_but_wrong.training.native.bindings import ARCHITECTURES, MAX_LEVELS, MODES
 
 
@@ -130,4 +133,7 @@ _TRANSLATORS: dict[type[Architecture], Callable[[Any], Translation | None]] = {
     JumpReLU: _jumprelu,
     Standard: _standard,
     Gated: _gated,
+    TopK: _topk,
+    BatchTopK: _batchtopk,
+    Matryoshka: _matryoshka,
 }
