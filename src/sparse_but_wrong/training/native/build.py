@@ -40,7 +40,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def _built() -> Path:
-    compiler = _find_compiler()
+    compiler = find_compiler()
     source = _SOURCE.read_bytes()
     machine, target = _target(compiler)
     key = hashlib.sha256(source + repr((_FLAGS, machine)).encode() + target).hexdigest()[:20]
@@ -50,12 +50,30 @@ def _built() -> Path:
         # Under a name of its own, then renamed: several processes may build at the same time.
         with tempfile.TemporaryDirectory(dir=folder) as work:
             fresh = Path(work) / "kernels.so"
-            _run([compiler, *_FLAGS, *machine, str(_SOURCE), "-o", str(fresh)])
+            build(compiler, machine, fresh)
             fresh.replace(built)
     return built
 
 
-def _find_compiler() -> str:
+def build(compiler: str, machine_flags: tuple[str, ...], to: Path) -> None:
+    """Compile the loops.
+
+    Args:
+        compiler: a C++ compiler.
+        machine_flags: for which processor.
+        to: the shared library to write.
+    Raises:
+        CannotBuildError: the compiler cannot be run, or fails; the message is its own.
+    """
+    _run([compiler, *_FLAGS, *machine_flags, str(_SOURCE), "-o", str(to)])
+
+
+def find_compiler() -> str:
+    """A C++ compiler: the one that CXX names, or else the first of the usual ones.
+
+    Raises:
+        CannotBuildError: there is none.
+    """
     for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
         if name and (path := shutil.which(name)):
             return path
