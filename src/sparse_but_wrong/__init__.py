@@ -16,12 +16,18 @@ if TYPE_CHECKING:
     from sparse_but_wrong.diagnostics.score import score_sae as score_sae
     from sparse_but_wrong.toy_models.sampler import FeatureSampler as FeatureSampler
     from sparse_but_wrong.toy_models.toy_model import ToyModel as ToyModel
+    from sparse_but_wrong.training.controls import KTransition as KTransition
+    from sparse_but_wrong.training.controls import TargetL0 as TargetL0
+    from sparse_but_wrong.training.loop import Snapshot as Snapshot
     from sparse_but_wrong.training.loop import train_saes as train_saes
     from sparse_but_wrong.training.make import make_saes as make_saes
     from sparse_but_wrong.training.options import TrainOptions as TrainOptions
 
 _HOMES = {
     "FeatureSampler": "sparse_but_wrong.toy_models.sampler",
+    "KTransition": "sparse_but_wrong.training.controls",
+    "Snapshot": "sparse_but_wrong.training.loop",
+    "TargetL0": "sparse_but_wrong.training.controls",
     "ToyActivations": "sparse_but_wrong.activations.toy",
     "ToyModel": "sparse_but_wrong.toy_models.toy_model",
     "TrainOptions": "sparse_but_wrong.training.options",

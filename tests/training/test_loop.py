@@ -21,6 +21,7 @@ from sae_lens import (
 )
 from torch import Tensor
 
+from sparse_but_wrong.training import batches as batches_module
 from sparse_but_wrong.training.loop import Training, TrainingState, _Flight, train_saes
 from sparse_but_wrong.training.options import TrainOptions
 from tests.training import oracle
@@ -214,8 +215,12 @@ def test_a_source_may_fill_the_same_tensor_again_and_again() -> None:
         assert torch.equal(value, oracle.parameters(expected)[name]), name
 
 
+@pytest.mark.parametrize("later", [False, True], ids=["at once", "later, as on a GPU"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_non_finite_batch_is_named_and_touches_nothing(bad: float) -> None:
+def test_a_non_finite_batch_is_named_and_touches_nothing(
+    monkeypatch: pytest.MonkeyPatch, bad: float, later: bool
+) -> None:
+    monkeypatch.setattr(batches_module, "checks_later", lambda _: later)
     batches = oracle.recorded_batches(40)
     reference, sae = oracle.make_sae(), oracle.make_sae()
     train_saes([reference], iter(batches), oracle.options_for(23))
@@ -226,7 +231,11 @@ def test_a_non_finite_batch_is_named_and_touches_nothing(bad: float) -> None:
         assert torch.equal(value, oracle.parameters(reference)[name]), name
 
 
-def test_a_batch_that_is_large_but_finite_is_accepted() -> None:
+@pytest.mark.parametrize("later", [False, True], ids=["at once", "later, as on a GPU"])
+def test_a_batch_that_is_large_but_finite_is_accepted(
+    monkeypatch: pytest.MonkeyPatch, later: bool
+) -> None:
+    monkeypatch.setattr(batches_module, "checks_later", lambda _: later)
     batches = oracle.recorded_batches(3)
     batches[1][:2] = 3e38  # its sum overflows
     train_saes([oracle.make_sae()], iter(batches), oracle.options_for(3))

@@ -149,6 +149,8 @@ class ExperimentSpec:
         for name in ("firing_probabilities", "std_firing_magnitudes", "mean_firing_magnitudes"):
             world[name] = tuple(world[name])
         own = dict(data)
+        training = dict(_fields_of(TrainOptions, own.get("training", {}), "training"))
+        training["snapshot_steps"] = tuple(training.get("snapshot_steps", ()))
         if not isinstance(own["saes"], list | tuple):
             raise ValueError("saes must be a list.")
         for i, sae in enumerate(own["saes"]):
@@ -162,9 +164,7 @@ class ExperimentSpec:
                     SAESpec(**_fields_of(SAESpec, sae, f"saes[{i}]"))
                     for i, sae in enumerate(own["saes"])
                 ),
-                "training": TrainOptions(
-                    **_fields_of(TrainOptions, own.get("training", {}), "training")
-                ),
+                "training": TrainOptions(**training),
                 "projection_n": tuple(own.get("projection_n", ())),
             }
         )

@@ -24,7 +24,21 @@ class Block:
     """Each [B, d_in] float32, finite, on the training device."""
 
     error: Exception | None = None
-    """Why the stream cannot go on after these batches; they themselves are good."""
+    """Why the stream cannot go on after these batches; they themselves are good, once settled."""
+
+    check: FiniteCheck | None = None
+    """Of batches on a GPU, under way."""
+
+    def settle(self) -> None:
+        """Drop what is not finite, and all after it; only then may the batches be trained on."""
+        check, self.check = self.check, None
+        if check is None:
+            return
+        for i, is_finite in enumerate(check.result()):
+            if not is_finite and not _is_finite(self.batches[i]):
+                self.error = _non_finite(self.first + i, self.batches[i])
+                del self.batches[i:]
+                return
 
     @property
     def n_samples(self) -> int:
@@ -54,6 +68,7 @@ class BatchReader:
         Returns:
             A block of at least one batch, unless its `error` says why there is none. An exception
             of the source itself is kept there too, so that the good batches before it still count.
+            It has to be settled before use.
         """
         block = Block(first=self.n_drawn)
         room = _MAX_BLOCK if n_batches is None else min(n_batches, _MAX_BLOCK)
@@ -66,8 +81,8 @@ class BatchReader:
             block.batches.append(batch)
             self.n_drawn += 1
             room = min(room, max(1, _BLOCK_BYTES // (batch.numel() * batch.element_size())))
-        if self.device.type != "cpu":
-            self._check_finite(block)
+        if block.batches and checks_later(self.device):
+            block.check = FiniteCheck(block.batches)
         return block
 
     def _next(self) -> Float[Tensor, "B D"]:
@@ -93,20 +108,36 @@ class BatchReader:
         if batch.data_ptr() == given.data_ptr():
             # Several batches are held at a time, and a source may fill the same tensor anew.
             batch = batch.clone()
-        if self.device.type == "cpu" and not _is_finite(batch):
+        if not checks_later(self.device) and not _is_finite(batch):
             raise _non_finite(self.n_drawn, batch)
         return batch
 
-    def _check_finite(self, block: Block) -> None:
-        # One look at the device for the whole block, not one per batch.
-        if not block.batches:
-            return
-        sums = torch.stack([batch.sum() for batch in block.batches])
-        for i, is_finite in enumerate(torch.isfinite(sums).tolist()):
-            if not is_finite and not _is_finite(block.batches[i]):
-                block.error = _non_finite(block.first + i, block.batches[i])
-                del block.batches[i:]
-                return
+
+def checks_later(device: torch.device) -> bool:
+    """Whether looking at a batch at once would keep the device waiting."""
+    return device.type == "cuda"
+
+
+class FiniteCheck:
+    """Whether each of some batches is finite, asked of the device now and read later.
+
+    By the time it is read the device has other work queued, so that it does not wait for the host.
+    """
+
+    def __init__(self, batches: list[Tensor]) -> None:
+        # A finite sum proves that all entries are.
+        flags = torch.isfinite(torch.stack([batch.sum() for batch in batches]))
+        self._flags = flags.to("cpu", non_blocking=True)
+        self._event: torch.cuda.Event | None = None
+        if flags.device.type == "cuda":
+            self._event = torch.cuda.Event()
+            self._event.record()
+
+    def result(self) -> list[bool]:
+        """A flag per batch; False may also be a sum that overflowed."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._flags.tolist()
 
 
 def _is_finite(batch: Float[Tensor, "B D"]) -> bool:

@@ -166,9 +166,9 @@ class Training:
         self._reader = BatchReader(source, saes[0].cfg.d_in, self.device)
         self._learning_rates = lens.LearningRates(options)
         self._progress = [_Progress() for _ in self.members]
-        # Where the block that is drawn but not yet trained on begins: a resumed run has to read
-        # on from there. None while there is no such block.
-        self._draw_point: _StreamPoint | None = None
+        # Where the blocks begin that are drawn but not yet trained on: a resumed run has to read on
+        # from the first.
+        self._untrained: deque[_StreamPoint] = deque()
 
     @property
     def n_samples(self) -> int:
@@ -243,13 +243,15 @@ class Training:
                 try:
                     block = draw()
                     while block is not None:
+                        # Drawn before the block at hand is launched, so that a GPU has that to work
+                        # on while the one drawn is looked at. The source is read in this thread,
+                        # which is the caller's, while the workers train on the blocks in flight:
+                        # two of them, so that none waits for the slowest at the end of each.
+                        upcoming = draw() if block.error is None else None
+                        block.settle()
                         flights.append(self._launch(block, flights, workers))
                         if block.error is not None:
                             raise block.error
-                        # Read in this thread, which is the caller's, while the workers train. Two
-                        # blocks are in flight, so that no worker waits for the slowest at the end
-                        # of each.
-                        block = draw()
                         land(1)
                         if self._launched_to_snapshot():
                             land(0)
@@ -260,6 +262,7 @@ class Training:
                             land(0)
                             on_rest(self)
                             rested = time.monotonic()
+                        block = upcoming
                     land(0)
                 finally:
                     # Also when the source fails: the SAEs come to rest at the same step.
@@ -287,23 +290,28 @@ class Training:
         at = self._reader.n_drawn
         total = self.options.total_training_samples
         to_observe = [m.n_norm_batches - at for m in self.members if at < m.n_norm_batches]
-        to_train = [
-            total - progress.launched_samples
+        training = [
+            progress
             for member, progress in zip(self.members, self._progress, strict=True)
-            if at >= member.n_norm_batches and progress.launched_samples < total
+            if at >= member.n_norm_batches and progress.drawn_samples < total
         ]
-        if not to_observe and not to_train:
+        if not to_observe and not training:
             return None
-        self._draw_point = self._here()
+        self._untrained.append(self._here())
+        to_train = [total - progress.drawn_samples for progress in training]
         to_snapshot = [
-            step - progress.launched_steps
-            for member, progress in zip(self.members, self._progress, strict=True)
+            step - progress.drawn_steps
+            for progress in training
             for step in self.options.snapshot_steps
-            if at >= member.n_norm_batches and step > progress.launched_steps
+            if step > progress.drawn_steps
         ]
-        return self._reader.draw(
+        block = self._reader.draw(
             min(to_train, default=None), min([*to_observe, *to_snapshot], default=None)
         )
+        for progress in training:
+            progress.drawn_steps += len(block.batches)
+            progress.drawn_samples += block.n_samples
+        return block
 
     def _launched_to_snapshot(self) -> bool:
         """Whether some SAEs will stand at a step to keep, once everything in flight has landed."""
@@ -327,7 +335,7 @@ class Training:
 
     def _launch(self, block: Block, flights: Sequence[_Flight], workers: _Workers) -> _Flight:
         """Start to train on a block, each SAE once it is through with the block before."""
-        self._draw_point = None
+        self._untrained.popleft()
         total = self.options.total_training_samples
         earlier = flights[-1].futures if flights else {}
         flight = _Flight(len(block.batches), block.n_samples)
@@ -381,7 +389,7 @@ class Training:
             )
         if not all(progress.started for progress in self._progress):
             raise RuntimeError("the run has not started training yet; there is nothing to keep.")
-        point = self._draw_point or self._here()
+        point = self._untrained[0] if self._untrained else self._here()
         tensors = {f"source.{k}": v for k, v in point.source_state.items()}
         for i, member in enumerate(self.members):
             tensors.update({f"member.{i}.{k}": v for k, v in member.state().items()})
@@ -413,6 +421,7 @@ class Training:
             progress.n_steps = progress.launched_steps = state.n_steps[i]
             progress.snapshot_step = state.n_steps[i]
             progress.n_samples = progress.launched_samples = state.n_samples[i]
+            progress.drawn_steps, progress.drawn_samples = progress.n_steps, progress.n_samples
 
 
 @dataclass(frozen=True)
@@ -434,6 +443,10 @@ class _Progress:
     """`n_steps` once everything in flight has landed."""
     launched_samples: int = 0
     """`n_samples` once everything in flight has landed."""
+    drawn_steps: int = 0
+    """`launched_steps` once what has been drawn is launched, too."""
+    drawn_samples: int = 0
+    """`launched_samples` once what has been drawn is launched, too."""
     snapshot_step: int = 0
     """The last step that was kept."""
 
