@@ -533,6 +533,7 @@ struct Scratch {
     float *g_enc, *g_dec, *g_bias, *g_b_dec, *g_threshold, *g_norm, *grads;
     float *n_fired;
     float *pre, *acts, *rank, *candidates;
+    float* last_places;  // 0, and −∞ for the padding
     float *errors, *grad, *values;
     int32_t* index;
     mask_t* masks;      // of the latents active in each sample of a tile
@@ -570,6 +571,7 @@ struct Scratch {
         acts = a.floats(rows * H);
         rank = topk ? a.floats(rows * H) : nullptr;
         candidates = topk ? a.floats(rows * H + W) : nullptr;
+        last_places = topk ? a.floats(H) : nullptr;
         errors = a.floats(c.n_levels * TILE * D);
         grad = a.floats(TILE * H);
         values = a.floats(H + W);
@@ -680,6 +682,8 @@ class Step {
         std::memset(w.g_b_dec, 0, D * sizeof(float));
         for (float* sums : {w.g_bias, w.g_threshold, w.g_norm, w.n_fired})
             std::memset(sums, 0, H * sizeof(float));
+        if (c.architecture >= TOPK)
+            for (int64_t h = 0; h < H; h++) w.last_places[h] = h < c.H ? 0 : -INFINITY;
         if (c.architecture >= TOPK && s.aux_coefficient != 0) prepare_dead();
     }
 
@@ -707,30 +711,36 @@ class Step {
     // -- selection: w.acts of the whole batch from w.pre
 
     void select() {
-        for (int64_t t = 0; t < B; t++)
-            for (int64_t h = 0; h < H; h += W) {
-                vec v = load(w.pre + t * H + h);
-                store(w.rank + t * H + h, c.rescale ? v * load(w.dec_norm + h) : v);
-            }
-        for (int64_t h = c.H; h < H; h++)  // never among the largest, nor among the positive
-            for (int64_t t = 0; t < B; t++) w.rank[t * H + h] = -INFINITY;
         if (c.architecture == BATCHTOPK)
             select_over_batch();
         else
             select_by_sample();
     }
 
+    // What the latents of a sample are ranked by. Those of the padding are never among the largest.
+    vec rank(const float* pre, int64_t h) const {
+        vec v = load(pre + h);
+        if (c.rescale) v *= load(w.dec_norm + h);
+        return v + load(w.last_places + h);
+    }
+
     void select_over_batch() {
         int64_t k = int64_t(knob * double(B));
-        int64_t n_positive = 0;
-        vec smallest = all(INFINITY);
-        for (int64_t i = 0; i < B * H; i += W) {
-            vec v = load(w.rank + i);
-            smallest = where((v > vec{}) & (v < smallest), v, smallest);
-        }
+        vec smallest = all(INFINITY);  // of what is positive
+        ivec positive{};
+        for (int64_t t = 0; t < B; t++)
+            for (int64_t h = 0; h < H; h += W) {
+                vec v = rank(w.pre + t * H, h);
+                store(w.rank + t * H + h, v);
+                positive -= v > vec{};  // a true comparison is −1
+                smallest = where((v > vec{}) & (v < smallest), v, smallest);
+            }
         float low = INFINITY;
-        for (int i = 0; i < W; i++) low = std::min(low, smallest[i]);
-        n_positive = std::isinf(low) ? 0 : count_at_least(w.rank, B * H, low);
+        int64_t n_positive = 0;
+        for (int i = 0; i < W; i++) {
+            low = std::min(low, smallest[i]);
+            n_positive += positive[i];
+        }
         Kth kth{low, 1, 1};
         if (k < n_positive)
             kth = k ? kth_largest(w.rank, B * H, k, float(s.kth_value), w.candidates)
@@ -755,18 +765,19 @@ class Step {
         int64_t k = int64_t(knob);
         int64_t n_more = int64_t(knob * double(B)) - k * B;  // samples that keep one more
         for (int64_t t = 0; t < B; t++) {
-            const float* rank = w.rank + t * H;
+            float* ranks = w.rank;
+            for (int64_t h = 0; h < H; h += W) store(ranks + h, rank(w.pre + t * H, h));
             int64_t mine = k + (t < n_more), surplus = 0;
             float cut = 0;
-            bool all_positive = count_at_least(rank, H, std::nextafter(0.0f, 1.0f)) <= mine;
-            if (!all_positive) cut = row_cut(rank, H, mine, &surplus);
+            bool all_positive = count_at_least(ranks, H, std::nextafter(0.0f, 1.0f)) <= mine;
+            if (!all_positive) cut = row_cut(ranks, H, mine, &surplus);
             for (int64_t h = 0; h < H; h += W) {
-                vec r = load(rank + h);
+                vec r = load(ranks + h);
                 ivec keep = (r >= all(cut)) & (r > vec{});
                 store(w.acts + t * H + h, load(w.pre + t * H + h) * where(keep, all(1.0f)));
             }
             for (int64_t h = c.H - 1; surplus > 0 && h >= 0; h--)
-                if (rank[h] == cut) w.acts[t * H + h] = 0, surplus--;
+                if (ranks[h] == cut) w.acts[t * H + h] = 0, surplus--;
         }
     }
 
