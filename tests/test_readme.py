@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ def blocks(language: str) -> list[str]:
 
 
 def test_the_example_runs_as_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
-    (code,) = blocks("python")
+    code, _ = blocks("python")
     assert len(code.strip().splitlines()) <= 18
     with torch.random.fork_rng(devices=[]):
         exec(compile(code, "README.md", "exec"), {})
@@ -37,6 +38,21 @@ def test_the_example_runs_as_it_stands(capsys: pytest.CaptureFixture[str]) -> No
     assert l0s[0] > 6
     assert abs(l0s[2] - 4) < 1.5
     assert mccs[2] > mccs[0] + 0.15
+
+
+def test_the_sweep_runs_as_it_stands() -> None:
+    _, code = blocks("python")
+    names: dict[str, Any] = {}
+    with torch.random.fork_rng(devices=[]):
+        exec(compile(code, "README.md", "exec"), names)
+    log, kept = names["log"], names["kept"]
+    assert [sae.trained_by for sae in log.saes] == ["engine"] * 5
+    assert sorted((snapshot.step, snapshot.index) for snapshot in kept) == [
+        (step, index) for step in (100, 200) for index in range(5)
+    ]
+    assert [log.saes[i].columns["k"][-1] for i in range(4)] == [2.5, 4, 6, 4]
+    assert log.saes[3].columns["k"][0] == 8
+    assert log.saes[0].columns["l0"][-1] == pytest.approx(2.5)
 
 
 def test_make_commands_exist() -> None:
