@@ -32,6 +32,9 @@ class SAELog:
     diverged_at: int | None = None
     """The first step whose gradient was not finite (of those logged, under sae_lens' trainer)."""
 
+    note: str | None = None
+    """What the end of the run says about where L0 ended, in words; None where all is well."""
+
     def append(self, step: int, values: dict[str, float]) -> None:
         """Add the figures of one step."""
         self.steps.append(step)

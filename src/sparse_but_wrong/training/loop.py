@@ -274,6 +274,12 @@ class Training:
             raise
         for member, progress in zip(self.members, self._progress, strict=True):
             member.finish(progress.n_steps)
+        self._report()
+        if interrupt.pending:
+            raise KeyboardInterrupt
+
+    def _report(self) -> None:
+        """Say what users should know of how their SAEs ended."""
         for i, log in enumerate(self.log.saes):
             if log.diverged_at is not None:
                 logger.warning(
@@ -282,8 +288,8 @@ class Training:
                     i,
                     log.diverged_at,
                 )
-        if interrupt.pending:
-            raise KeyboardInterrupt
+            elif log.note is not None:
+                logger.warning("saes[%d] %s", i, log.note)
 
     def _draw(self) -> Block | None:
         """The next block, cut so that each SAE does one thing throughout it; None at the end."""

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from sparse_but_wrong.training import lens
 from sparse_but_wrong.training.architectures.architecture import Architecture
+from sparse_but_wrong.training.architectures.jumprelu import JumpReLU
 from sparse_but_wrong.training.controls import Control
 from sparse_but_wrong.training.log import SAELog
 from sparse_but_wrong.training.mean_norm import MeanNorm
@@ -26,6 +27,7 @@ from sparse_but_wrong.training.native import bindings
 from sparse_but_wrong.training.native.translate import translate
 from sparse_but_wrong.training.native_stepper import NativeStepper
 from sparse_but_wrong.training.options import TrainOptions
+from sparse_but_wrong.training.saturation import threshold_state
 from sparse_but_wrong.training.schedules import Knobs
 from sparse_but_wrong.training.stack import ParameterLayout, stack_parameters, unstack_parameters
 from sparse_but_wrong.training.stack_state import StackState
@@ -91,6 +93,7 @@ class StackMember(Member):
         self.stepper = self._make_stepper(n_chunks)
         self.n_tasks = len(self.stepper.chunks)
 
+        self._last_batch: Tensor | None = None
         self.mean_norm = MeanNorm()
         self.scale: float | None = None
         self.n_norm_batches = 0
@@ -117,6 +120,7 @@ class StackMember(Member):
 
     def scaled(self, batches: Sequence[Tensor]) -> list[Tensor]:
         """The batches as this stack's stepper reads them."""
+        self._last_batch = batches[-1]
         return self.stepper.prepared(batches, 1.0 if self.scale is None else self.scale)
 
     def advance(
@@ -184,7 +188,32 @@ class StackMember(Member):
     def finish(self, n_steps: int) -> None:
         """Write back, fold the scaling factor into the weights, record L0 and dead latents."""
         self.write_back()
+        self._take_notes(n_steps)
         self._complete(self.saes, n_steps)
+
+    def _take_notes(self, n_steps: int) -> None:
+        """Look whether JumpReLU SAEs ended where their coefficients put them."""
+        options = self.options
+        # Before, Adam does not know the usual size of a gradient.
+        is_long = n_steps * (1 - options.adam_beta2) >= 1
+        if self._last_batch is None or self.architecture is not JumpReLU or not is_long:
+            return
+        x = self._last_batch if self.scale is None else self._last_batch * self.scale
+        knobs = self.knobs.between(slice(0, len(self.saes)), n_steps - 1, 1)[0].tolist()
+        for row, (sae, log) in enumerate(zip(self.saes, self.logs, strict=True)):
+            if log.diverged_at is not None:
+                continue
+            state = threshold_state(
+                sae.cfg,
+                self.stack,
+                row,
+                x,
+                knobs[row],
+                options.adam_beta1,
+                options.adam_beta2,
+                n_steps,
+            )
+            log.note = state.note(knobs[row])
 
     def snapshot(self, n_steps: int) -> list[sae_lens.TrainingSAE[Any]]:
         """Copies, finished."""

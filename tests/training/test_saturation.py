@@ -1,0 +1,114 @@
+"""The end of a run says whether L0 is where the coefficient puts it."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from sae_lens.saes.sae import TrainStepInput
+
+from sparse_but_wrong.training.loop import train_saes
+from sparse_but_wrong.training.optimizer import AdamScalars, adam_
+from sparse_but_wrong.training.saturation import ThresholdState, threshold_state
+from sparse_but_wrong.training.stack import ParameterLayout, stack_parameters
+from sparse_but_wrong.training.stack_state import StackState
+from tests.training import oracle
+
+COEFFICIENTS = (0.05, 0.3, 1000.0)
+
+
+def notes(n_steps: int, lr: float) -> list[str | None]:
+    saes = [
+        oracle.make_sae(seed=i, l0_coefficient=coefficient)
+        for i, coefficient in enumerate(COEFFICIENTS)
+    ]
+    source = oracle.endless(oracle.recorded_batches(100))
+    options = oracle.options_for(n_steps, lr=lr)
+    return [log.note for log in train_saes(saes, source, options).saes]
+
+
+def test_runs_that_end_well_end_early_and_are_past_their_reach(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    # Thresholds climb by about 1 here before they are where they belong.
+    assert notes(900, lr=1e-4) == [None] * 3, "too early to tell"
+    early, late = notes(1100, lr=2e-4), notes(2000, lr=1e-3)
+    assert early[0] is not None
+    assert early[0].startswith("stopped early: the thresholds were still rising at ")
+    assert "Train longer, raise lr" in early[0]
+    assert late[:2] == [None, None]
+    for note in (early[2], late[2]):
+        assert note is not None
+        assert note.startswith("saturated: at the coefficient 1000 ")
+        assert "Lower the coefficient, or set a TargetL0." in note
+    said = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert f"saes[0] {early[0]}" in said
+    assert len(said) == sum(note is not None for note in early + late)
+
+
+@pytest.mark.parametrize(
+    ("drift", "share", "word"),
+    [
+        (0.2, 0.45, None),
+        (-0.2, 3.0, None),
+        (0.8, 0.5, "stopped early: the thresholds were still rising at 0.8 lr"),
+        (-0.9, 0.5, "stopped early: the thresholds were still falling at 0.9 lr"),
+        (1.3, 0.1, "saturated: at the coefficient 7 on the thresholds its gradient is 10 times"),
+    ],
+)
+def test_what_is_said(drift: float, share: float, word: str | None) -> None:
+    note = ThresholdState(drift=drift, reconstruction_share=share, l0=8.6).note(7.0)
+    assert note is None if word is None else note is not None and note.startswith(word)
+
+
+def test_drift_and_share_are_what_they_are_called() -> None:
+    """Against autograd's gradients, and the motion of the thresholds under Adam itself."""
+    sae = oracle.make_sae(l0_coefficient=0.7)
+    x = oracle.recorded_batches(1)[0]
+    layout = ParameterLayout({name: tuple(p.shape) for name, p in sae.named_parameters()})
+    params = stack_parameters([sae], layout)
+    stack = StackState(
+        layout=layout,
+        params=params,
+        exp_avg=torch.zeros_like(params),
+        exp_avg_sq=torch.zeros_like(params),
+        buffers={},
+        last_fired=torch.zeros(1, oracle.D_SAE, dtype=torch.int64),
+        window_fired=torch.zeros(1, oracle.D_SAE),
+        diverged_at=torch.full((1,), -1),
+    )
+    g = torch.Generator().manual_seed(0)
+    lr, n_steps = 1e-3, 50
+    before = torch.empty(0)
+    for step in range(n_steps):
+        before = layout.views(params.clone())["threshold"]
+        grads = torch.randn(params.shape, generator=g) - 0.5
+        scratch = torch.empty_like(params)
+        scalars = AdamScalars.at(step, lr, 0.9, 0.999)
+        adam_(params, stack.exp_avg, stack.exp_avg_sq, grads, scratch, scalars, 0.9, 0.999)
+    moved = (layout.views(params)["threshold"] - before).mean() / lr
+    for name, value in layout.views(params).items():
+        getattr(sae, name).data.copy_(value[0])
+
+    state = threshold_state(sae.cfg, stack, 0, x, 0.7, 0.9, 0.999, n_steps)
+
+    def gradient(coefficient: float) -> torch.Tensor:
+        sae.zero_grad()
+        output = sae.training_forward_pass(
+            TrainStepInput(
+                sae_in=x,
+                coefficients={"l0": coefficient},
+                dead_neuron_mask=None,
+                n_training_steps=0,
+                is_logging_step=False,
+            )
+        )
+        output.loss.backward()
+        assert sae.threshold.grad is not None
+        return sae.threshold.grad.clone()
+
+    reconstruction = gradient(0.0)
+    share = reconstruction.norm() / (gradient(0.7) - reconstruction).norm()
+    assert state.drift == pytest.approx(float(moved), rel=1e-3)
+    assert state.reconstruction_share == pytest.approx(float(share), rel=1e-3)
