@@ -31,7 +31,7 @@ def k_at(step: int, transition: KTransition, final: float) -> float:
     ("name", "transition", "final"),
     [
         ("batchtopk", KTransition(initial_k=7.5, start_step=20, duration_steps=60), 2.2),
-        ("batchtopk", KTransition(initial_k=1.0, start_step=0, duration_steps=N_STEPS), 4),
+        ("batchtopk", KTransition(initial_k=1.0, start_step=0, duration_steps=N_STEPS - 1), 4),
         ("matryoshka", KTransition(initial_k=8.0, start_step=10, duration_steps=33), 2.6),
         # A whole k at every step, because sae_lens' TopK knows no other.
         ("topk", KTransition(initial_k=8.0, start_step=50, duration_steps=5), 3),
@@ -128,8 +128,8 @@ MOVE = KTransition(initial_k=6.0, start_step=5, duration_steps=10)
         ),
         (
             ["topk", "matryoshka"],
-            [KTransition(6.0, 5, 15), KTransition(6.0, 5, 16)],
-            r"saes\[1\], a Matryoshka.*until step 21, but the run has only 20 steps; shorten",
+            [KTransition(6.0, 5, 14), KTransition(6.0, 5, 15)],
+            r"saes\[1\], a Matryoshka.*its k at step 20, but the last step of the run is 19; shor",
         ),
         (
             ["topk"],
@@ -149,7 +149,7 @@ def test_a_control_that_cannot_do_its_work_is_refused(
 def test_a_run_whose_last_batch_is_not_full_has_that_step_too() -> None:
     options = oracle.options_for(20, total_training_samples=19 * oracle.BATCH + 1)
     batches = oracle.recorded_batches(20)
-    transition = KTransition(6.0, 5, 15)
+    transition = KTransition(6.0, 5, 14)
     train_saes([topk_family.make_sae("topk")], iter(batches), options, [transition])
 
 

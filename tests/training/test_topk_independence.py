@@ -98,7 +98,7 @@ def test_batched_calls_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch, name: str) -
 def test_a_run_taken_up_from_a_checkpoint_ends_bit_for_bit_the_same(name: str) -> None:
     """The threshold goes along, and k is where it was on its way."""
     options = oracle.options_for(50, dead_feature_window=5)
-    controls = [KTransition(initial_k=6.0, start_step=10, duration_steps=40), None]
+    controls = [KTransition(initial_k=6.0, start_step=10, duration_steps=39), None]
 
     def make() -> list[TopKTrainingSAE]:
         return [topk_family.make_sae(name, seed=i, k=2) for i in range(2)]

@@ -20,14 +20,18 @@ class KTransition:
     """k until the transition starts."""
 
     start_step: int
-    """Steps taken at `initial_k`."""
+    """The last step, counted from 0, that is taken at `initial_k`."""
 
     duration_steps: int
-    """Steps from `initial_k` to k; afterwards k stays."""
+    """Steps from there to the first one that is taken at the config's k."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.initial_k) and self.initial_k > 0):
             raise ValueError(f"KTransition.initial_k must be positive, got {self.initial_k}.")
+        for name in ("start_step", "duration_steps"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise ValueError(f"KTransition.{name} must be a whole number, got {value!r}.")
         if self.start_step < 0:
             raise ValueError(f"KTransition.start_step must not be negative, got {self.start_step}.")
         if self.duration_steps < 1:
@@ -38,9 +42,12 @@ class KTransition:
 
 @dataclass(frozen=True)
 class TargetL0:
-    """The coefficient is moved until the SAE's L0 settles at `l0` (JumpReLU, standard).
+    """The coefficient is moved until the SAE's L0 settles at `l0` (JumpReLU, standard, gated).
 
-    The config's coefficient is where the search begins.
+    The search begins at a twentieth of the config's coefficient and stays between 1/10,000 and 50
+    times it; a warm-up of the config is left out. Once L0 has settled, and for the last twentieth
+    of the run in any case, the coefficient is not moved. It is written into the SAE's config when
+    training ends. How it is done is said in `l0_control`.
 
     Raises:
         ValueError: a value that cannot be aimed at; the message names the field.
@@ -88,9 +95,9 @@ def why_not_controlled(
         )
     n_steps = math.ceil(options.total_training_samples / options.train_batch_size_samples)
     end = control.start_step + control.duration_steps
-    if end > n_steps:
+    if end >= n_steps:
         return (
-            f"is to move its k until step {end}, but the run has only {n_steps} steps; shorten the "
-            "KTransition or raise total_training_samples"
+            f"is to reach its k at step {end}, but the last step of the run is {n_steps - 1}; "
+            "shorten the KTransition or raise total_training_samples"
         )
     return None

@@ -32,6 +32,19 @@ def knob(sae: sae_lens.TrainingSAE[Any], name: str) -> tuple[float, float]:
     return float(value), 0.0
 
 
+def set_knob(sae: sae_lens.TrainingSAE[Any], name: str, value: float) -> None:
+    """Write into an SAE what sets its sparsity now, by sae_lens' name of it.
+
+    A TopK SAE keeps a whole number of latents, so a fractional k is rounded down there.
+    """
+    if name == "k":
+        k = int(value) if isinstance(sae.cfg.k, int) else value
+        sae.cfg.k = k
+        sae.activation_fn.k = k  # pyright: ignore[reportFunctionMemberAccess]
+    else:
+        setattr(sae.cfg, f"{name}_coefficient", value)
+
+
 def _lr_end(options: TrainOptions) -> float:
     """Where annealing ends; sae_lens' runners take a tenth where nothing is said."""
     return options.lr / 10 if options.lr_end is None else options.lr_end

@@ -83,7 +83,7 @@ def train_saes(
             ends too early.
         TypeError: something that is not a sae_lens training SAE, or not a tensor.
         KeyboardInterrupt: on Ctrl-C; the SAEs are then as of the last finished step, in the
-            units of the scaled activations.
+            units of the scaled activations, or finished if that was the last of all.
     """
     training = Training(saes, source, options or TrainOptions(), controls, on_snapshot)
     training.run()
@@ -101,7 +101,8 @@ class Snapshot:
     """Its place in the caller's list."""
 
     sae: sae_lens.TrainingSAE[Any]
-    """A copy, in the units of the activations; the caller's own trains on."""
+    """A copy, in the units of the activations, its k or coefficient as of this step; the caller's
+    own trains on."""
 
 
 @dataclass(frozen=True)
@@ -245,8 +246,9 @@ class Training:
                     while block is not None:
                         # Drawn before the block at hand is launched, so that a GPU has that to work
                         # on while the one drawn is looked at. The source is read in this thread,
-                        # which is the caller's, while the workers train on the blocks in flight:
-                        # two of them, so that none waits for the slowest at the end of each.
+                        # which is the caller's, while the workers train on the block in flight;
+                        # the next follows before that is done, so that none of them waits for the
+                        # slowest.
                         upcoming = draw() if block.error is None else None
                         block.settle()
                         flights.append(self._launch(block, flights, workers))
@@ -272,14 +274,25 @@ class Training:
             for member in self.members:
                 member.write_back()
             raise
-        for member, progress in zip(self.members, self._progress, strict=True):
-            member.finish(progress.n_steps)
+        with DeferredInterrupt() as closing:
+            for member, progress in zip(self.members, self._progress, strict=True):
+                member.finish(progress.n_steps)
         self._report()
-        if interrupt.pending:
+        if interrupt.pending or closing.pending:
             raise KeyboardInterrupt
 
     def _report(self) -> None:
         """Say what users should know of how their SAEs ended."""
+        last = min(progress.n_steps for progress in self._progress)
+        missed = [step for step in self.options.snapshot_steps if step > last]
+        if missed:
+            logger.warning(
+                "there are no snapshots of steps %s: the source's batches are larger than "
+                "train_batch_size_samples = %d, so the run had only %d steps.",
+                missed,
+                self.options.train_batch_size_samples,
+                last,
+            )
         for i, log in enumerate(self.log.saes):
             if log.diverged_at is not None:
                 logger.warning(
@@ -609,8 +622,9 @@ def _count_chunks(
     per_sae = architecture.bytes_per_sae(options.train_batch_size_samples, cfg.d_in, cfg.d_sae)
     if device.type != "cpu":
         state = sum(p.numel() * p.element_size() for p in stack[0].parameters())
-        # Gradients and Adam's scratch come with each chunk; what a stack keeps is three times that.
-        room = max(1, free_memory(device) - 3 * state * len(stack))
+        # Gradients and Adam's scratch come with each chunk; what a stack keeps is three times that,
+        # and three times more for a moment when a step is captured.
+        room = max(1, free_memory(device) - 6 * state * len(stack))
         return min(len(stack), math.ceil(len(stack) * (per_sae + 2 * state) / room))
     threads = options.threads or torch.get_num_threads()
     largest = max(1, _CHUNK_BYTES // per_sae)

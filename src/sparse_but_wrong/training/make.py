@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import operator
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -81,6 +82,10 @@ def make_sae(cfg: sae_lens.TrainingSAEConfig, seed: int) -> sae_lens.TrainingSAE
     On the CPU, because its generator gives the same weights whatever device they move to.
     """
     sae_class = lens.training_class(cfg)
+    try:
+        seed = operator.index(seed)
+    except TypeError:
+        raise TypeError(f"the seed {seed!r} is no whole number.") from None
     if not 0 <= seed < _SEED_END:
         raise ValueError(f"the seed {seed} does not lie in [0, 2**64).")
     cfg = copy.deepcopy(cfg)

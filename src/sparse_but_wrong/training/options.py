@@ -98,9 +98,9 @@ class TrainOptions:
                 )
         n_steps = -(-self.total_training_samples // self.train_batch_size_samples)
         for step in self.snapshot_steps:
-            if not 1 <= step <= n_steps:
+            if not (isinstance(step, int) and 1 <= step <= n_steps):
                 raise ValueError(
-                    f"TrainOptions.snapshot_steps holds {step}, but the run has steps 1 to "
+                    f"TrainOptions.snapshot_steps holds {step!r}, but the run has steps 1 to "
                     f"{n_steps}."
                 )
         if self.threads is not None and self.threads < 1:

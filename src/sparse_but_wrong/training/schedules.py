@@ -5,13 +5,15 @@ Axes: S SAE, C SAEs of one chunk.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparse_but_wrong.training.controls import Control, KTransition
+from sparse_but_wrong.training.controls import Control, KTransition, TargetL0
+from sparse_but_wrong.training.l0_control import L0Controller
 
 
 class Knobs:
@@ -21,6 +23,7 @@ class Knobs:
         finals: the value of each SAE's knob once all schedules are over: what its config says.
         warm_up_steps: steps over which a coefficient rises linearly from 0, as sae_lens' do.
         controls: what moves each SAE's knob besides.
+        n_steps: of the run.
         device: where the values are needed.
     """
 
@@ -29,6 +32,7 @@ class Knobs:
         finals: Sequence[float],
         warm_up_steps: Sequence[float],
         controls: Sequence[Control | None],
+        n_steps: int,
         device: torch.device,
     ) -> None:
         def row(values: Sequence[float]) -> Float[Tensor, " S"]:
@@ -46,9 +50,18 @@ class Knobs:
         self._warm_up = row([max(steps, 1.0) for steps in warm_up_steps])
         self._warms_up = row(warm_up_steps) > 0
         self._device = device
+        targets = [c.l0 if isinstance(c, TargetL0) else math.nan for c in controls]
+        self.l0_controller = (
+            None
+            if all(math.isnan(target) for target in targets)
+            else L0Controller(targets, finals, n_steps, device)
+        )
 
     def between(self, rows: slice, first: int, n: int) -> Float[Tensor, "n C"]:
-        """The knobs of some SAEs at n steps."""
+        """The knobs of some SAEs at n steps.
+
+        For an SAE with a target L0 they are as of now, so these steps have to be the next ones.
+        """
         steps = torch.arange(first, first + n, dtype=torch.float64, device=self._device)
         steps = steps.unsqueeze(1)
         risen = torch.where(
@@ -56,6 +69,10 @@ class Knobs:
         )
         moved = ((steps - self._start[rows]) / self._duration[rows]).clamp_(0.0, 1.0)
         initial = self._initial[rows]
-        return risen * torch.lerp(
+        knobs = risen * torch.lerp(
             initial.expand_as(moved), self.final[rows].expand_as(moved), moved
         )
+        if self.l0_controller is None:
+            return knobs
+        is_free = self.l0_controller.target[rows].isnan()
+        return torch.where(is_free, knobs, self.l0_controller.coefficient(rows))

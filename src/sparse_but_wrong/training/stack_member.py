@@ -20,6 +20,7 @@ from sparse_but_wrong.training import lens
 from sparse_but_wrong.training.architectures.architecture import Architecture
 from sparse_but_wrong.training.architectures.jumprelu import JumpReLU
 from sparse_but_wrong.training.controls import Control
+from sparse_but_wrong.training.l0_control import INTERVAL
 from sparse_but_wrong.training.log import SAELog
 from sparse_but_wrong.training.mean_norm import MeanNorm
 from sparse_but_wrong.training.member import Member
@@ -62,6 +63,7 @@ class StackMember(Member):
         n_chunks: int,
     ) -> None:
         self.saes = saes
+        self.controls = controls
         self.options = options
         self.architecture = architecture
         cfg = saes[0].cfg
@@ -87,8 +89,13 @@ class StackMember(Member):
             diverged_at=torch.full((n,), -1, dtype=torch.int64, device=self.device),
         )
         knobs = [lens.knob(sae, architecture.knob) for sae in saes]
+        n_steps = -(-options.total_training_samples // options.train_batch_size_samples)
         self.knobs = Knobs(
-            [value for value, _ in knobs], [steps for _, steps in knobs], controls, self.device
+            [value for value, _ in knobs],
+            [steps for _, steps in knobs],
+            controls,
+            n_steps,
+            self.device,
         )
         self.stepper = self._make_stepper(n_chunks)
         self.n_tasks = len(self.stepper.chunks)
@@ -143,20 +150,43 @@ class StackMember(Member):
             advanced = self.stepper.advance(
                 task, batches[start:stop], step, rates[start:stop], knobs, is_logged
             )
+            if self.knobs.l0_controller is not None:
+                self.knobs.l0_controller.observe(
+                    rows,
+                    first_step + stop,
+                    advanced.n_active,
+                    sum(batch.shape[0] for batch in batches[start:stop]),
+                    sum(rates[start:stop]),
+                    self._level(rows),
+                )
             if advanced.figures is not None:
                 figures = {**advanced.figures, self._knob_column: knobs[-1]}
                 self._log(rows, first_step + stop - 1, rates[stop - 1], figures)
             start = stop
+
+    def _level(self, rows: slice) -> Float[Tensor, " C"]:
+        """How hard it is to activate the latents of some SAEs, on average."""
+        views = self.stack.layout.views(self.stack.params[rows])
+        # SAE by SAE: a mean over one row and over several need not add up in the same order.
+        if "threshold" in views:
+            return torch.stack([row.mean() for row in views["threshold"]])
+        bias = views["b_gate" if "b_gate" in views else "b_enc"]
+        return -torch.stack([row.mean() for row in bias])
 
     def _next_stop(self, first: int, start: int, n: int, log_last: bool) -> tuple[int, bool]:
         """Up to where steps can be taken in one go, and whether the last of them is logged."""
         to_log = -(first + start) % self.options.log_every
         stop = min(n, start + to_log + 1)
         is_logged = stop == start + to_log + 1 or (log_last and stop == n)
-        # Steppers know nothing of sampling windows, so steps taken in one go belong to one.
-        to_window = -(first + start) % self.options.feature_sampling_window
-        if 0 < to_window < stop - start:
-            return start + to_window, False
+        # Steppers know nothing of sampling windows or of control, so steps taken in one go belong
+        # to one window, and to one setting of the coefficients.
+        periods = [self.options.feature_sampling_window]
+        if self.knobs.l0_controller is not None:
+            periods.append(INTERVAL)
+        for period in periods:
+            to_next = period - (first + start) % period
+            if to_next < stop - start:
+                stop, is_logged = start + to_next, False
         return stop, is_logged
 
     @property
@@ -192,6 +222,29 @@ class StackMember(Member):
         self._complete(self.saes, n_steps)
 
     def _take_notes(self, n_steps: int) -> None:
+        """Say of each SAE whose L0 is not where it was to be, why."""
+        self._look_at_thresholds(n_steps)
+        controller = self.knobs.l0_controller
+        if controller is None:
+            return
+        for log, missed, l0, target, coefficient in zip(
+            self.logs,
+            controller.missed.tolist(),
+            controller.l0.tolist(),
+            controller.target.tolist(),
+            controller.coefficient(slice(0, len(self.saes))).tolist(),
+            strict=True,
+        ):
+            if missed:
+                log.note = (
+                    f"did not reach its target: L0 ended at {l0:.2f}, not at {target:g}, with the "
+                    f"coefficient at {coefficient:.3g}. Thresholds move by about lr a step, so a "
+                    "longer run or a larger lr may; and not every L0 is one that SAEs stay at."
+                )
+            elif not math.isnan(target):
+                log.note = None
+
+    def _look_at_thresholds(self, n_steps: int) -> None:
         """Look whether JumpReLU SAEs ended where their coefficients put them."""
         options = self.options
         # Before, Adam does not know the usual size of a gradient.
@@ -239,12 +292,20 @@ class StackMember(Member):
             if self.scale is not None:
                 sae.fold_activation_norm_scaling_factor(self.scale)
             lens.record_training(sae, l0[i], n_dead[i])
+        knobs = self.knobs.between(slice(0, len(saes)), n_steps - 1, 1)[0].tolist()
+        for sae, control, knob in zip(saes, self.controls, knobs, strict=True):
+            if control is not None:
+                lens.set_knob(sae, self.architecture.knob, knob)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        controller = self.knobs.l0_controller
+        return {**self.stack.tensors(), **({} if controller is None else controller.tensors())}
 
     def state(self) -> dict[str, Tensor]:
         """Parameters, Adam's means, counters, scale and logs."""
         self._read_log()
         state = {
-            **self.stack.tensors(),
+            **self._tensors(),
             "scale": torch.tensor(
                 math.nan if self.scale is None else self.scale, dtype=torch.float64
             ),
@@ -255,7 +316,7 @@ class StackMember(Member):
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take up a state that `state` gave."""
-        for name, mine in self.stack.tensors().items():
+        for name, mine in self._tensors().items():
             if state[name].shape != mine.shape:
                 raise ValueError(
                     f"the checkpoint holds {name} of shape {list(state[name].shape)}, but these "

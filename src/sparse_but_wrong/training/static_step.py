@@ -70,13 +70,15 @@ def _captured(take: Callable[[], object], state: list[Tensor]) -> Callable[[], o
     before = [tensor.clone() for tensor in state]
     aside = torch.cuda.Stream()
     aside.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(aside):
-        for _ in range(_WARM_UPS):
-            take()
-    torch.cuda.current_stream().wait_stream(aside)
-    # The warm-ups were steps on a batch of zeros.
-    for tensor, value in zip(state, before, strict=True):
-        tensor.copy_(value)
+    try:
+        with torch.cuda.stream(aside):
+            for _ in range(_WARM_UPS):
+                take()
+    finally:
+        torch.cuda.current_stream().wait_stream(aside)
+        # The warm-ups were steps on a batch of zeros.
+        for tensor, value in zip(state, before, strict=True):
+            tensor.copy_(value)
     graph = torch.cuda.CUDAGraph()
     try:
         with torch.cuda.graph(graph):

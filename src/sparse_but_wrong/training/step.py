@@ -81,6 +81,17 @@ def take_step(
     grad_norm = clip_grad_norm_per_sae_(scratch.grads, scale=2 / x.shape[0]).squeeze(1)
     diverged_at = state.diverged_at[rows]
     newly = ~torch.isfinite(grad_norm) & (diverged_at < 0)
+    figures = None
+    if losses is not None:
+        fired_last = last_fired.masked_fill(has_fired, inputs.step)
+        dead_next = dead_after(inputs.step + 1, fired_last, options.dead_feature_window)
+        figures = {
+            "loss": torch.stack(list(losses.values())).sum(0),
+            **losses,
+            "l0": n_active / x.shape[0],
+            "dead_latents": dead_next.sum(1),
+            "grad_norm": grad_norm,
+        }
 
     # From here on only what exists is changed.
     diverged_at.masked_fill_(newly, inputs.step)
@@ -99,15 +110,7 @@ def take_step(
         options.adam_beta1,
         options.adam_beta2,
     )
-    if losses is None:
-        return None
-    return {
-        "loss": torch.stack(list(losses.values())).sum(0),
-        **losses,
-        "l0": n_active / x.shape[0],
-        "dead_latents": dead_after(inputs.step + 1, last_fired, options.dead_feature_window).sum(1),
-        "grad_norm": grad_norm,
-    }
+    return figures
 
 
 def dead_after(

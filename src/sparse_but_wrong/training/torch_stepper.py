@@ -156,7 +156,8 @@ class TorchStepper(Stepper):
             figures = self._step(rows, work, i, knobs[i], scratch, is_measured)
             progress.n_done += 1
         advanced = Advanced(scratch.active.clone(), figures)
-        self._scratch[rows.stop - rows.start].append(scratch)
+        # Another task may have run out of memory and dropped the list.
+        self._scratch.setdefault(rows.stop - rows.start, []).append(scratch)
         return advanced
 
     def _step(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import platform
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     bindings.kernels.cache_clear()
 
 
-def compiler_or_skip() -> str:
+def compiler_or_skip() -> tuple[str, ...]:
     try:
         return build.find_compiler()
     except build.CannotBuildError:
@@ -96,7 +97,9 @@ def test_a_compiler_that_does_not_know_the_machine_flags_is_asked_otherwise(
     fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = compiler_or_skip()
-    script = f'case "$*" in *=native*) echo "unknown" >&2; exit 1;; esac\nexec {real} "$@"'
+    script = (
+        f'case "$*" in *=native*) echo "unknown" >&2; exit 1;; esac\nexec {shlex.join(real)} "$@"'
+    )
     monkeypatch.setenv("CXX", a_compiler(tmp_path, script))
     assert build.library() is not None
     assert len(list(fresh.iterdir())) == 1

@@ -45,6 +45,18 @@ class Matryoshka(BatchTopK):
 
         return type(sae) is MatryoshkaBatchTopKTrainingSAE
 
+    @classmethod
+    def why_impossible(cls, sae: Any, knobs: Sequence[float], batch_size: int) -> str | None:
+        """Widths that are no nested levels, or a k that the SAE cannot keep."""
+        widths = sae.cfg.matryoshka_widths
+        ends = [0, *widths]
+        if any(wide <= narrow for narrow, wide in pairwise(ends)) or ends[-1] != sae.cfg.d_sae:
+            return (
+                f"has the matryoshka_widths {widths}; they must rise and end at d_sae = "
+                f"{sae.cfg.d_sae}"
+            )
+        return super().why_impossible(sae, knobs, batch_size)
+
     @staticmethod
     def stack_key(cfg: Any) -> tuple[object, ...]:
         """What SAEs must have in common to be stepped as one."""

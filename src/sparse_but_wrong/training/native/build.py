@@ -7,6 +7,7 @@ import functools
 import hashlib
 import logging
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -55,32 +56,36 @@ def _built() -> Path:
     return built
 
 
-def build(compiler: str, machine_flags: tuple[str, ...], to: Path) -> None:
+def build(compiler: tuple[str, ...], machine_flags: tuple[str, ...], to: Path) -> None:
     """Compile the loops.
 
     Args:
-        compiler: a C++ compiler.
+        compiler: the command of a C++ compiler.
         machine_flags: for which processor.
         to: the shared library to write.
     Raises:
         CannotBuildError: the compiler cannot be run, or fails; the message is its own.
     """
-    _run([compiler, *_FLAGS, *machine_flags, str(_SOURCE), "-o", str(to)])
+    _run([*compiler, *_FLAGS, *machine_flags, str(_SOURCE), "-o", str(to)])
 
 
-def find_compiler() -> str:
-    """A C++ compiler: the one that CXX names, or else the first of the usual ones.
+def find_compiler() -> tuple[str, ...]:
+    """The command of a C++ compiler: what CXX says, or else the first of the usual ones.
 
     Raises:
-        CannotBuildError: there is none.
+        CannotBuildError: there is none, or not the one that CXX names.
     """
-    for name in (os.environ.get("CXX"), "c++", "g++", "clang++"):
-        if name and (path := shutil.which(name)):
-            return path
+    if chosen := shlex.split(os.environ.get("CXX", "")):
+        if shutil.which(chosen[0]) is None:
+            raise CannotBuildError(f"CXX names {chosen[0]}, which was not found")
+        return tuple(chosen)
+    for name in ("c++", "g++", "clang++"):
+        if path := shutil.which(name):
+            return (path,)
     raise CannotBuildError("no C++ compiler was found")
 
 
-def _target(compiler: str) -> tuple[tuple[str, ...], bytes]:
+def _target(compiler: tuple[str, ...]) -> tuple[tuple[str, ...], bytes]:
     """The flags for this machine, and all that the compiler then says of machine and itself.
 
     A home folder may be shared by machines that are not alike.
@@ -94,8 +99,8 @@ def _target(compiler: str) -> tuple[tuple[str, ...], bytes]:
     return last, _macros(compiler, last)
 
 
-def _macros(compiler: str, flags: tuple[str, ...]) -> bytes:
-    return _run([compiler, *flags, "-dM", "-E", "-x", "c++", os.devnull])
+def _macros(compiler: tuple[str, ...], flags: tuple[str, ...]) -> bytes:
+    return _run([*compiler, *flags, "-dM", "-E", "-x", "c++", os.devnull])
 
 
 def _cache_folder() -> Path:

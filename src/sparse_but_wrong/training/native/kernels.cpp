@@ -435,8 +435,7 @@ static int64_t gather_between(const float* values, int64_t n, float low, float h
 // Around the last step's value there are few candidates; only where it is not found there are all
 // positive values looked at.
 static Kth kth_largest(const float* values, int64_t n, int64_t k, float around, float* candidates) {
-    const float reaches[] = {0.02f, 0.2f, INFINITY};
-    for (float reach : reaches) {
+    for (float reach : {0.02f, 0.2f, INFINITY}) {
         bool everything = std::isinf(reach);
         if (!everything && !(around > 0)) continue;
         float low = everything ? std::nextafter(0.0f, 1.0f) : around * (1 - reach);
@@ -455,7 +454,7 @@ static Kth kth_largest(const float* values, int64_t n, int64_t k, float around, 
         found.n_equal_kept = k - greater;
         return found;
     }
-    return Kth{INFINITY, 0, 0};  // there is NaN among them: this SAE has diverged
+    return Kth{INFINITY, 0, 0};  // not reached while the caller keeps its word
 }
 
 static int64_t count_at_least(const float* row, int64_t n, float value) {
@@ -514,17 +513,18 @@ constexpr double DENSE = 0.75;
 
 class Arena {
   public:
-    explicit Arena(float* start) : next_(start) {}
+    explicit Arena(float* start) : start_(start) {}
     float* floats(int64_t n) {
-        float* at = next_;
-        next_ += (n + 31) / 32 * 32;  // on cache lines, and one line between what is written
+        float* at = start_ ? start_ + used_ : nullptr;
+        used_ += (n + 31) / 32 * 32;  // each on cache lines of its own
         return at;
     }
     int32_t* ints(int64_t n) { return reinterpret_cast<int32_t*>(floats(n)); }
-    int64_t used(const float* start) const { return next_ - start; }
+    int64_t used() const { return used_; }
 
   private:
-    float* next_;
+    float* start_;
+    int64_t used_ = 0;
 };
 
 struct Scratch {
@@ -541,11 +541,11 @@ struct Scratch {
     int32_t* n_in_sample;
     float *mag_scale, *mag_bias, *via, *via_errors, *via_grad;
     float *g_b_gate, *g_b_mag, *g_r_mag;
-    float *dead_rows, *dead_panels, *dead_t_panels, *dead_acts, *dead_grad, *dead_error;
+    float *dead_rows, *dead_panels, *dead_t_panels, *dead_acts, *dead_grad, *dead_error, *dead_rank;
     float *g_dead_enc, *g_dead_dec;
     int32_t *dead, *dead_start;
 
-    // Returns how many floats it takes.
+    // Returns how many floats it takes; from nowhere it only counts them.
     int64_t lay_out(const Config& c, float* start) {
         Arena a(start);
         int64_t D = padded(c.D), H = padded(c.H), B = c.max_batch;
@@ -569,8 +569,9 @@ struct Scratch {
         n_fired = a.floats(H);
         pre = a.floats(rows * H);
         acts = a.floats(rows * H);
-        rank = topk ? a.floats(rows * H) : nullptr;
-        candidates = topk ? a.floats(rows * H + W) : nullptr;
+        bool over_batch = c.architecture == BATCHTOPK;
+        rank = topk ? a.floats(over_batch ? rows * H : H) : nullptr;
+        candidates = over_batch ? a.floats(rows * H + W) : nullptr;
         last_places = topk ? a.floats(H) : nullptr;
         errors = a.floats(c.n_levels * TILE * D);
         grad = a.floats(TILE * H);
@@ -598,10 +599,11 @@ struct Scratch {
             dead_acts = a.floats(TILE * H);
             dead_grad = a.floats(TILE * H);
             dead_error = a.floats(TILE * D);
+            dead_rank = a.floats(H);
             g_dead_enc = a.floats(c.H * D);
             g_dead_dec = a.floats(c.H * D);
         }
-        return a.used(start);
+        return a.used();
     }
 };
 
@@ -830,8 +832,10 @@ class Step {
             vec threshold = c.architecture == JUMPRELU ? load(w.threshold + h) : vec{};
             for (int64_t t = 0; t < T; t++) {
                 vec v = load(pre + t * H + h);
-                // A product, as in sae_lens, so that NaN stays NaN.
-                store(acts + t * H + h, v * where(v > threshold, all(1.0f)));
+                // As sae_lens has it, so that NaN stays NaN: a relu, and a product for JumpReLU.
+                store(acts + t * H + h, c.architecture == STANDARD
+                                            ? where(v <= vec{}, vec{}, v)
+                                            : v * where(v > threshold, all(1.0f)));
             }
         }
     }
@@ -1068,9 +1072,9 @@ class Step {
             const int32_t* dead = w.dead + start;
             const float* rows = w.dead_rows + start * D;
             const float* error = w.errors + (c.matryoshka_aux ? g : c.n_levels - 1) * TILE * D;
-            double k = double(c.D / 2);
-            double scale = s.aux_coefficient * std::min(double(n) / k, 1.0);
-            activate_dead(T, pre, dead, n, std::min(c.D / 2, n));
+            int64_t k = std::max<int64_t>(c.D / 2, 1);
+            double scale = s.aux_coefficient * std::min(double(n) / double(k), 1.0);
+            activate_dead(T, pre, dead, n, std::min(k, n));
             // Packed anew for each tile: little beside the products, and rarely needed at all.
             pack(rows, D, 1, n, c.D, w.dead_panels);
             pack(rows, 1, D, c.D, n, w.dead_t_panels);
@@ -1103,7 +1107,7 @@ class Step {
             for (int64_t i = 0; i < n; i++) acts[i] = pre[t * H + dead[i]];
             for (int64_t i = n; i < N; i++) acts[i] = 0;
             if (k == n) continue;
-            float* rank = w.dead_error;  // not in use yet
+            float* rank = w.dead_rank;
             for (int64_t i = 0; i < n; i++)
                 rank[i] = c.rescale ? acts[i] * w.dec_norm[dead[i]] : acts[i];
             for (int64_t i = n; i < N; i++) rank[i] = -INFINITY;
@@ -1220,7 +1224,11 @@ class Step {
         }
         float norm = std::sqrt(total((sums[0] + sums[1]) + (sums[2] + sums[3]))) * scale;
         s.figures[GRAD_NORM] = norm;
-        if (!std::isfinite(norm) && *s.diverged_at < 0) *s.diverged_at = step;
+        // A mask hides a threshold that is not a number, where sae_lens' products would spread it.
+        bool is_lost = !std::isfinite(norm);
+        if (c.architecture == JUMPRELU)
+            for (int64_t h = 0; h < c.H; h++) is_lost |= std::isnan(w.threshold[h]);
+        if (is_lost && *s.diverged_at < 0) *s.diverged_at = step;
         float clip = 1 / (norm + 1e-6f);
         clip = (clip > 1 ? 1 : clip) * scale;  // NaN stays NaN
         const float beta1 = float(1 - c.beta1), beta2 = float(c.beta2), rest2 = float(1 - c.beta2);
