@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -16,8 +18,10 @@ def test_far_more_dead_latents_than_dimensions(architecture: str) -> None:
         pytest.skip("this machine has no C++ compiler, so there is nothing compiled")
     ends = []
     for compiled in (True, False):
-        widths = {"matryoshka_widths": [300, 1500]} if architecture == "matryoshka" else {}
-        sae = topk_family.make_sae(architecture, d_sae=1500, k=2, **widths)
+        settings: dict[str, Any] = {"d_sae": 1500, "k": 2}
+        if architecture == "matryoshka":
+            settings["matryoshka_widths"] = [300, 1500]
+        sae = topk_family.make_sae(architecture, **settings)
         options = oracle.options_for(8, dead_feature_window=2, log_every=1, compiled=compiled)
         log = train_saes([sae], iter(oracle.recorded_batches(8)), options)
         assert log.saes[0].diverged_at is None
