@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from sae_lens.saes.sae import TrainStepInput
 
 from sparse_but_wrong.training.architectures.jumprelu import JumpReLU
 from sparse_but_wrong.training.stack import ParameterLayout, stack_parameters
 from tests.training import oracle
+from tests.training.checks import assert_gradients_are_autograds
 
 pytestmark = pytest.mark.usefixtures("kernels")
 
@@ -38,46 +38,7 @@ def test_gradient_and_losses_are_autograds(
         oracle.make_sae(seed=1, **{**options, "jumprelu_bandwidth": 0.7, "target_l0": 4.0}),
         oracle.make_sae(seed=2, **{**options, "jumprelu_tanh_scale": 1.3}),
     ]
-    coefficients = [0.3, 1.1, 0.05]
-    x = oracle.recorded_batches(1)[0]
-    dead = torch.zeros(3, oracle.D_SAE, dtype=torch.bool)
-    dead[:, ::3] = True
-
-    layout = ParameterLayout(JumpReLU.parameter_shapes(oracle.D_IN, oracle.D_SAE))
-    params = layout.views(stack_parameters(saes, layout))
-    grads = layout.views(torch.full((3, layout.size), torch.nan))
-    stepper = JumpReLU([sae.cfg for sae in saes], torch.device("cpu"))
-    workspace = stepper.workspace(x.shape[0])
-    for buffer in vars(workspace).values():
-        if isinstance(buffer, torch.Tensor):
-            buffer.fill_(torch.nan)  # whatever a buffer held before must not matter
-    coefficient = torch.tensor(coefficients).unsqueeze(1)
-    fired = stepper.step(x, params, {}, grads, coefficient, dead, workspace)
-    losses = stepper.losses(x, params, coefficient, dead, workspace)
-
-    for i, sae in enumerate(saes):
-        output = sae.training_forward_pass(
-            TrainStepInput(
-                sae_in=x,
-                coefficients={"l0": coefficients[i]},
-                dead_neuron_mask=dead[i],
-                n_training_steps=0,
-                is_logging_step=False,
-            )
-        )
-        output.loss.backward()
-        assert fired[i].tolist() == (output.feature_acts > 0).sum(0).tolist()
-        assert set(losses) == set(output.losses)
-        for name, value in output.losses.items():
-            torch.testing.assert_close(losses[name][i], value.detach(), rtol=1e-5, atol=1e-6)
-        for name, parameter in sae.named_parameters():
-            assert parameter.grad is not None
-            gradient = grads[name][i] * (2 / x.shape[0])
-            scale = parameter.grad.abs().max()
-            assert scale > 0, f"{name} has no gradient, so this compares nothing"
-            torch.testing.assert_close(
-                gradient, parameter.grad, rtol=1e-4, atol=2e-6 * max(1.0, scale.item())
-            )
+    assert_gradients_are_autograds(JumpReLU, saes, [0.3, 1.1, 0.05], n_fired_min=1)
 
 
 def test_a_latent_with_a_zero_decoder_row_gets_no_nan() -> None:

@@ -93,11 +93,10 @@ def why_not_controlled(
             f"has no k that a KTransition could move, but the coefficient {knob!r}; give it None "
             "or a TargetL0"
         )
-    n_steps = math.ceil(options.total_training_samples / options.train_batch_size_samples)
     end = control.start_step + control.duration_steps
-    if end >= n_steps:
+    if end >= options.n_steps:
         return (
-            f"is to reach its k at step {end}, but the last step of the run is {n_steps - 1}; "
-            "shorten the KTransition or raise total_training_samples"
+            f"is to reach its k at step {end}, but the last step of the run is "
+            f"{options.n_steps - 1}; shorten the KTransition or raise total_training_samples"
         )
     return None

@@ -19,7 +19,7 @@ from sparse_but_wrong.training.optimizer import AdamScalars
 from sparse_but_wrong.training.options import TrainOptions
 from sparse_but_wrong.training.stack_state import StackState
 from sparse_but_wrong.training.step import dead_after
-from sparse_but_wrong.training.stepper import Advanced, Stepper
+from sparse_but_wrong.training.stepper import Advanced, Stepper, even_slices
 
 _CACHE_LINE = 64
 
@@ -187,5 +187,4 @@ def _cut(n_saes: int, flop_per_step: int, threads: int) -> list[slice]:
     """The rows of each chunk: enough chunks to keep all threads busy, each worth a call."""
     size = max(1, int(_CHUNK_FLOP / (flop_per_step * _STEPS_PER_BLOCK)))
     n_chunks = max(-(-n_saes // size), min(n_saes, threads))
-    ends = [n_saes * (i + 1) // n_chunks for i in range(n_chunks)]
-    return [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+    return even_slices(n_saes, n_chunks)

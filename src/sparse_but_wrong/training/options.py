@@ -96,12 +96,11 @@ class TrainOptions:
                 raise ValueError(
                     f"TrainOptions.{name} must lie in [0, 1), got {getattr(self, name)}."
                 )
-        n_steps = -(-self.total_training_samples // self.train_batch_size_samples)
         for step in self.snapshot_steps:
-            if not (isinstance(step, int) and 1 <= step <= n_steps):
+            if not (isinstance(step, int) and 1 <= step <= self.n_steps):
                 raise ValueError(
                     f"TrainOptions.snapshot_steps holds {step!r}, but the run has steps 1 to "
-                    f"{n_steps}."
+                    f"{self.n_steps}."
                 )
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"TrainOptions.threads must be at least 1, got {self.threads}.")
@@ -121,6 +120,11 @@ class TrainOptions:
                 f"steps do not fit in the run's {self.total_training_steps} steps; shorten them or "
                 "raise total_training_samples."
             )
+
+    @property
+    def n_steps(self) -> int:
+        """Batches in the run, the last one included that is not full."""
+        return -(-self.total_training_samples // self.train_batch_size_samples)
 
     @property
     def total_training_steps(self) -> int:

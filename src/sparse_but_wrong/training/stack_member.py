@@ -89,12 +89,11 @@ class StackMember(Member):
             diverged_at=torch.full((n,), -1, dtype=torch.int64, device=self.device),
         )
         knobs = [lens.knob(sae, architecture.knob) for sae in saes]
-        n_steps = -(-options.total_training_samples // options.train_batch_size_samples)
         self.knobs = Knobs(
             [value for value, _ in knobs],
             [steps for _, steps in knobs],
             controls,
-            n_steps,
+            options.n_steps,
             self.device,
         )
         self.stepper = self._make_stepper(n_chunks)

@@ -54,3 +54,9 @@ class Stepper(ABC):
             knobs: float64, the coefficient or k of each SAE at each step.
             with_figures: whether to measure the last of these steps.
         """
+
+
+def even_slices(n_saes: int, n_chunks: int) -> list[slice]:
+    """The rows of each of some chunks, as equal in size as can be."""
+    ends = [n_saes * (i + 1) // n_chunks for i in range(n_chunks)]
+    return [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]

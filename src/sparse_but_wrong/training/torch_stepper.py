@@ -21,7 +21,7 @@ from sparse_but_wrong.training.options import TrainOptions
 from sparse_but_wrong.training.stack_state import StackState
 from sparse_but_wrong.training.static_step import StaticStep
 from sparse_but_wrong.training.step import Scratch, StepInputs, take_step
-from sparse_but_wrong.training.stepper import Advanced, Stepper
+from sparse_but_wrong.training.stepper import Advanced, Stepper, even_slices
 
 logger = logging.getLogger(__name__)
 
@@ -55,8 +55,7 @@ class TorchStepper(Stepper):
         self.options = options
         self.device = state.params.device
         self._is_static = replays(self.device)
-        ends = [len(cfgs) * (i + 1) // n_chunks for i in range(n_chunks)]
-        self.chunks = [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
+        self.chunks = even_slices(len(cfgs), n_chunks)
         # What each chunk is stepped as: one piece, until memory runs out.
         self._pieces = [[rows] for rows in self.chunks]
         self._steps: dict[tuple[int, int], Architecture] = {}

@@ -53,17 +53,21 @@ class Architecture(ABC):
     Gradients must be those that sae_lens' autograd would give, for each SAE's own loss.
     """
 
+    sae_class: ClassVar[str]
+    """sae_lens' name of the training SAEs that it steps."""
+
     knob: ClassVar[str]
     """What sets an SAE's sparsity: the name of its coefficient in sae_lens, or ``k``."""
 
     buffers: ClassVar[dict[str, torch.dtype]] = {}
     """Scalar buffers of the sae_lens class that training moves."""
 
-    @staticmethod
-    @abstractmethod
-    def handles(sae: sae_lens.TrainingSAE[Any]) -> bool:
-        """Whether an SAE is exactly the sae_lens class of this architecture (a subclass may
-        differ)."""
+    @classmethod
+    def handles(cls, sae: sae_lens.TrainingSAE[Any]) -> bool:
+        """Whether an SAE is exactly of sae_lens' class for this (a subclass may differ)."""
+        import sae_lens
+
+        return type(sae) is getattr(sae_lens, cls.sae_class)
 
     @staticmethod
     def why_not(cfg: Any) -> str | None:  # noqa: ARG004
@@ -120,9 +124,9 @@ class Architecture(ABC):
         return torch.tensor(values, dtype=torch.float32, device=self.device).unsqueeze(1)
 
     @property
-    @abstractmethod
     def uses_dead_latents(self) -> bool:
         """Whether a step depends on which latents are dead."""
+        return False
 
     @abstractmethod
     def workspace(self, batch_size: int) -> Workspace:

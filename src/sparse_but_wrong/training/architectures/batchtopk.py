@@ -26,7 +26,7 @@ from sparse_but_wrong.training.architectures.topk import TopK, TopKWorkspace, wh
 from sparse_but_wrong.training.stack import ParameterViews
 
 if TYPE_CHECKING:
-    import sae_lens
+    pass
 
 
 class BatchTopK(TopK):
@@ -36,14 +36,9 @@ class BatchTopK(TopK):
     the SAEs.
     """
 
+    sae_class = "BatchTopKTrainingSAE"
+
     buffers = {"topk_threshold": torch.float64}  # noqa: RUF012
-
-    @staticmethod
-    def handles(sae: sae_lens.TrainingSAE[Any]) -> bool:
-        """Whether an SAE is exactly sae_lens' BatchTopKTrainingSAE (a subclass may differ)."""
-        from sae_lens import BatchTopKTrainingSAE
-
-        return type(sae) is BatchTopKTrainingSAE
 
     @classmethod
     def why_impossible(cls, sae: Any, knobs: Sequence[float], batch_size: int) -> str | None:

@@ -24,7 +24,7 @@ decoder as one batch of twice the size.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float
@@ -45,14 +45,8 @@ if TYPE_CHECKING:
 class Gated(Architecture):
     """The step of a stack of gated SAEs that share shapes; their coefficients may differ."""
 
+    sae_class = "GatedTrainingSAE"
     knob = "l1"
-
-    @staticmethod
-    def handles(sae: sae_lens.TrainingSAE[Any]) -> bool:
-        """Whether an SAE is exactly sae_lens' GatedTrainingSAE (a subclass may differ)."""
-        from sae_lens import GatedTrainingSAE
-
-        return type(sae) is GatedTrainingSAE
 
     @staticmethod
     def parameter_shapes(d_in: int, d_sae: int) -> dict[str, tuple[int, ...]]:
@@ -75,11 +69,6 @@ class Gated(Architecture):
     def bytes_per_sae(batch_size: int, d_in: int, d_sae: int) -> int:
         """Memory that one SAE's buffers take in a step."""
         return 4 * batch_size * (6 * d_sae + 2 * d_in)
-
-    @property
-    def uses_dead_latents(self) -> bool:
-        """Whether a step depends on which latents are dead."""
-        return False
 
     def workspace(self, batch_size: int) -> GatedWorkspace:
         """The buffers of one step."""

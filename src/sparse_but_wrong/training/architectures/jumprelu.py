@@ -18,7 +18,7 @@ latent, gate = 1[|pre − θ| < bandwidth / 2] and all sums over the batch:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float
@@ -42,14 +42,8 @@ class JumpReLU(Architecture):
     Coefficients, bandwidths, tanh scales and target L0s may differ between the SAEs.
     """
 
+    sae_class = "JumpReLUTrainingSAE"
     knob = "l0"
-
-    @staticmethod
-    def handles(sae: sae_lens.TrainingSAE[Any]) -> bool:
-        """Whether an SAE is exactly sae_lens' JumpReLUTrainingSAE (a subclass may differ)."""
-        from sae_lens import JumpReLUTrainingSAE
-
-        return type(sae) is JumpReLUTrainingSAE
 
     @staticmethod
     def parameter_shapes(d_in: int, d_sae: int) -> dict[str, tuple[int, ...]]:

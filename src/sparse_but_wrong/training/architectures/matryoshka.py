@@ -32,18 +32,13 @@ from sparse_but_wrong.training.architectures.topk import TopKWorkspace
 from sparse_but_wrong.training.stack import ParameterViews
 
 if TYPE_CHECKING:
-    import sae_lens
+    pass
 
 
 class Matryoshka(BatchTopK):
     """The step of a stack of Matryoshka BatchTopK SAEs that share shapes, widths and switches."""
 
-    @staticmethod
-    def handles(sae: sae_lens.TrainingSAE[Any]) -> bool:
-        """Whether an SAE is exactly sae_lens' Matryoshka class (a subclass may differ)."""
-        from sae_lens import MatryoshkaBatchTopKTrainingSAE
-
-        return type(sae) is MatryoshkaBatchTopKTrainingSAE
+    sae_class = "MatryoshkaBatchTopKTrainingSAE"
 
     @classmethod
     def why_impossible(cls, sae: Any, knobs: Sequence[float], batch_size: int) -> str | None:

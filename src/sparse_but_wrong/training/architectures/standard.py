@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float
@@ -40,14 +40,8 @@ if TYPE_CHECKING:
 class Standard(Architecture):
     """The step of a stack of standard SAEs that share shapes and the p of their penalty."""
 
+    sae_class = "StandardTrainingSAE"
     knob = "l1"
-
-    @staticmethod
-    def handles(sae: sae_lens.TrainingSAE[Any]) -> bool:
-        """Whether an SAE is exactly sae_lens' StandardTrainingSAE (a subclass may differ)."""
-        from sae_lens import StandardTrainingSAE
-
-        return type(sae) is StandardTrainingSAE
 
     @staticmethod
     def why_not(cfg: sae_lens.StandardTrainingSAEConfig) -> str | None:
@@ -71,11 +65,6 @@ class Standard(Architecture):
     ) -> None:
         super().__init__(cfgs, device)
         self.p = float(cfgs[0].lp_norm)
-
-    @property
-    def uses_dead_latents(self) -> bool:
-        """Whether a step depends on which latents are dead."""
-        return False
 
     def workspace(self, batch_size: int) -> StandardWorkspace:
         """The buffers of one step."""

@@ -41,7 +41,7 @@ from sparse_but_wrong.training.architectures.selection import mark_largest
 from sparse_but_wrong.training.stack import ParameterViews
 
 if TYPE_CHECKING:
-    import sae_lens
+    pass
 
 
 class TopK(Architecture):
@@ -51,14 +51,8 @@ class TopK(Architecture):
     `use_sparse_activations` says how sae_lens computes, not what, and makes no difference here.
     """
 
+    sae_class = "TopKTrainingSAE"
     knob = "k"
-
-    @staticmethod
-    def handles(sae: sae_lens.TrainingSAE[Any]) -> bool:
-        """Whether an SAE is exactly sae_lens' TopKTrainingSAE (a subclass may differ)."""
-        from sae_lens import TopKTrainingSAE
-
-        return type(sae) is TopKTrainingSAE
 
     @classmethod
     def why_impossible(cls, sae: Any, knobs: Sequence[float], batch_size: int) -> str | None:
