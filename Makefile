@@ -4,12 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 NOTEBOOK ?= $(firstword $(wildcard ../shared/seed/*.ipynb))
 
-.PHONY: run test bench notebook lint types clean
+.PHONY: run paper test bench notebook lint types clean
 
 run: $(VENV)/.installed
 	$(BIN)/sbw run jumprelu
 
+paper: $(VENV)/.installed
+	$(BIN)/sbw paper $(PAPER)
+
 test: lint types
+	scripts/install_browser.sh
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.installed-test

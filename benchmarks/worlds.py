@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from benchmarks.published_data import draw_features_afresh
 from sparse_but_wrong.activations.toy import EmbeddedFeatures
-from sparse_but_wrong.experiments.jumprelu import JUMPRELU
 from sparse_but_wrong.experiments.make import make_world
+from sparse_but_wrong.experiments.worlds import FIFTY_FEATURES
 from sparse_but_wrong.toy_models.sampler import FeatureSampler
 
 BATCH = 1024
@@ -62,7 +62,7 @@ class BenchWorld:
 
 def toy(device: torch.device) -> BenchWorld:
     """The world of the JumpReLU notebook."""
-    world = make_world(JUMPRELU.world, seed=0, device=device)
+    world = make_world(FIFTY_FEATURES, seed=0, device=device)
     if world.correlation_matrix is None:
         raise ValueError("the JumpReLU experiment's world has no correlations; it should.")
     # The matrix is nearly singular, and whether a float32 Cholesky factor is found is up to the

@@ -25,7 +25,8 @@ ALLOWED: dict[str, set[str]] = {
     "nth_decoder_projection": {"diagnostics"},
     "figures": {"util", "atomic", "diagnostics"},
     "runs": {"training", "atomic"},
-    "experiments": {"runs", "figures"},
+    "report": {"runs", "figures"},
+    "experiments": {"report"},
     "cli": {"experiments"},
 }
 # Published import paths that are façades of other rooms.

@@ -44,7 +44,7 @@ def test_help_and_list(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     assert "list" in out
     code, out, _ = sbw(["list"], monkeypatch, capsys)
     assert code == 0
-    assert out.startswith("jumprelu: ")
+    assert "\njumprelu: " in out
     code, out, _ = sbw(["--version"], monkeypatch, capsys)
     assert re.fullmatch(r"sbw, version \d+\.\d+\.\d+\n", out)
 
@@ -60,13 +60,13 @@ def test_a_run_ends_with_a_table_and_a_path(
     assert re.search(r"^ +0\.05 +\d\.\d\d +\d +0\.\d{3} ", out, re.MULTILINE)
     assert re.search(r"^\s+2\* ", out, re.MULTILINE)
     assert "* added to the published grid" in out
-    assert out.rstrip().endswith("runs/tiny")
+    assert out.rstrip().endswith("Report: runs/tiny/report.html")
     assert (tmp_path / "runs" / "tiny" / "results.csv").is_file()
     assert "25.6k" in err  # live progress, up to the last sample
 
     code, out, _ = sbw(["run", "tiny", "--device", "cpu"], monkeypatch, capsys)
     assert code == 0
-    assert out.rstrip().endswith("runs/tiny-2"), "a second run gets a folder of its own"
+    assert out.rstrip().endswith("runs/tiny-2/report.html"), "a second run gets a folder of its own"
 
     code, out, _ = sbw(["run", "tiny", "--resume", "--out", "runs/tiny"], monkeypatch, capsys)
     assert code == 0
@@ -76,7 +76,7 @@ def test_a_run_ends_with_a_table_and_a_path(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["run", "nonsense"], "no experiment 'nonsense'; there is: jumprelu, tiny"),
+        (["run", "nonsense"], "no experiment 'nonsense'; there is: intuition, small,"),
         (["run"], "Missing argument 'NAME'"),
         (["run", "tiny", "--seed", "x"], "'x' is not a valid integer"),
         (["run", "tiny", "--threads", "0"], "0 is not in the range"),
@@ -127,7 +127,7 @@ def test_resume_finds_the_run_that_is_meant(
     (tmp_path / "runs" / "tiny-2" / "manifest.json").write_text("{")  # damaged: not this one
     code, out, err = sbw(["run", "tiny", "--resume"], monkeypatch, capsys)
     assert code == 0, err
-    assert out.rstrip().endswith("runs/tiny")
+    assert out.rstrip().endswith("Report: runs/tiny/report.html")
 
 
 def test_resuming_with_other_settings_is_refused(

@@ -12,6 +12,7 @@ from sparse_but_wrong.experiments.findings import (
     find_projection_minima,
     in_words,
     l0_change_at_end,
+    moving_in_words,
 )
 
 L0 = [22.0, 5.0, 10.9, 15.0, 8.0, 11.2]
@@ -41,7 +42,7 @@ def test_a_minimum_at_the_truth_that_rises_on_both_sides() -> None:
     assert found.swept == (5.0, 22.0)
     assert found.shape(true_l0=11.0) == "sharp"
     assert found.shape(true_l0=14.0) == "away"
-    assert in_words([found], 11.0, frame) == [
+    assert in_words([found], 11.0) == [
         "For n = 12 s_n^dec is smallest within 1 of the true L0 (11.00), at L0 11.20."
     ]
 
@@ -52,7 +53,7 @@ def test_a_flat_bottom_is_called_noise_with_what_sticks_out_of_it() -> None:
     assert found.plateau == (10.9, 15.0)
     assert found.n_higher_within == 1  # the SAE at 11.2
     assert found.shape(true_l0=11.0) == "flat"
-    away, flat = in_words([found], 11.0, frame)
+    away, flat = in_words([found], 11.0)
     assert away == "For n = 12 s_n^dec is smallest at L0 15.00, away from the true L0 (11.00)."
     assert "is noise" in flat
     assert "from L0 10.90 to 15.00, 1 between them aside." in flat
@@ -65,19 +66,19 @@ def test_n_from_half_of_the_latents_on_are_left_out() -> None:
 
 def test_a_side_that_was_not_swept_is_named() -> None:
     above = table([0.1, 0.4], l0=[11.0, 15.0])
-    lines = in_words([find(above)], 11.0, above)
+    lines = in_words([find(above)], 11.0)
     assert lines[1:] == [
         "The sweep has no SAE more than 1 below the true L0, so it says nothing of that side."
     ]
     near = table([0.1, 0.4], l0=[11.0, 11.5])
-    assert len(in_words([find(near)], 11.0, near)) == 3
+    assert len(in_words([find(near)], 11.0)) == 3
 
 
 def test_saes_that_diverged_are_left_out() -> None:
     frame = table([0.0, math.nan, 0.5], l0=[math.nan, 11.0, 12.0], change=math.nan)
     assert find(frame).l0_at_minimum == 12.0
     assert find_projection_minima(table([0.0], l0=[math.nan]), [N]) == []
-    assert "moving" not in " ".join(in_words([find(frame)], 12.0, frame))
+    assert moving_in_words(frame) is None
 
 
 def test_an_l0_that_was_still_moving_is_named() -> None:
@@ -90,6 +91,7 @@ def test_an_l0_that_was_still_moving_is_named() -> None:
     assert math.isnan(l0_change_at_end([], []))
     frame = table([0.3, 0.5, 0.002, 0.33, 0.4, 0.0015])
     frame.loc[1, "l0_change_at_end"] = -2.0
-    line = in_words([find(frame)], 11.0, frame)[-1]
+    line = moving_in_words(frame)
+    assert line is not None
     assert "The L0 of 1 SAEs was still moving" in line
     assert "sae_1 7.0 → 5.0" in line

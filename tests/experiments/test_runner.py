@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,19 @@ import torch
 from safetensors.torch import load_file
 
 from sparse_but_wrong.diagnostics.score import score_sae
-from sparse_but_wrong.experiments import runner
+from sparse_but_wrong.experiments import registry, runner
+from sparse_but_wrong.experiments.analysis import NamedFigure, Results, evaluation_samples
 from sparse_but_wrong.experiments.runner import (
-    Results,
     RunSettings,
-    evaluation_samples,
     finish_run,
     resume_run,
     start_run,
 )
+from sparse_but_wrong.experiments.spec import ONLY_WORLD, ExperimentSpec
+from sparse_but_wrong.experiments.verdict import Check, Verdict
 from sparse_but_wrong.runs.folder import RunFolder
 from sparse_but_wrong.toy_models.world import World
+from sparse_but_wrong.training.controls import KTransition
 from sparse_but_wrong.training.loop import Training
 from tests.experiments import tiny
 
@@ -64,7 +67,11 @@ def test_what_a_run_leaves_behind(tmp_path: Path) -> None:
     assert manifest["spec"] == json.loads(json.dumps(tiny.TINY.to_dict()))
     assert manifest["provenance"]["versions"]["sae-lens"] == sae_lens.__version__
     assert manifest["timings"]["training_seconds"] > 0
-    assert manifest["findings"]
+    assert manifest["verdict"]["outcome"] in ("holds", "fails", "not judged")
+    assert manifest["verdict"] == json.loads(json.dumps(results.verdict.to_dict()))
+    assert manifest["tables"] == {"widths": "How wide the SAEs are."}
+    assert pd.read_csv(folder.path / "widths.csv")["width"].tolist() == [4, 4, 4]
+    assert manifest["shown_figures"] == [{"name": "projections/s_1", "caption": "s_1 against L0."}]
 
     table = pd.read_parquet(folder.path / "results.parquet")
     pd.testing.assert_frame_equal(table, results.table)
@@ -74,9 +81,10 @@ def test_what_a_run_leaves_behind(tmp_path: Path) -> None:
     assert table["added"].tolist() == [False, False, True]
     assert {"l0", "mse", "mcc", "c_dec", "c_enc", "shrinkage", "s_0", "s_3"} <= set(table.columns)
 
-    world = World.load(folder.world_path)
-    activations, true_l0 = evaluation_samples(tiny.TINY, world, 3)
-    assert true_l0 == results.true_l0 == pytest.approx(1.4, abs=0.1)
+    world = World.load(folder.world_path(ONLY_WORLD))
+    activations, true_l0 = evaluation_samples(tiny.TINY, world, ONLY_WORLD, 3)
+    assert results.true_l0 == {ONLY_WORLD: true_l0}
+    assert true_l0 == pytest.approx(1.4, abs=0.1)
     for row in table.to_dict("records"):
         sae = sae_lens.SAE.load_from_disk(folder.sae_path(row["sae_id"]))
         assert sae.cfg.normalize_activations == "none"  # the scale is folded in
@@ -102,7 +110,8 @@ def test_the_same_seed_is_the_same_run_and_another_is_not(tmp_path: Path) -> Non
     assert_same_weights(a, b)
     pd.testing.assert_frame_equal(first.table, again.table)
     assert not torch.equal(weights(a)["c_0.5"]["W_dec"], weights(c)["c_0.5"]["W_dec"])
-    assert not torch.equal(first.world.directions, other.world.directions)
+    directions = [results.world(ONLY_WORLD).directions for results in (first, other)]
+    assert not torch.equal(*directions)
 
 
 def interrupt_after(monkeypatch: pytest.MonkeyPatch, samples: int) -> None:
@@ -191,9 +200,9 @@ def test_finished_saes_are_kept_and_only_the_others_trained(
     trained: list[int] = []
     original = Training.__init__
 
-    def init(self: Training, saes: Any, source: Any, options: Any) -> None:
+    def init(self: Training, saes: Any, *rest: Any) -> None:
         trained.append(len(saes))
-        original(self, saes, source, options)
+        original(self, saes, *rest)
 
     monkeypatch.setattr(Training, "__init__", init)
     folder, spec, _ = resume_run(folder.path)
@@ -218,8 +227,8 @@ def damage(file: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "message"),
     [
-        ("world/features.safetensors", "features.safetensors is damaged"),
-        ("world/toy_model/toy_model.safetensors", "toy_model.safetensors"),
+        ("worlds/world/features.safetensors", "features.safetensors is damaged"),
+        ("worlds/world/toy_model/toy_model.safetensors", "toy_model.safetensors"),
         ("saes/c_0.5/sae_weights.safetensors", r"c_0\.5 is damaged .*--resume to train"),
         ("saes/c_0.5/cfg.json", r"c_0\.5 is damaged .*--resume to train"),
         ("logs/c_0.5.json", r"c_0\.5\.json is damaged"),
@@ -255,13 +264,16 @@ def test_a_damaged_manifest_or_checkpoint_is_named(
     text = manifest.read_text()
     for wrong, message in (
         (text[:100], "manifest.json is damaged"),
-        ("[]", "not a manifest of format 1"),
-        (text.replace('"format_version": 1', '"format_version": 9'), "not a manifest of format"),
-        (text.replace('"evaluation_samples"', '"evaluation_sample"'), "evaluation_sample'"),
-        (text.replace('"d_in": 8,', ""), "world lacks the field 'd_in'"),
+        ("[]", "not a manifest of format 2"),
+        (text.replace('"format_version": 2', '"format_version": 9'), "not a manifest of format"),
+        (
+            text.replace('"evaluation_samples"', '"evaluation_sample"'),
+            "evaluation_sample is not a field",
+        ),
+        (text.replace('"d_in": 8,', ""), r"worlds\.world\.d_in is missing"),
         (text.replace('"timings": {', '"timing": {'), "timings"),
         (text.replace('"quick": false', '"quick": 0'), "quick is not a bool"),
-        ('{"format_version": 1, "spec": {"saes": 3}}', "the spec lacks the field 'name'"),
+        ('{"format_version": 2, "spec": {"saes": 3}}', "name is missing"),
     ):
         manifest.write_text(wrong)
         with pytest.raises(ValueError, match=message):
@@ -272,8 +284,6 @@ def test_a_damaged_manifest_or_checkpoint_is_named(
 
 
 def test_bad_input_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    from dataclasses import replace
-
     out = tmp_path / "run"
 
     def refuse(message: str, **changes: Any) -> None:
@@ -281,8 +291,16 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path: Path) -> None
             start_run(replace(tiny.TINY, **changes), out, SETTINGS, quick=False)
         assert not out.exists()
 
-    world, sae = tiny.TINY.world, tiny.TINY.saes[0]
-    refuse("1.2", world=replace(world, firing_probabilities=(0.4, 1.2, 0.2, 0.5)))
+    sae = tiny.TINY.saes[0]
+    world = replace(tiny.WORLD, firing_probabilities=(0.4, 1.2, 0.2, 0.5))
+    refuse("1.2", worlds={ONLY_WORLD: world})
+    refuse("no analysis 'no_such'", analysis="no_such")
+    refuse("looks at one world", worlds={ONLY_WORLD: tiny.WORLD, "other": tiny.WORLD})
+    refuse(
+        "has no k that a KTransition could move",
+        saes=(replace(sae, control=KTransition(3.0, 1, 2)),),
+    )
+    refuse("d_sae=4", saes=(replace(sae, init="true_features", config={"d_sae": 5}),))
     refuse("nope", saes=(replace(sae, config={**sae.config, "nope": 1}),))
     refuse("no_such", saes=(replace(sae, architecture="no_such"),))
     refuse(
@@ -317,3 +335,86 @@ def test_a_folder_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("os.access", lambda *_: False)
     with pytest.raises(PermissionError, match="cannot be written to"):
         start_run(tiny.TINY, tmp_path / "run", SETTINGS, quick=False)
+
+
+def two_worlds() -> ExperimentSpec:
+    """The tiny experiment's middle SAE, begun in two ways, in worlds that differ in their name."""
+    sae = tiny.TINY.saes[1]
+    return replace(
+        tiny.TINY,
+        worlds={"a": tiny.WORLD, "b": tiny.WORLD},
+        saes=(
+            replace(sae, sae_id="of_a", world="a"),
+            replace(sae, sae_id="of_b", world="b", init="true_features"),
+        ),
+        analysis="of_two_worlds",
+    )
+
+
+class OfTwoWorlds(tiny.TinyAnalysis):
+    def check(self, spec: ExperimentSpec) -> None:
+        del spec
+
+    def judge(self, results: Results) -> Verdict:
+        return Verdict((Check("there are two", str(len(results.true_l0)), True),))
+
+    def draw(self, results: Results) -> list[NamedFigure]:
+        del results
+        return []
+
+
+def test_each_world_has_its_own_directions_data_and_saes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(registry.ANALYSES, "of_two_worlds", OfTwoWorlds())
+    spec = two_worlds()
+    folder = start_run(spec, tmp_path / "run", SETTINGS, quick=False)
+    monkeypatch.setattr(runner, "CHECKPOINT_EVERY_SECONDS", 0.0)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 100 * 64)
+        with pytest.raises(KeyboardInterrupt):
+            finish_run(folder, spec, SETTINGS)
+    results = finish_run(folder, spec, SETTINGS)
+    assert results.table["world"].tolist() == ["a", "b"]
+    assert results.true_l0["a"] != results.true_l0["b"]
+    assert not torch.equal(results.world("a").directions, results.world("b").directions)
+    assert results.verdict.outcome == "holds"
+
+    whole = start_run(spec, tmp_path / "whole", SETTINGS, quick=False)
+    pd.testing.assert_frame_equal(finish_run(whole, spec, SETTINGS).table, results.table)
+
+    # The SAE that starts at its world's features is the one that still lies near them.
+    one_step = replace(tiny.TINY.training, total_training_samples=64, lr=1e-6)
+    short = replace(spec, training=one_step)
+    started = start_run(short, tmp_path / "short", SETTINGS, quick=False)
+    random, true = finish_run(started, short, SETTINGS).table["mcc"]
+    assert true == pytest.approx(1.0, abs=1e-4)
+    assert random < 0.9
+
+
+def test_a_quick_run_judges_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry.ANALYSES, "of_two_worlds", OfTwoWorlds())
+    folder = start_run(two_worlds(), tmp_path / "run", SETTINGS, quick=True)
+    results = finish_run(folder, two_worlds().quick(), SETTINGS)
+    assert results.verdict.outcome == "not judged"
+    assert results.verdict.checks[0].measured == "2"
+    assert "its figures mean nothing" in results.verdict.remarks[0]
+
+
+def test_a_batchtopk_sae_is_scored_as_it_is_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(registry.ANALYSES, "of_two_worlds", OfTwoWorlds())
+    config = {"d_sae": 4, "k": 1.5}
+    spec = replace(
+        tiny.TINY,
+        saes=(replace(tiny.TINY.saes[0], architecture="batchtopk", config=config),),
+        analysis="of_two_worlds",
+    )
+    folder = start_run(spec, tmp_path / "run", SETTINGS, quick=False)
+    results = finish_run(folder, spec, SETTINGS)
+    sae = results.sae("c_0.05")
+    assert sae.cfg.architecture() == "jumprelu"
+    score = score_sae(sae, results.activations(ONLY_WORLD))
+    assert results.table["l0"].item() == pytest.approx(score.sparsity.l0)
+    assert score.sparsity.l0 != 1.5  # that of the threshold, not that of training

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
 from sparse_but_wrong.experiments import registry
-from sparse_but_wrong.experiments.registry import Experiment
+from sparse_but_wrong.experiments.analysis import MeasuredTable, NamedFigure, Results
 from sparse_but_wrong.experiments.spec import (
+    ONLY_WORLD,
     CorrelationSpec,
     ExperimentSpec,
     SAESpec,
     WorldSpec,
 )
+from sparse_but_wrong.experiments.sweep import Sweep
 from sparse_but_wrong.figures.projection_vs_l0 import projection_vs_l0
 from sparse_but_wrong.figures.training_curves import training_curves
 from sparse_but_wrong.training.options import TrainOptions
@@ -30,20 +31,24 @@ def _sae(coefficient: float, added: bool = False) -> SAESpec:
         "normalize_activations": "expected_average_only_in",
         "l0_warm_up_steps": 100,
     }
-    return SAESpec(f"c_{coefficient:g}", "jumprelu", config, added)
+    return SAESpec(
+        f"c_{coefficient:g}", "jumprelu", config, added, factors={"l0_coefficient": coefficient}
+    )
 
+
+WORLD = WorldSpec(
+    d_in=8,
+    firing_probabilities=(0.4, 0.3, 0.2, 0.5),
+    std_firing_magnitudes=(0.15,) * 4,
+    mean_firing_magnitudes=(1.0,) * 4,
+    correlation=CorrelationSpec(seed=1),
+)
 
 TINY = ExperimentSpec(
     name="tiny",
     title="A tiny experiment",
     claim="none",
-    world=WorldSpec(
-        d_in=8,
-        firing_probabilities=(0.4, 0.3, 0.2, 0.5),
-        std_firing_magnitudes=(0.15,) * 4,
-        mean_firing_magnitudes=(1.0,) * 4,
-        correlation=CorrelationSpec(seed=1),
-    ),
+    worlds={ONLY_WORLD: WORLD},
     saes=(_sae(0.05), _sae(0.5), _sae(2.0, added=True)),
     training=TrainOptions(
         total_training_samples=400 * 64,
@@ -54,18 +59,28 @@ TINY = ExperimentSpec(
     ),
     evaluation_samples=2000,
     projection_n=(1, 2),
+    analysis="tiny",
 )
 
 
 def register(monkeypatch: pytest.MonkeyPatch, name: str = "tiny") -> None:
     """Make `sbw run NAME` run the tiny experiment for the time of a test."""
-    experiment = Experiment(replace(TINY, name=name), _draw)
-    monkeypatch.setitem(registry.EXPERIMENTS, name, experiment)
+    monkeypatch.setitem(registry.EXPERIMENTS, name, replace(TINY, name=name))
+    monkeypatch.setitem(registry.ANALYSES, "tiny", TinyAnalysis())
 
 
-def _draw(results: Any) -> dict[str, Any]:
-    table, true_l0 = results.table, results.true_l0
-    return {
-        "projections/s_1": projection_vs_l0(table, 1, true_l0),
-        "training_curves": training_curves(results.curves, true_l0),
-    }
+class TinyAnalysis(Sweep):
+    """A sweep with two figures and a table of its own."""
+
+    def measure(self, results: Results) -> dict[str, MeasuredTable]:
+        frame = results.table[["sae_id", "l0"]].assign(
+            width=[results.sae(sae_id).cfg.d_sae for sae_id in results.table["sae_id"]]
+        )
+        return {"widths": MeasuredTable(frame, "How wide the SAEs are.")}
+
+    def draw(self, results: Results) -> list[NamedFigure]:
+        table, true_l0 = results.table, results.true_l0[results.only_world]
+        return [
+            NamedFigure("projections/s_1", projection_vs_l0(table, 1, true_l0), "s_1 against L0."),
+            NamedFigure("training_curves", training_curves(results.curves, true_l0)),
+        ]

@@ -20,9 +20,28 @@ def list_experiments() -> None:
     """List the experiments that `sbw run` knows."""
     from sparse_but_wrong.experiments.registry import EXPERIMENTS
 
-    for name, experiment in EXPERIMENTS.items():
-        click.echo(f"{name}: {experiment.spec.title}")
-        click.echo(f"    claim: {experiment.spec.claim}")
+    for name, spec in EXPERIMENTS.items():
+        click.echo(f"{name}: {spec.title}")
+        click.echo(f"    claim: {spec.claim}")
+
+
+@cli.command()
+@click.argument("name")
+def show(name: str) -> None:
+    """Print the spec of the experiment NAME as YAML, to start one of your own from."""
+    from sparse_but_wrong.experiments.registry import get_experiment
+    from sparse_but_wrong.experiments.spec_file import to_yaml
+
+    click.echo(to_yaml(get_experiment(name)), nl=False)
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+def report(folder: Path) -> None:
+    """Write the report.html of the run in FOLDER anew."""
+    from sparse_but_wrong.cli.report import rebuild_report
+
+    rebuild_report(folder)
 
 
 @cli.command()
@@ -46,7 +65,7 @@ def run(
     resume: bool,
     quick: bool,
 ) -> None:
-    """Run the experiment NAME and write its run folder.
+    """Run the experiment NAME, or the one in a YAML file, and write its run folder.
 
     Ctrl-C stops it with a checkpoint; --resume goes on from there.
     """
@@ -55,6 +74,30 @@ def run(
     run_experiment(
         name, out=out, seed=seed, device=device, threads=threads, resume=resume, quick=quick
     )
+
+
+@cli.command()
+@click.argument("names", nargs=-1)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("runs/paper"),
+    help="Where the run folders and the index page go; what is finished there is kept.",
+)
+@click.option("--seed", type=int, default=0, help="Of every run. [default: 0]")
+@click.option("--device", default="cpu", help="Where to train. [default: cpu]")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads. [default: all cores]")
+@click.option("--quick", is_flag=True, help="A fiftieth of the budget: a smoke test, no result.")
+def paper(
+    names: tuple[str, ...], out: Path, seed: int, device: str, threads: int | None, quick: bool
+) -> None:
+    """Run every experiment of the paper, or those NAMED, and write an index page of verdicts.
+
+    Started again, it goes on with what is not finished.
+    """
+    from sparse_but_wrong.cli.paper import run_paper
+
+    run_paper(names, out=out, seed=seed, device=device, threads=threads, quick=quick)
 
 
 def main() -> None:

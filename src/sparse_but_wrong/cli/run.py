@@ -6,18 +6,24 @@ import shlex
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
+from sparse_but_wrong.experiments.analysis import Results
 from sparse_but_wrong.experiments.registry import get_experiment
 from sparse_but_wrong.experiments.runner import (
-    Results,
     RunSettings,
     finish_run,
     resume_run,
     start_run,
 )
+from sparse_but_wrong.experiments.spec_file import is_spec_file, read_spec
+from sparse_but_wrong.experiments.verdict import in_lines
 from sparse_but_wrong.runs.folder import RunFolder, fresh_path
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 RUNS = Path("runs")
 
@@ -38,15 +44,20 @@ def run_experiment(
         ValueError, OSError: bad input; the message is meant for the user.
         KeyboardInterrupt: on Ctrl-C, after a line that says how to go on.
     """
-    experiment = get_experiment(name)
+    spec = read_spec(Path(name)) if is_spec_file(name) else get_experiment(name)
     if resume:
-        path = out if out is not None else _latest_unfinished(name)
+        path = out if out is not None else _latest_unfinished(spec.name)
+        asked = spec
         folder, spec, settings = resume_run(path)
-        _check_same(folder, name=name, seed=seed, device=device, quick=quick)
+        _check_same(folder, name=asked.name, seed=seed, device=device, quick=quick)
+        if is_spec_file(name) and spec != (asked.quick() if folder.manifest["quick"] else asked):
+            raise ValueError(
+                f"{name} has changed since {folder.path} was started with it; undo the change to "
+                "resume that run, or start a new one in another folder."
+            )
     else:
         settings = RunSettings(seed=seed or 0, device=device or "cpu")
-        path = out if out is not None else fresh_path(RUNS, name)
-        spec = experiment.spec
+        path = out if out is not None else fresh_path(RUNS, spec.name)
         folder = start_run(spec, path, settings, quick=quick)
         spec = spec.quick() if quick else spec
     settings = replace(settings, threads=threads)
@@ -99,27 +110,45 @@ def _check_same(
 
 
 def print_results(results: Results, folder: RunFolder) -> None:
-    """A short table, the findings in words, and where everything lies."""
-    from rich.box import SIMPLE_HEAD
+    """A short table, the verdict, and where everything lies."""
     from rich.console import Console
+
+    # Into a file or a pipe the table gets the width it needs.
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    if 0 < len(results.table) <= _MOST_ROWS:
+        console.print(_table(results))
+        if any(results.table["added"]):
+            console.print("* added to the published grid")
+    for line in (f"Claim: {results.spec.claim}", *in_lines(results.verdict)):
+        console.print(line, soft_wrap=True, markup=False)
+    seconds = folder.manifest["timings"].get("training_seconds", 0.0)
+    if results.spec.saes:
+        console.print(f"Training took {seconds:.0f} s.")
+    console.print(f"Everything is in {folder.path}", markup=False, soft_wrap=True)
+    console.print(f"Report: {folder.report_path}", markup=False, soft_wrap=True)
+
+
+def _table(results: Results) -> Table:
+    """A row per SAE in order of L0: what sets it apart, and the measurements people ask for."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    shown_n = [n for n in (12, 15, 18) if n in results.spec.projection_n]
-    table = Table(box=SIMPLE_HEAD, title=f"True L0: {results.true_l0:.2f}", title_justify="left")
-    for column in (
-        "coef.",
-        "L0",
-        "dead",
-        "MSE",
-        "var. expl.",
-        "MCC",
-        "c_dec",
-        *(f"s_{n}" for n in shown_n),
-    ):
+    spec = results.spec
+    factors = list(dict.fromkeys(name for sae in spec.saes for name in sae.factors)) or ["sae_id"]
+    shown_n = spec.projection_n[::3][:3]
+    title = ", ".join(
+        f"True L0: {l0:.2f}" if len(results.true_l0) == 1 else f"{name}: {l0:.2f}"
+        for name, l0 in list(results.true_l0.items())[:4]
+    )
+    table = Table(box=SIMPLE_HEAD, title=title, title_justify="left")
+    measured = ("L0", "dead", "MSE", "var. expl.", "MCC", "c_dec", *(f"s_{n}" for n in shown_n))
+    for column in (*(_SHORT.get(name, name) for name in factors), *measured):
         table.add_column(column, justify="right", no_wrap=True)
     for row in results.table.sort_values(by="l0").to_dict("records"):
+        values = [_short(row[name]) for name in factors]
+        values[-1] += "*" if row["added"] else ""
         table.add_row(
-            f"{row['l0_coefficient']:g}{'*' if row['added'] else ''}",
+            *values,
             f"{row['l0']:.2f}",
             f"{row['dead_latents']}",
             f"{row['mse']:.3f}",
@@ -128,19 +157,14 @@ def print_results(results: Results, folder: RunFolder) -> None:
             f"{row['c_dec']:.3f}",
             *(f"{row[f's_{n}']:.4f}" for n in shown_n),
         )
-    # Into a file or a pipe the table gets the width it needs.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    console.print(table)
-    if any(results.table["added"]):
-        console.print("* added to the published grid")
-    if folder.manifest["quick"]:
-        console.print("A quick run: it shows that everything works, and its figures mean nothing.")
-    else:
-        for line in folder.manifest["findings_in_words"]:
-            console.print(line, soft_wrap=True)
-    seconds = folder.manifest["timings"].get("training_seconds", 0.0)
-    console.print(
-        f"Training took {seconds:.0f} s. Everything is in {folder.path}",
-        markup=False,
-        soft_wrap=True,
-    )
+    return table
+
+
+_MOST_ROWS = 40
+"""Above that a table is no help in a terminal."""
+
+_SHORT = {"l0_coefficient": "coef."}
+
+
+def _short(value: object) -> str:
+    return f"{value:g}" if isinstance(value, int | float) else str(value)

@@ -107,26 +107,23 @@ def l0_change_at_end(steps: Sequence[int], l0: Sequence[float]) -> float:
     return sum(end) / len(end) - sum(before) / len(before)
 
 
-def in_words(
-    findings: Sequence[ProjectionFinding], true_l0: float, table: pd.DataFrame
-) -> list[str]:
+def in_words(findings: Sequence[ProjectionFinding], true_l0: float) -> list[str]:
     """What a sweep shows, as sentences, a line each.
 
     Args:
         findings: of the sweep.
         true_l0: of the world.
-        table: a row per SAE with columns `sae_id`, `l0` and `l0_change_at_end`.
     """
     lines = []
     near = [f for f in findings if abs(f.l0_at_minimum - true_l0) <= NEAR]
     if near:
         at = ", ".join(sorted({f"{f.l0_at_minimum:.2f}" for f in near}))
         lines.append(
-            f"For n = {_ranges([f.n for f in near])} s_n^dec is smallest within {NEAR:g} of the "
+            f"For n = {ranges([f.n for f in near])} s_n^dec is smallest within {NEAR:g} of the "
             f"true L0 ({true_l0:.2f}), at L0 {at}."
         )
     for l0 in sorted({f.l0_at_minimum for f in findings if f not in near}):
-        ns = _ranges([f.n for f in findings if f.l0_at_minimum == l0])
+        ns = ranges([f.n for f in findings if f.l0_at_minimum == l0])
         lines.append(
             f"For n = {ns} s_n^dec is smallest at L0 {l0:.2f}, away from the true L0 "
             f"({true_l0:.2f})."
@@ -139,7 +136,7 @@ def in_words(
         if widest.n_higher_within:
             but = f", {widest.n_higher_within} between them aside"
         lines.append(
-            f"For n = {_ranges([f.n for f in flat])} which of several SAEs is smallest is noise: "
+            f"For n = {ranges([f.n for f in flat])} which of several SAEs is smallest is noise: "
             f"theirs differ by less than {NOISE:g}, at the widest (n = {widest.n}) from L0 "
             f"{low:.2f} to {high:.2f}{but}. Read off the last SAE before the rise towards low L0."
         )
@@ -152,6 +149,15 @@ def in_words(
             for side, is_there in sides
             if not is_there
         ]
+    return lines
+
+
+def moving_in_words(table: pd.DataFrame) -> str | None:
+    """Which SAEs' L0 was still moving when training ended, in a sentence; None if none's was.
+
+    Args:
+        table: a row per SAE with columns `sae_id`, `l0` and `l0_change_at_end`.
+    """
     moving = [
         f"{sae_id} {l0 - change:.1f} → {l0:.1f}"
         for sae_id, l0, change in zip(
@@ -163,15 +169,15 @@ def in_words(
         if abs(change) > MOVING * l0
     ]
     if moving:
-        lines.append(
+        return (
             f"The L0 of {len(moving)} SAEs was still moving when training ended, so that the "
             f"budget decided where it stopped; over the last tenth {', '.join(moving)}. Train "
             "longer, or take it as a snapshot."
         )
-    return lines
+    return None
 
 
-def _ranges(numbers: Sequence[int]) -> str:
+def ranges(numbers: Sequence[int]) -> str:
     """12, 13, 14, 18 as "12–14, 18"."""
     parts: list[list[int]] = []
     for number in sorted(numbers):

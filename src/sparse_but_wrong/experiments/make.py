@@ -8,9 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sparse_but_wrong.experiments.seeds import derive_seed
-from sparse_but_wrong.experiments.spec import SAESpec, WorldSpec
-from sparse_but_wrong.toy_models.get_training_batch import generate_random_correlation_matrix
+from sparse_but_wrong.experiments.seeds import derive_seed, world_seed
+from sparse_but_wrong.experiments.spec import ONLY_WORLD, CorrelatedPairs, SAESpec, WorldSpec
+from sparse_but_wrong.toy_models.get_training_batch import (
+    create_correlation_matrix,
+    generate_random_correlation_matrix,
+)
+from sparse_but_wrong.toy_models.initialization import init_sae_to_match_model
 from sparse_but_wrong.toy_models.toy_model import ToyModel
 from sparse_but_wrong.toy_models.world import World
 from sparse_but_wrong.training.make import make_sae
@@ -19,18 +23,25 @@ if TYPE_CHECKING:
     import sae_lens
 
 
-def make_world(spec: WorldSpec, seed: int, device: torch.device | str = "cpu") -> World:
-    """The world of a spec. Its directions follow from the seed, all else from the spec.
+def make_world(
+    spec: WorldSpec, seed: int, device: torch.device | str = "cpu", name: str = ONLY_WORLD
+) -> World:
+    """The world of a spec. Its directions follow from seed and name, all else from the spec.
 
     Args:
         spec: the world.
         seed: of the run.
+        name: of the world within the run.
         device: where batches are drawn and embedded.
     Raises:
         ValueError: probabilities, magnitudes or correlations that no world can have.
     """
     matrix = None
-    if spec.correlation is not None:
+    if isinstance(spec.correlation, CorrelatedPairs):
+        matrix = create_correlation_matrix(
+            spec.n_features, {(i, j): c for i, j, c in spec.correlation.pairs}
+        )
+    elif spec.correlation is not None:
         matrix = generate_random_correlation_matrix(
             num_features=spec.n_features,
             positive_ratio=spec.correlation.positive_ratio,
@@ -38,9 +49,14 @@ def make_world(spec: WorldSpec, seed: int, device: torch.device | str = "cpu") -
             sparsity=spec.correlation.sparsity,
             seed=spec.correlation.seed,
         )
-    directions = torch.Generator().manual_seed(derive_seed(seed, "world"))
+    directions = torch.Generator().manual_seed(world_seed(seed, "world", name))
     return World(
-        model=ToyModel(spec.n_features, spec.d_in, generator=directions),
+        model=ToyModel(
+            spec.n_features,
+            spec.d_in,
+            ortho_num_steps=spec.ortho_num_steps,
+            generator=directions,
+        ),
         firing_probabilities=torch.tensor(spec.firing_probabilities),
         std_firing_magnitudes=torch.tensor(spec.std_firing_magnitudes),
         mean_firing_magnitudes=torch.tensor(spec.mean_firing_magnitudes),
@@ -50,13 +66,24 @@ def make_world(spec: WorldSpec, seed: int, device: torch.device | str = "cpu") -
 
 
 def make_saes(
-    specs: Sequence[SAESpec], d_in: int, seed: int, device: torch.device | str = "cpu"
+    specs: Sequence[SAESpec],
+    d_in: int,
+    seed: int,
+    device: torch.device | str = "cpu",
+    model: ToyModel | None = None,
 ) -> list[sae_lens.TrainingSAE[Any]]:
     """Untrained SAEs; the initial weights of each follow from the seed and its own id.
 
+    Args:
+        specs: SAEs of one world.
+        d_in: width of its activations.
+        seed: of the run.
+        device: where they are put.
+        model: the true features, for SAEs that start there.
     Raises:
         ValueError: an architecture that is not registered with sae_lens, a config field that the
-            architecture does not have, or a value that it refuses; the message names the SAE.
+            architecture does not have, a value that it refuses, or a width that cannot start at
+            the true features; the message names the SAE.
     """
     from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 
@@ -77,6 +104,10 @@ def make_saes(
         try:
             cfg = config_class(**{**spec.config, "d_in": d_in})
             sae = make_sae(cfg, derive_seed(seed, "sae", spec.sae_id))
+            if spec.init == "true_features":
+                if model is None:
+                    raise ValueError("it is to start at the true features, which were not given.")
+                init_sae_to_match_model(sae, model)
         except (TypeError, ValueError) as error:
             raise ValueError(f"SAE {spec.sae_id!r}: {error}") from error
         saes.append(sae.to(device))

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from sparse_but_wrong import atomic
 from sparse_but_wrong.activations.toy import ToyActivations
 from sparse_but_wrong.diagnostics.score import score_sae
-from sparse_but_wrong.experiments.findings import (
-    ProjectionFinding,
-    find_projection_minima,
-    in_words,
-    l0_change_at_end,
-)
+from sparse_but_wrong.experiments.analysis import Results, evaluation_samples, inference_sae
+from sparse_but_wrong.experiments.findings import l0_change_at_end, moving_in_words
 from sparse_but_wrong.experiments.make import make_saes, make_world
-from sparse_but_wrong.experiments.registry import get_experiment
-from sparse_but_wrong.experiments.seeds import derive_seed
+from sparse_but_wrong.experiments.registry import get_analysis
+from sparse_but_wrong.experiments.seeds import world_seed
 from sparse_but_wrong.experiments.spec import ExperimentSpec, SAESpec
+from sparse_but_wrong.experiments.verdict import Verdict
 from sparse_but_wrong.figures.save import save_figure
+from sparse_but_wrong.report.write import write_report
 from sparse_but_wrong.runs.checkpoint import Checkpoint
 from sparse_but_wrong.runs.folder import RunFolder
 from sparse_but_wrong.runs.provenance import provenance
@@ -37,24 +33,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CHECKPOINT_EVERY_SECONDS = 10.0
-
-
-@dataclass(frozen=True, eq=False)
-class Results:
-    """What a run found, as figures read it."""
-
-    spec: ExperimentSpec
-    world: World
-    true_l0: float
-    """Features active per sample, over the evaluation samples."""
-
-    table: pd.DataFrame
-    """A row per SAE."""
-
-    curves: pd.DataFrame
-    """A row per SAE and logged step."""
-
-    findings: list[ProjectionFinding]
 
 
 @dataclass(frozen=True)
@@ -78,14 +56,19 @@ def start_run(spec: ExperimentSpec, out: Path, settings: RunSettings, *, quick: 
         settings: seed and device.
         quick: run it at a fiftieth of its budget.
     Raises:
-        ValueError: a world or SAEs that cannot be made, or a device that is not there. Nothing is
-            written then.
+        ValueError: a world or SAEs that cannot be made or trained as asked, an analysis that
+            cannot be done with them, or a device that is not there. Nothing is written then.
         OSError: the folder is not empty or not writable.
     """
     spec = spec.quick() if quick else spec
     _check_device(settings.device)
-    world = make_world(spec.world, settings.seed, settings.device)
-    make_saes(spec.saes, spec.world.d_in, settings.seed)  # so that a bad one is refused now
+    get_analysis(spec.analysis).check(spec)
+    worlds = {
+        name: make_world(world, settings.seed, settings.device, name)
+        for name, world in spec.worlds.items()
+    }
+    for name, world in worlds.items():  # so that a bad SAE is refused now
+        _make_training(spec, spec.of_world(name), name, world, settings)
     folder = RunFolder.create(
         out,
         {
@@ -99,7 +82,8 @@ def start_run(spec: ExperimentSpec, out: Path, settings: RunSettings, *, quick: 
             "timings": {},
         },
     )
-    world.save(folder.world_path)
+    for name, world in worlds.items():
+        world.save(folder.world_path(name))
     return folder
 
 
@@ -140,46 +124,70 @@ def finish_run(folder: RunFolder, spec: ExperimentSpec, settings: RunSettings) -
             if folder.has_sae(sae.sae_id):
                 folder.load_sae(sae.sae_id)
                 folder.read_log(sae.sae_id)
-        if not folder.world_path.exists():  # killed right after the manifest was written
-            make_world(spec.world, settings.seed).save(folder.world_path)
-        world = World.load(folder.world_path, settings.device)
-        _train_missing(folder, spec, world, settings)
-
-        started = time.perf_counter()
-        activations, true_l0 = evaluation_samples(spec, world, settings.seed)
-        logs = {sae.sae_id: folder.read_log(sae.sae_id) for sae in spec.saes}
-        table = _score_all(folder, spec, world, activations, settings, logs)
-        curves = _collect_curves(logs)
-        findings = find_projection_minima(table, spec.projection_n)
-        folder.write_table("results", table)
-        folder.write_table("training_curves", curves)
-        folder.manifest["timings"]["evaluation_seconds"] = time.perf_counter() - started
-
-        started = time.perf_counter()
-        results = Results(spec, world, true_l0, table, curves, findings)
-        for name, figure in get_experiment(spec.name).draw(results).items():
-            save_figure(figure, folder.plots_path / name)
-        folder.manifest["timings"]["figures_seconds"] = time.perf_counter() - started
-
-        folder.manifest["true_l0"] = true_l0
-        folder.manifest["findings"] = [asdict(finding) for finding in findings]
-        folder.manifest["findings_in_words"] = in_words(findings, true_l0, table)
+        for name, world in spec.worlds.items():
+            if not folder.world_path(name).exists():  # killed right after the manifest was written
+                make_world(world, settings.seed, name=name).save(folder.world_path(name))
+        for name in spec.worlds:
+            _train_missing(folder, spec, name, settings)
+        results = _measure(folder, spec, settings)
+        _draw(folder, results)
         folder.manifest["status"] = "finished"
         folder.write_manifest()
+        write_report(folder)
     return results
 
 
+def _measure(folder: RunFolder, spec: ExperimentSpec, settings: RunSettings) -> Results:
+    """Score the SAEs, and let the experiment's analysis measure and judge."""
+    started = time.perf_counter()
+    logs = {sae.sae_id: folder.read_log(sae.sae_id) for sae in spec.saes}
+    table, true_l0 = _score_all(folder, spec, settings, logs)
+    curves = _collect_curves(logs)
+    if spec.saes:
+        folder.write_table("results", table)
+        folder.write_table("training_curves", curves)
+    results = Results(folder, spec, settings.seed, settings.device, table, curves, true_l0)
+    analysis = get_analysis(spec.analysis)
+    results.tables.update(analysis.measure(results))
+    for name, measured in results.tables.items():
+        folder.write_table(name, measured.frame)
+    verdict = analysis.judge(results)
+    if folder.manifest["quick"]:
+        verdict = verdict.unjudged("A quick run: everything works, and its figures mean nothing.")
+    moving = moving_in_words(table) if spec.saes else None
+    results.verdict = Verdict(verdict.checks, (*verdict.remarks, *([moving] if moving else [])))
+    folder.manifest["timings"]["evaluation_seconds"] = time.perf_counter() - started
+    folder.manifest["true_l0"] = true_l0
+    folder.manifest["verdict"] = results.verdict.to_dict()
+    folder.manifest["tables"] = {name: table.caption for name, table in results.tables.items()}
+    return results
+
+
+def _draw(folder: RunFolder, results: Results) -> None:
+    """Write the experiment's figures."""
+    started = time.perf_counter()
+    figures = get_analysis(results.spec.analysis).draw(results)
+    for figure in figures:
+        save_figure(figure.figure, folder.plots_path / figure.name)
+    folder.manifest["shown_figures"] = [
+        {"name": figure.name, "caption": figure.caption} for figure in figures if figure.caption
+    ]
+    folder.manifest["timings"]["figures_seconds"] = time.perf_counter() - started
+
+
 def _train_missing(
-    folder: RunFolder, spec: ExperimentSpec, world: World, settings: RunSettings
+    folder: RunFolder, spec: ExperimentSpec, world: str, settings: RunSettings
 ) -> None:
-    """Train every SAE that is not saved yet, from the checkpoint where there is one."""
-    missing = [sae.sae_id for sae in spec.saes if not folder.has_sae(sae.sae_id)]
-    if not missing:
-        folder.remove_checkpoint()
-        return
+    """Train every SAE of a world that is not saved yet, from the checkpoint if it is theirs."""
+    by_id = {sae.sae_id: sae for sae in spec.of_world(world)}
+    missing = [sae_id for sae_id in by_id if not folder.has_sae(sae_id)]
     checkpoint = folder.read_checkpoint()
-    by_id = {sae.sae_id: sae for sae in spec.saes}
-    if checkpoint is not None and not set(missing) <= set(checkpoint.sae_ids) <= set(by_id):
+    is_ours = checkpoint is not None and set(checkpoint.sae_ids) <= set(by_id)
+    if not missing:
+        if is_ours:
+            folder.remove_checkpoint()
+        return
+    if checkpoint is not None and not (is_ours and set(missing) <= set(checkpoint.sae_ids)):
         raise ValueError(
             f"{folder.checkpoint_path} is of other SAEs than are missing here; delete it to train "
             "them from their start."
@@ -188,30 +196,47 @@ def _train_missing(
     run_group(folder, spec, group, world, settings, checkpoint)
 
 
+def _make_training(
+    spec: ExperimentSpec,
+    group: Sequence[SAESpec],
+    name: str,
+    world: World,
+    settings: RunSettings,
+) -> Training | None:
+    """The training of some SAEs of a world, at its start; None of none."""
+    if not group:
+        return None
+    options = replace(spec.training, threads=settings.threads, progress=settings.progress)
+    source = ToyActivations(
+        world.model,
+        world.sampler,
+        options.train_batch_size_samples,
+        world_seed(settings.seed, "stream", name),
+    )
+    saes = make_saes(group, world.directions.shape[0], settings.seed, settings.device, world.model)
+    return Training(saes, source, options, [sae.control for sae in group])
+
+
 def run_group(
     folder: RunFolder,
     spec: ExperimentSpec,
     group: Sequence[SAESpec],
-    world: World,
+    world: str,
     settings: RunSettings,
     checkpoint: Checkpoint | None = None,
 ) -> None:
-    """Train some SAEs of a run together and save each with its log.
+    """Train some SAEs of a world together and save each with its log.
 
     An SAE's result depends on the spec and the seed, not on the group it is trained in.
 
     Args:
         checkpoint: of this very group, to go on from.
     """
-    saes = make_saes(group, spec.world.d_in, settings.seed, settings.device)
-    options = replace(spec.training, threads=settings.threads, progress=settings.progress)
-    source = ToyActivations(
-        world.model,
-        world.sampler,
-        options.train_batch_size_samples,
-        derive_seed(settings.seed, "stream"),
+    training = _make_training(
+        spec, group, world, World.load(folder.world_path(world), settings.device), settings
     )
-    training = Training(saes, source, options)
+    if training is None:
+        return
     seconds_before = 0.0
     if checkpoint is not None:
         try:
@@ -238,7 +263,7 @@ def run_group(
     # The log first: an SAE that is there counts as finished, so nothing of it may be missing.
     for sae_id, log in zip(ids, training.log.saes, strict=True):
         folder.write_log(sae_id, log)
-    for sae_id, sae in zip(ids, saes, strict=True):
+    for sae_id, sae in zip(ids, training.saes, strict=True):
         if not folder.has_sae(sae_id):
             folder.save_sae(sae_id, sae)
     folder.remove_checkpoint()
@@ -248,44 +273,32 @@ def run_group(
     folder.write_manifest()
 
 
-def evaluation_samples(
-    spec: ExperimentSpec, world: World, seed: int
-) -> tuple[Float[Tensor, "samples d_in"], float]:
-    """The activations on which every SAE of a run is scored, and the true L0 of those samples."""
-    generator = torch.Generator(device=world.sampler.device).manual_seed(
-        derive_seed(seed, "evaluation")
-    )
-    features = world.sampler.sample(spec.evaluation_samples, generator)
-    true_l0 = (features > 0).sum(1).float().mean().item()
-    with torch.no_grad():
-        return world.model.embed(features), true_l0
-
-
 def _score_all(
-    folder: RunFolder,
-    spec: ExperimentSpec,
-    world: World,
-    activations: Float[Tensor, "samples d_in"],
-    settings: RunSettings,
-    logs: Mapping[str, SAELog],
-) -> pd.DataFrame:
+    folder: RunFolder, spec: ExperimentSpec, settings: RunSettings, logs: Mapping[str, SAELog]
+) -> tuple[pd.DataFrame, dict[str, float]]:
+    """A row per SAE in the order of the spec, and the true L0 of each world."""
     import pandas as pd
 
-    rows: list[dict[str, Any]] = []
-    for sae_spec in spec.saes:
-        sae = folder.load_sae(sae_spec.sae_id, settings.device)
-        log = logs[sae_spec.sae_id]
-        rows.append(
-            {
+    true_l0: dict[str, float] = {}
+    rows: dict[str, dict[str, Any]] = {}
+    for name in spec.worlds:
+        world = World.load(folder.world_path(name), settings.device)
+        activations, true_l0[name] = evaluation_samples(spec, world, name, settings.seed)
+        for sae_spec in spec.of_world(name):
+            log = logs[sae_spec.sae_id]
+            sae = inference_sae(folder, sae_spec.sae_id, settings.device)
+            rows[sae_spec.sae_id] = {
                 "sae_id": sae_spec.sae_id,
+                "world": name,
+                "architecture": sae_spec.architecture,
                 "added": sae_spec.added,
-                "l0_coefficient": sae_spec.config.get("l0_coefficient"),
+                **sae_spec.factors,
                 "diverged_at_step": log.diverged_at,
                 "l0_change_at_end": l0_change_at_end(log.steps, log.columns["l0"]),
                 **score_sae(sae, activations, world.directions).as_row(),
             }
-        )
-    return pd.DataFrame(rows).astype({"diverged_at_step": "Int64"})
+    table = pd.DataFrame([rows[sae.sae_id] for sae in spec.saes])
+    return table.astype({"diverged_at_step": "Int64"}) if rows else table, true_l0
 
 
 def _collect_curves(logs: Mapping[str, SAELog]) -> pd.DataFrame:
@@ -295,7 +308,7 @@ def _collect_curves(logs: Mapping[str, SAELog]) -> pd.DataFrame:
         pd.DataFrame({"sae_id": sae_id, "step": log.steps, **log.columns})
         for sae_id, log in logs.items()
     ]
-    return pd.concat(frames, ignore_index=True)
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
 def _check_device(name: str) -> None:

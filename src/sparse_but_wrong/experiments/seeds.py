@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 
+from sparse_but_wrong.experiments.spec import ONLY_WORLD
+
 
 def derive_seed(seed: int, *purpose: str) -> int:
     """A seed for one purpose: stable, and unrelated to those of other purposes.
@@ -19,3 +21,14 @@ def derive_seed(seed: int, *purpose: str) -> int:
     """
     text = "/".join((str(seed), *purpose))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def world_seed(seed: int, purpose: str, world: str) -> int:
+    """The seed of a world's directions, stream or evaluation samples.
+
+    Args:
+        seed: of the run.
+        purpose: ``world``, ``stream`` or ``evaluation``.
+        world: its name. That of a world that is the only one does not enter.
+    """
+    return derive_seed(seed, purpose, *(() if world == ONLY_WORLD else (world,)))

@@ -1,17 +1,31 @@
-"""An experiment as data: the world, the SAEs, the budget. Everything else follows from it."""
+"""An experiment as data: the worlds, the SAEs, the budget. Everything else follows from it."""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from sparse_but_wrong.training.controls import KTransition, TargetL0
 from sparse_but_wrong.training.options import TrainOptions
+
+_STRICT = ConfigDict(extra="forbid")
+
+_FOLDER_NAME = re.compile(r"[\w+=-][\w.+=-]{0,99}", re.ASCII)
+
+ONLY_WORLD = "world"
+"""The name of a world that is the only one."""
 
 
 @dataclass(frozen=True)
 class CorrelationSpec:
     """A random latent correlation matrix (`generate_random_correlation_matrix`)."""
+
+    __pydantic_config__ = _STRICT
 
     seed: int
     """Of the matrix; part of the world, so independent of the run's seed."""
@@ -27,12 +41,24 @@ class CorrelationSpec:
 
 
 @dataclass(frozen=True)
+class CorrelatedPairs:
+    """Latent correlations of named pairs of features; all others are 0."""
+
+    __pydantic_config__ = _STRICT
+
+    pairs: tuple[tuple[int, int, float], ...]
+    """Feature, feature, correlation."""
+
+
+@dataclass(frozen=True)
 class WorldSpec:
     """A toy world with known features.
 
     Raises:
         ValueError: lengths that disagree.
     """
+
+    __pydantic_config__ = _STRICT
 
     d_in: int
     """Width of the activations."""
@@ -46,8 +72,11 @@ class WorldSpec:
     mean_firing_magnitudes: tuple[float, ...]
     """One per feature."""
 
-    correlation: CorrelationSpec | None = None
+    correlation: CorrelationSpec | CorrelatedPairs | None = None
     """Latent correlations of the firings; independent if left out."""
+
+    ortho_num_steps: int = 1000
+    """Steps that make the directions near-orthogonal; few of them leave superposition noise."""
 
     def __post_init__(self) -> None:
         for name in ("std_firing_magnitudes", "mean_firing_magnitudes"):
@@ -65,7 +94,9 @@ class WorldSpec:
 
 @dataclass(frozen=True)
 class SAESpec:
-    """One SAE of a sweep."""
+    """One SAE of an experiment."""
+
+    __pydantic_config__ = _STRICT
 
     sae_id: str
     """Its name within the run: its row, its folder, and what its seed is derived from."""
@@ -79,17 +110,32 @@ class SAESpec:
     added: bool = False
     """Not part of the published grid."""
 
+    world: str = ONLY_WORLD
+    """The name of the world whose activations it is trained on."""
+
+    factors: Mapping[str, int | float | str] = field(default_factory=dict)
+    """What sets it apart from the others: columns of its row in the table of results."""
+
+    init: Literal["random", "true_features"] = "random"
+    """Where its weights start: from its seed, or latent i at true feature i."""
+
+    control: KTransition | TargetL0 | None = None
+    """What moves its sparsity during training."""
+
 
 @dataclass(frozen=True)
 class ExperimentSpec:
     """A whole experiment.
 
     Raises:
-        ValueError: no SAEs, or two with the same id.
+        ValueError: a name that no folder should have, two SAEs with the same id, an SAE in a world
+            that is not there, or an n that an SAE's width does not allow.
     """
 
+    __pydantic_config__ = _STRICT
+
     name: str
-    """What `sbw run` calls it."""
+    """What `sbw run` calls it, and its run folder."""
 
     title: str
     """A line for people."""
@@ -97,119 +143,148 @@ class ExperimentSpec:
     claim: str
     """What the paper says should be seen."""
 
-    world: WorldSpec
-    saes: tuple[SAESpec, ...]
+    worlds: Mapping[str, WorldSpec] = field(default_factory=dict)
+    """Toy worlds by name. Directions and data of each follow from the run's seed and its name."""
+
+    saes: tuple[SAESpec, ...] = ()
     training: TrainOptions = field(default_factory=TrainOptions)
     evaluation_samples: int = 100_000
-    """Samples on which every SAE is scored, the same for all."""
+    """Samples of its world on which every SAE is scored, the same for all of that world."""
 
     projection_n: tuple[int, ...] = ()
     """The n whose s_n^dec is drawn against L0."""
 
+    analysis: str = "sweep"
+    """What is measured, drawn and judged once the SAEs are trained."""
+
     def __post_init__(self) -> None:
-        ids = [sae.sae_id for sae in self.saes]
-        if not ids:
-            raise ValueError(f"ExperimentSpec {self.name!r} has no SAEs.")
-        for sae_id in ids:
-            if ids.count(sae_id) > 1:
-                raise ValueError(f"ExperimentSpec {self.name!r} has two SAEs with id {sae_id!r}.")
+        where = f"ExperimentSpec {self.name!r}"
+        for name in (self.name, *self.worlds, *(sae.sae_id for sae in self.saes)):
+            if not _FOLDER_NAME.fullmatch(name):
+                raise ValueError(
+                    f"{where}: {name!r} names a folder; use letters, digits and _ . + = - only, "
+                    "at most 100 of them, the first no point."
+                )
+        seen: set[str] = set()
         for sae in self.saes:
+            if sae.sae_id in seen:
+                raise ValueError(f"{where} has two SAEs with id {sae.sae_id!r}.")
+            seen.add(sae.sae_id)
+            if sae.world not in self.worlds:
+                raise ValueError(
+                    f"{where}: SAE {sae.sae_id!r} is of the world {sae.world!r}, which is not "
+                    f"there; there is: {', '.join(self.worlds) or 'none'}."
+                )
             d_sae = sae.config.get("d_sae", 0)
             for n in self.projection_n:
                 if not 0 <= n < d_sae:
                     raise ValueError(
-                        f"ExperimentSpec {self.name!r}: projection_n has {n}, but SAE "
-                        f"{sae.sae_id!r} has d_sae = {d_sae}; n must be below it."
+                        f"{where}: projection_n has {n}, but SAE {sae.sae_id!r} has d_sae = "
+                        f"{d_sae}; n must be below it."
                     )
+
+    def of_world(self, name: str) -> tuple[SAESpec, ...]:
+        """The SAEs that are trained on a world."""
+        return tuple(sae for sae in self.saes if sae.world == name)
 
     def to_dict(self) -> dict[str, Any]:
         """The spec as JSON-ready values."""
-        return {
-            **asdict(self),
-            "saes": [{**asdict(sae), "config": dict(sae.config)} for sae in self.saes],
-        }
+        return json.loads(json.dumps(asdict(self), default=dict))
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> ExperimentSpec:
-        """The spec that `to_dict` wrote.
+    def from_dict(cls, data: object) -> ExperimentSpec:
+        """The spec that `to_dict` wrote, or a person in a YAML file.
+
+        A single world may stand under ``world`` in place of ``worlds``.
 
         Raises:
             ValueError: a field is missing, unknown or of the wrong kind; the message names it.
         """
-        _fields_of(cls, data, "the spec")
-        world = dict(_fields_of(WorldSpec, data["world"], "world"))
-        if world.get("correlation") is not None:
-            correlation = dict(
-                _fields_of(CorrelationSpec, world["correlation"], "world.correlation")
-            )
-            correlation["correlation_strength_range"] = tuple(
-                correlation["correlation_strength_range"]
-            )
-            world["correlation"] = CorrelationSpec(**correlation)
-        for name in ("firing_probabilities", "std_firing_magnitudes", "mean_firing_magnitudes"):
-            world[name] = tuple(world[name])
-        own = dict(data)
-        training = dict(_fields_of(TrainOptions, own.get("training", {}), "training"))
-        training["snapshot_steps"] = tuple(training.get("snapshot_steps", ()))
-        if not isinstance(own["saes"], list | tuple):
-            raise ValueError("saes must be a list.")
-        for i, sae in enumerate(own["saes"]):
-            if isinstance(sae, Mapping) and not isinstance(sae.get("config", {}), Mapping):
-                raise ValueError(f"saes[{i}].config must be a mapping.")
-        return cls(
-            **{
-                **own,
-                "world": WorldSpec(**world),
-                "saes": tuple(
-                    SAESpec(**_fields_of(SAESpec, sae, f"saes[{i}]"))
-                    for i, sae in enumerate(own["saes"])
-                ),
-                "training": TrainOptions(**training),
-                "projection_n": tuple(own.get("projection_n", ())),
-            }
-        )
+        if not isinstance(data, Mapping):
+            raise ValueError(f"a spec is a mapping of fields, not {_kind(data)}.")
+        given = dict(data)
+        if "world" in given:
+            if "worlds" in given:
+                raise ValueError("a spec has either world or worlds, not both.")
+            given["worlds"] = {ONLY_WORLD: given.pop("world")}
+        try:
+            return TypeAdapter(cls).validate_python(given)
+        except ValidationError as error:
+            raise ValueError(_in_words(error)) from error
 
     def quick(self) -> ExperimentSpec:
         """The same experiment at a fiftieth of the budget: it shows that everything works.
 
-        Warm-ups shrink with it. The figures it gives mean nothing.
+        Warm-ups and transitions shrink with it. The figures it gives mean nothing.
         """
         shrink = 50
         training = replace(
             self.training,
-            total_training_samples=self.training.total_training_samples // shrink,
+            total_training_samples=max(1, self.training.total_training_samples // shrink),
             lr_warm_up_steps=self.training.lr_warm_up_steps // shrink,
             lr_decay_steps=self.training.lr_decay_steps // shrink,
             n_batches_for_norm_estimate=max(1, self.training.n_batches_for_norm_estimate // shrink),
             log_every=max(1, self.training.log_every // shrink),
         )
-        saes = tuple(
-            replace(
-                sae,
-                config={
-                    name: value // shrink if name.endswith("warm_up_steps") else value
-                    for name, value in sae.config.items()
-                },
-            )
-            for sae in self.saes
-        )
         return replace(
             self,
             training=training,
-            saes=saes,
-            evaluation_samples=self.evaluation_samples // 10,
+            saes=tuple(_quick_sae(sae, shrink) for sae in self.saes),
+            evaluation_samples=max(1, self.evaluation_samples // 10),
         )
 
 
-def _fields_of(kind: type[Any], data: object, where: str) -> Mapping[str, Any]:
-    """Check that a mapping has exactly the fields a dataclass takes, before it is made."""
-    if not isinstance(data, Mapping):
-        raise ValueError(f"{where} must be a mapping, not {type(data).__name__}.")
-    known = [f.name for f in fields(kind)]
-    for name in data:
-        if name not in known:
-            raise ValueError(f"{where} has an unknown field {name!r}; it knows {', '.join(known)}.")
-    for f in fields(kind):
-        if f.name not in data and f.default is MISSING and f.default_factory is MISSING:
-            raise ValueError(f"{where} lacks the field {f.name!r}.")
-    return data
+def _quick_sae(sae: SAESpec, shrink: int) -> SAESpec:
+    control = sae.control
+    if isinstance(control, KTransition):
+        control = replace(
+            control,
+            start_step=control.start_step // shrink,
+            duration_steps=max(1, control.duration_steps // shrink),
+        )
+    config = {
+        name: value // shrink if name.endswith("warm_up_steps") else value
+        for name, value in sae.config.items()
+    }
+    return replace(sae, config=config, control=control)
+
+
+_MEMBERS = ("CorrelationSpec", "CorrelatedPairs", "KTransition", "TargetL0")
+"""Of unions: their names stand in the paths of pydantic's errors, and are no fields of a user's."""
+
+
+def _in_words(error: ValidationError) -> str:
+    """What is wrong with a spec, field by field, each by its path."""
+    # Of a union every member is tried. What is said is what keeps the value from the nearest one.
+    by_union: dict[tuple[Any, ...], dict[str, list[str]]] = {}
+    for problem in error.errors():
+        loc = problem["loc"]
+        at = next((i for i, part in enumerate(loc) if part in _MEMBERS), None)
+        union, member = (loc, "") if at is None else (loc[:at], str(loc[at]))
+        path = "".join(
+            f"[{part}]" if isinstance(part, int) else f".{part}"
+            for part in loc
+            if part not in _MEMBERS
+        )
+        line = _said_of(path.removeprefix("."), problem["type"], problem["msg"], problem["input"])
+        by_union.setdefault(union, {}).setdefault(member, []).append(line)
+    lines = [line for members in by_union.values() for line in min(members.values(), key=len)]
+    return "; ".join(dict.fromkeys(lines)) + "."
+
+
+def _said_of(path: str, kind: str, message: str, value: object) -> str:
+    if kind == "value_error":  # one of our own, which names what is wrong
+        message = message.removeprefix("Value error, ").rstrip(".")
+        return f"{path}: {message}" if path else message
+    named = {
+        "missing": "is missing",
+        "unexpected_keyword_argument": "is not a field",
+        "dataclass_type": f"must be a mapping of fields, not {_kind(value)}",
+    }
+    # pydantic's own messages begin with "Input should be …"; here the field is the subject.
+    said = named.get(kind, message[:1].lower() + message[1:]).replace("input should", "should", 1)
+    return f"{path or 'the spec'} {said}"
+
+
+def _kind(value: object) -> str:
+    return f"of the type {type(value).__name__}"

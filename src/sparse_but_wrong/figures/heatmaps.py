@@ -162,7 +162,7 @@ def _write_values(axes: Axes, matrix: np.ndarray, *, width: float) -> None:
         axes.text(
             column + 0.5,
             row + 0.5,
-            f"{value:.2f}",
+            f"{round(value, 2) + 0.0:.2f}",  # + 0.0: no "-0.00"
             ha="center",
             va="center",
             fontsize=size,

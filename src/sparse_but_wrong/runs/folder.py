@@ -1,12 +1,13 @@
 """The folder of a run: everything that made it and everything it made.
 
 manifest.json          spec, seed, versions, device, timings, what was found
-world/                 the toy world
+worlds/<name>/         the toy worlds
 saes/<sae_id>/         each SAE, as sae_lens saves it
 logs/<sae_id>.json     what was measured while it trained
 results.csv, .parquet  a row per SAE
 training_curves.csv, .parquet
 plots/                 figures, each as PDF and PNG
+report.html            all of it on one page
 checkpoint.safetensors only while SAEs are in training
 """
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     import sae_lens
 
 _MANIFEST = "manifest.json"
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
 _LOCK = ".lock"
 
 
@@ -124,15 +125,19 @@ class RunFolder:
         text = json.dumps(self.manifest, indent=2, ensure_ascii=False) + "\n"
         atomic.write_bytes(self.path / _MANIFEST, text.encode())
 
-    @property
-    def world_path(self) -> Path:
-        """Where the world lies."""
-        return self.path / "world"
+    def world_path(self, name: str) -> Path:
+        """Where a world lies."""
+        return self.path / "worlds" / name
 
     @property
     def plots_path(self) -> Path:
         """Where the figures lie."""
         return self.path / "plots"
+
+    @property
+    def report_path(self) -> Path:
+        """Where the report lies."""
+        return self.path / "report.html"
 
     def sae_path(self, sae_id: str) -> Path:
         """Where an SAE lies."""
@@ -216,6 +221,22 @@ class RunFolder:
         table.to_parquet(buffer, index=False)
         atomic.write_bytes(self.path / f"{name}.parquet", buffer.getvalue())
         atomic.write_bytes(self.path / f"{name}.csv", table.to_csv(index=False).encode())
+
+    def read_table(self, name: str) -> pd.DataFrame:
+        """A table that `write_table` wrote.
+
+        Raises:
+            ValueError: it is missing or damaged.
+        """
+        import pandas as pd
+
+        path = self.path / f"{name}.parquet"
+        try:
+            return pd.read_parquet(path)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{path} is damaged ({error}); delete it and --resume the run to write it again."
+            ) from error
 
 
 def is_run(path: Path) -> bool:

@@ -153,6 +153,7 @@ class Training:
             raise RuntimeError(
                 "SAEs cannot be trained under torch.inference_mode(); leave it before training."
             )
+        self.saes = list(saes)
         self.options = options
         self.source = source
         self.device = saes[0].W_dec.device

@@ -1,0 +1,57 @@
+"""The worlds of the paper's toy experiments, and the SAEs trained on them.
+
+Source: Chanin & Garriga-Alonso 2025, arXiv:2508.16560, and its notebooks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sparse_but_wrong.experiments.spec import CorrelatedPairs, CorrelationSpec, WorldSpec
+from sparse_but_wrong.training.options import TrainOptions
+
+N_FEATURES = 50
+
+FIFTY_FEATURES = WorldSpec(
+    d_in=100,
+    firing_probabilities=tuple(
+        round(0.345 * (N_FEATURES - i - 1) / N_FEATURES + 0.05, 4) for i in range(N_FEATURES)
+    ),
+    std_firing_magnitudes=(0.15,) * N_FEATURES,
+    mean_firing_magnitudes=(1.0,) * N_FEATURES,
+    correlation=CorrelationSpec(seed=42, correlation_strength_range=(0.3, 0.9)),
+)
+"""50 correlated features in 100 dimensions, 10.96 of them active at a time."""
+
+N_SMALL = 5
+
+BUDGET = TrainOptions(total_training_samples=15_000_000, train_batch_size_samples=1024, lr=3e-4)
+"""The published budget of every toy SAE."""
+
+
+def small_world(correlation: float, *, d_in: int = 20, ortho_num_steps: int = 1000) -> WorldSpec:
+    """5 features, 2 of them active at a time, of which the first is correlated with all others.
+
+    Args:
+        correlation: latent correlation of feature 0 with each other feature, in [−0.5, 0.5].
+        d_in: width of the activations.
+        ortho_num_steps: fewer leave superposition noise between the directions.
+    """
+    pairs = tuple((0, i, correlation) for i in range(1, N_SMALL)) if correlation else ()
+    return WorldSpec(
+        d_in=d_in,
+        firing_probabilities=(0.4,) * N_SMALL,
+        std_firing_magnitudes=(0.15,) * N_SMALL,
+        mean_firing_magnitudes=(1.0,) * N_SMALL,
+        correlation=CorrelatedPairs(pairs) if pairs else None,
+        ortho_num_steps=ortho_num_steps,
+    )
+
+
+def batchtopk(k: float | int, d_sae: int = N_FEATURES) -> dict[str, Any]:
+    """The config of a BatchTopK SAE of the toy experiments."""
+    return {
+        "d_sae": d_sae,
+        "k": k,
+        "normalize_activations": "expected_average_only_in",
+    }
