@@ -44,10 +44,10 @@ class KTransition:
 class TargetL0:
     """The coefficient is moved until the SAE's L0 settles at `l0` (JumpReLU, standard, gated).
 
-    The search begins at a twentieth of the config's coefficient and stays between 1/10,000 and 50
-    times it; a warm-up of the config is left out. Once L0 has settled, and for the last twentieth
-    of the run in any case, the coefficient is not moved. It is written into the SAE's config when
-    training ends. How it is done is said in `l0_control`.
+    Where the search begins, and between what it stays, follows from the target and the variance of
+    the activations; the config's own coefficient and its warm-up are left out. For the last
+    fiftieth of the run the coefficient is held. It is written into the SAE's config when training
+    ends. How it is done is said in `l0_control`.
 
     Raises:
         ValueError: a value that cannot be aimed at; the message names the field.

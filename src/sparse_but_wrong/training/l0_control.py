@@ -5,17 +5,23 @@ Axes: S SAE, C SAEs of one chunk.
 A coefficient does not set L0. It sets how fast latents become harder to activate: Adam moves a
 threshold (JumpReLU) or an encoder bias (standard) by at most about lr a step, whatever the size of
 the gradient, and L0 follows from where they are. So there are two loops, one inside the other.
-The outer asks for a drift of the thresholds that is proportional to how far L0 is from its target,
 
-    wanted = clip(GAIN · log(L0 / target), −1, 1)        in units of lr per step,
+The outer asks for a drift of the thresholds, in units of lr per step, from how far L0 is from its
+aim and how fast it moves:
 
-and the inner moves the logarithm of the coefficient by as much as the drift falls short of it.
-Since the drift is measured, nothing winds up while the thresholds already move as fast as they can.
-Without the outer loop L0 is unstable below the true L0 of the data: as thresholds rise, latents
-fire on less and resist less.
+    wanted = clip(GAIN · (log(L0 / aim) + LEAD · d log L0 / dt), −1, 1),
+
+t in runs. Without it L0 is unstable below the true L0 of the data: as thresholds rise, latents fire
+on less and resist less.
+
+The inner moves the logarithm of the coefficient by as much as the drift falls short of what is
+wanted, times a stiffness that grows while it falls short on one side and shrinks when it does on
+the other: from one SAE to the next, and from one part of training to another, the drift answers a
+coefficient more or less readily by orders of magnitude. Since the drift is measured, nothing winds
+up while thresholds already move as fast as they can.
 
 Above the target L0 comes down in steps, as latents stop to fire on what they need not, and these do
-not come back. So the aim lies above the target until features have formed, and then nears it.
+not come back. So the aim begins above the target and nears it over most of the run.
 """
 
 from __future__ import annotations
@@ -30,26 +36,34 @@ from torch import Tensor
 INTERVAL = 50
 """Steps between two moves of a coefficient."""
 
-GAIN = 4.0
-"""Drift wanted for each unit of log(L0 / target)."""
+GAIN = 8.0
+"""Drift wanted for each unit of log(L0 / aim)."""
 
-STIFFNESS = 0.3
-"""Change of the log coefficient for each unit of drift that is missing."""
+LEAD = 0.03
+"""Parts of the run that the outer loop looks ahead, along the way that L0 has gone lately."""
 
-MARGIN, MARGIN_SHRINKS, MARGIN_GONE = 0.35, 0.3, 0.7
+RATE_MEMORY = 5
+"""Intervals over which the rate of L0 is smoothed."""
+
+MARGIN, MARGIN_SHRINKS, MARGIN_GONE = 0.3, 0.2, 0.85
 """Part of the target that is aimed above it, and the parts of the run in which that shrinks."""
 
-HELD = 0.98
-"""Part of the run after which no coefficient is moved any more, settled or not."""
+STIFFNESS, SOFTEST, STIFFEST = 0.3, 0.03, 0.6
+"""Change of the log coefficient for each unit of drift that is missing: where it begins, and
+between what it stays."""
 
-SETTLED, LEFT = 0.01, 0.02
-"""Relative error of an L0 that has settled, and beyond which it is taken up again."""
+STIFFENS, SOFTENS = 1.1, 0.7
+"""Factors of the stiffness: while drift is missing on one side, and where the side changes."""
 
-CALM = 10
-"""Intervals that L0 has to be near its target before it counts as settled."""
+FASTEST_DOWN, FASTEST_UP = -0.5, 0.3
+"""Change of the log coefficient in one interval at most."""
 
-START, LOWEST, HIGHEST = 0.05, 1e-4, 50.0
-"""Of the config's coefficient: where the search begins, and between what it stays."""
+HELD, HELD_MEAN = 0.98, 8
+"""Part of the run after which the coefficient is not moved any more, and the intervals over which
+it is averaged to be held."""
+
+START, LOWEST, HIGHEST = 0.02, 3e-4, 1.0
+"""Of the unit of the coefficient: where the search begins, and between what it stays."""
 
 
 class L0Controller:
@@ -60,31 +74,47 @@ class L0Controller:
 
     Args:
         targets: the L0 wanted of each SAE; NaN where none is.
-        finals: the coefficient of each SAE's config.
         n_steps: of the run.
         device: where the stack is.
     """
 
-    def __init__(
-        self,
-        targets: Sequence[float],
-        finals: Sequence[float],
-        n_steps: int,
-        device: torch.device,
-    ) -> None:
+    def __init__(self, targets: Sequence[float], n_steps: int, device: torch.device) -> None:
         self.target = torch.tensor(targets, dtype=torch.float64, device=device)
         self.n_steps = n_steps
-        start = torch.tensor(finals, dtype=torch.float64, device=device).clamp_min(1e-12).log()
-        self._lowest, self._highest = start + math.log(LOWEST), start + math.log(HIGHEST)
-        self._log_coefficient = start + math.log(START)
         nowhere = torch.full_like(self.target, math.nan)
+        self._has_begun = False
+        self._log_unit = nowhere.clone()
+        self._log_coefficient = nowhere.clone()
+        self._mean_log_coefficient = nowhere.clone()
         self._level = nowhere.clone()
         self.l0 = nowhere.clone()
         """Of the last whole interval."""
+        self._rate = torch.zeros_like(self.target)
+        self._stiffness = torch.full_like(self.target, STIFFNESS)
+        self._side = torch.zeros_like(self.target)
         self._n_active = torch.zeros_like(self.target)
         self._n_samples = torch.zeros_like(self.target)
         self._way = torch.zeros_like(self.target)
-        self._calm = torch.zeros_like(self.target)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether `begin` was called, here or before a checkpoint that was loaded."""
+        # A GPU is waited for until it is so, and not any more.
+        if not self._has_begun:
+            self._has_begun = not bool((self._log_unit.isnan() & ~self.target.isnan()).any())
+        return self._has_begun
+
+    def begin(self, units: Sequence[float]) -> None:
+        """Set out.
+
+        Args:
+            units: the order of the coefficient of each SAE at its target (`coefficient_unit`);
+                NaN where it has none.
+        """
+        unit = torch.tensor(units, dtype=torch.float64, device=self.target.device)
+        self._log_unit.copy_(unit.clamp_min(1e-12).log())
+        self._log_coefficient.copy_(self._log_unit + math.log(START))
+        self._mean_log_coefficient.copy_(self._log_coefficient)
 
     def coefficient(self, rows: slice) -> Float[Tensor, " C"]:
         """The coefficients of some SAEs now."""
@@ -119,40 +149,59 @@ class L0Controller:
         self._n_samples[rows] += n_samples
         self._way[rows] += way
         if n_steps % INTERVAL == 0:
-            self._move(rows, n_steps / self.n_steps, level.double())
+            self._move(rows, n_steps, level.double())
 
-    def _move(self, rows: slice, progress: float, level: Float[Tensor, " C"]) -> None:
+    def _move(self, rows: slice, n_steps: int, level: Float[Tensor, " C"]) -> None:
+        progress = n_steps / self.n_steps
         l0 = self._n_active[rows] / self._n_samples[rows]
         # Before the first interval nothing is known of the drift.
         drift = (level - self._level[rows]) / self._way[rows].clamp_min(1e-30)
-        drift = drift.nan_to_num(nan=0.0)
+        missing = self._wanted(rows, progress, l0) - drift.nan_to_num(nan=0.0)
         for counter in (self._n_active, self._n_samples, self._way):
             counter[rows] = 0.0
         self._level[rows], self.l0[rows] = level, l0
 
-        shrunk = (MARGIN_GONE - progress) / (MARGIN_GONE - MARGIN_SHRINKS)
-        aim = self.target[rows] * (1 + MARGIN * min(1.0, max(0.0, shrunk)))
-        error = (l0.clamp_min(0.01) / aim).log()
-        wanted = (GAIN * error).clamp(-1.0, 1.0)
-        move = (STIFFNESS * (wanted - drift)).clamp(-0.5, 0.3)
+        side = missing.sign()
+        turned = side * self._side[rows] < 0
+        self._side[rows] = side
+        stiffness = self._stiffness[rows] * torch.where(turned, SOFTENS, STIFFENS)
+        self._stiffness[rows] = stiffness.clamp_(SOFTEST, STIFFEST)
 
-        is_near = error.abs() < torch.where(self._calm[rows] >= CALM, LEFT, SETTLED)
-        counts = is_near & torch.tensor(progress >= MARGIN_GONE, device=level.device)
-        self._calm[rows] = torch.where(counts, self._calm[rows] + 1, 0.0)
-        is_held = (self._calm[rows] >= CALM) | torch.tensor(progress >= HELD, device=level.device)
-        moved = (self._log_coefficient[rows] + move).clamp(self._lowest[rows], self._highest[rows])
+        if progress >= HELD:
+            self._log_coefficient[rows] = self._mean_log_coefficient[rows]
+            return
+        move = (self._stiffness[rows] * missing).clamp_(FASTEST_DOWN, FASTEST_UP)
+        unit = self._log_unit[rows]
+        moved = (self._log_coefficient[rows] + move).clamp(
+            unit + math.log(LOWEST), unit + math.log(HIGHEST)
+        )
         # An SAE that diverged has no L0 to go by.
-        keep = is_held | moved.isnan()
-        self._log_coefficient[rows] = torch.where(keep, self._log_coefficient[rows], moved)
+        moved = torch.where(moved.isnan(), self._log_coefficient[rows], moved)
+        self._log_coefficient[rows] = moved
+        self._mean_log_coefficient[rows] += (moved - self._mean_log_coefficient[rows]) / HELD_MEAN
+
+    def _wanted(self, rows: slice, progress: float, l0: Float[Tensor, " C"]) -> Float[Tensor, " C"]:
+        """The drift of the thresholds that is wanted, in units of lr per step."""
+        span = MARGIN_GONE - MARGIN_SHRINKS
+        margin = MARGIN * min(1.0, max(0.0, (MARGIN_GONE - progress) / span))
+        log_l0 = l0.clamp_min(0.01).log()
+        rate = (log_l0 - self.l0[rows].clamp_min(0.01).log()) * (self.n_steps / INTERVAL)
+        self._rate[rows] += (rate.nan_to_num(nan=0.0) - self._rate[rows]) / RATE_MEMORY
+        error = log_l0 - (self.target[rows] * (1 + margin)).log()
+        return (GAIN * (error + LEAD * self._rate[rows])).clamp(-1.0, 1.0)
 
     def tensors(self) -> dict[str, Tensor]:
         """All that moves, by name."""
         return {
+            "l0_control.log_unit": self._log_unit,
             "l0_control.log_coefficient": self._log_coefficient,
+            "l0_control.mean_log_coefficient": self._mean_log_coefficient,
             "l0_control.level": self._level,
             "l0_control.l0": self.l0,
+            "l0_control.rate": self._rate,
+            "l0_control.stiffness": self._stiffness,
+            "l0_control.side": self._side,
             "l0_control.n_active": self._n_active,
             "l0_control.n_samples": self._n_samples,
             "l0_control.way": self._way,
-            "l0_control.calm": self._calm,
         }

@@ -54,7 +54,7 @@ class Knobs:
         self.l0_controller = (
             None
             if all(math.isnan(target) for target in targets)
-            else L0Controller(targets, finals, n_steps, device)
+            else L0Controller(targets, n_steps, device)
         )
 
     def between(self, rows: slice, first: int, n: int) -> Float[Tensor, "n C"]:

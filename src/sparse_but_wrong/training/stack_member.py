@@ -20,7 +20,7 @@ from sparse_but_wrong.training import lens
 from sparse_but_wrong.training.architectures.architecture import Architecture
 from sparse_but_wrong.training.architectures.jumprelu import JumpReLU
 from sparse_but_wrong.training.controls import Control
-from sparse_but_wrong.training.l0_control import INTERVAL
+from sparse_but_wrong.training.l0_control import INTERVAL, L0Controller
 from sparse_but_wrong.training.log import SAELog
 from sparse_but_wrong.training.mean_norm import MeanNorm
 from sparse_but_wrong.training.member import Member
@@ -106,6 +106,19 @@ class StackMember(Member):
         if cfg.normalize_activations == "expected_average_only_in":
             self.n_norm_batches = options.n_batches_for_norm_estimate
 
+    def _begin_control(self, controller: L0Controller, batch: Float[Tensor, "B D"]) -> None:
+        """Let the search begin, near what the variance of the first batch lets one expect."""
+        variance = batch.double().var(dim=0, correction=0).sum().item()
+        variance *= 1.0 if self.scale is None else self.scale**2
+        controller.begin(
+            [
+                self.architecture.coefficient_unit(variance, target)
+                if math.isfinite(target)
+                else math.nan
+                for target in controller.target.tolist()
+            ]
+        )
+
     def _make_stepper(self, n_chunks: int) -> Stepper:
         cfgs = [sae.cfg for sae in self.saes]
         if self.device.type == "cpu" and self.options.compiled:
@@ -127,6 +140,9 @@ class StackMember(Member):
     def scaled(self, batches: Sequence[Tensor]) -> list[Tensor]:
         """The batches as this stack's stepper reads them."""
         self._last_batch = batches[-1]
+        controller = self.knobs.l0_controller
+        if controller is not None and not controller.has_begun:
+            self._begin_control(controller, batches[0])
         return self.stepper.prepared(batches, 1.0 if self.scale is None else self.scale)
 
     def advance(

@@ -5,6 +5,7 @@ Axes: C SAEs trained together, B batch, D d_in, H d_sae.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -90,6 +91,20 @@ class Architecture(ABC):
             batch_size: samples per batch.
         """
         return None
+
+    @staticmethod
+    def coefficient_unit(variance: float, l0: float) -> float:
+        """The order of the coefficient at which latents are worth their penalty.
+
+        A latent explains about variance / L0 where L0 of them are active, with an activation of
+        about the root of that. Here the penalty is one of activations (L1); an architecture that
+        counts latents overrides this.
+
+        Args:
+            variance: of the (scaled) activations, summed over d_in.
+            l0: latents that are to be active.
+        """
+        return math.sqrt(variance / l0)
 
     @staticmethod
     def parameter_shapes(d_in: int, d_sae: int) -> dict[str, tuple[int, ...]]:

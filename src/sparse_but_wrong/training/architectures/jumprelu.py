@@ -46,6 +46,11 @@ class JumpReLU(Architecture):
     knob = "l0"
 
     @staticmethod
+    def coefficient_unit(variance: float, l0: float) -> float:
+        """As the base class; the penalty is one of each latent that is active."""
+        return variance / l0
+
+    @staticmethod
     def parameter_shapes(d_in: int, d_sae: int) -> dict[str, tuple[int, ...]]:
         """Those of every SAE, and a threshold per latent."""
         return {**Architecture.parameter_shapes(d_in, d_sae), "threshold": (d_sae,)}
