@@ -127,8 +127,7 @@ def finish_run(folder: RunFolder, spec: ExperimentSpec, settings: RunSettings) -
         for name, world in spec.worlds.items():
             if not folder.world_path(name).exists():  # killed right after the manifest was written
                 make_world(world, settings.seed, name=name).save(folder.world_path(name))
-        for name in spec.worlds:
-            _train_missing(folder, spec, name, settings)
+        _train_all(folder, spec, settings)
         results = _measure(folder, spec, settings)
         _draw(folder, results)
         folder.manifest["status"] = "finished"
@@ -152,7 +151,7 @@ def _measure(folder: RunFolder, spec: ExperimentSpec, settings: RunSettings) -> 
     for name, measured in results.tables.items():
         folder.write_table(name, measured.frame)
     verdict = analysis.judge(results)
-    if folder.manifest["quick"]:
+    if folder.manifest["quick"] and spec.saes:
         verdict = verdict.unjudged("A quick run: everything works, and its figures mean nothing.")
     moving = moving_in_words(table) if spec.saes else None
     results.verdict = Verdict(verdict.checks, (*verdict.remarks, *([moving] if moving else [])))
@@ -173,6 +172,19 @@ def _draw(folder: RunFolder, results: Results) -> None:
         {"name": figure.name, "caption": figure.caption} for figure in figures if figure.caption
     ]
     folder.manifest["timings"]["figures_seconds"] = time.perf_counter() - started
+
+
+def _train_all(folder: RunFolder, spec: ExperimentSpec, settings: RunSettings) -> None:
+    """Train what is not saved yet, world by world; of many worlds there is one bar of progress."""
+    from tqdm import tqdm
+
+    worlds = [name for name in spec.worlds if spec.of_world(name)]
+    one_bar = len(worlds) > 1
+    bar = tqdm(worlds, desc="Training", unit=" worlds", disable=not (settings.progress and one_bar))
+    for name in bar:
+        _train_missing(
+            folder, spec, name, replace(settings, progress=settings.progress and not one_bar)
+        )
 
 
 def _train_missing(

@@ -68,7 +68,8 @@ def l0_by_model(table: pd.DataFrame, mark: float | int | None = None) -> Figure:
         if mark is not None:
             axes.axvline(mark, color=RED, linestyle="--", linewidth=0.7, label=f"L0 = {mark:g}")
         axes.set_yticks(
-            np.arange(len(order)), [f"{model} ({(models == model).sum()})" for model in order]
+            np.arange(len(order)),
+            [f"{_in_latex(model)} ({(models == model).sum()})" for model in order],
         )
         axes.tick_params(axis="y", length=0)
         axes.set_ylim(-0.7, len(medians) - 0.3)
@@ -82,3 +83,8 @@ def l0_by_model(table: pd.DataFrame, mark: float | int | None = None) -> Figure:
             *axes.get_legend_handles_labels(), loc="outside upper center", ncols=4, handlelength=1.2
         )
     return figure
+
+
+def _in_latex(name: str) -> str:
+    """A name as LaTeX and matplotlib's own formulas both take it: a bare underscore means more."""
+    return name.replace("_", r"$\_$")

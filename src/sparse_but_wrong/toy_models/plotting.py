@@ -227,7 +227,7 @@ def plot_sae_feat_cos_sims(
         coloraxis={"colorscale": "RdBu", "cmin": -1, "cmax": 1},
     )
     if save_path is not None:
-        write_bytes(Path(save_path), figure.to_html().encode())
+        write_bytes(Path(save_path), figure.to_html(config={"showSendToCloud": False}).encode())
     return figure
 
 
