@@ -57,7 +57,7 @@ def test_the_sweep_runs_as_it_stands() -> None:
 
 def test_make_commands_exist() -> None:
     commands = re.findall(r"(?:^|`)make (\w+)", README, re.MULTILINE)
-    assert {"run", "test", "bench", "notebook"} <= set(commands)
+    assert {"run", "paper", "test", "bench", "notebook"} <= set(commands)
     for target in commands:
         # A dry run fails for a target that is not there.
         found = subprocess.run(
@@ -67,8 +67,9 @@ def test_make_commands_exist() -> None:
 
 
 def test_sbw_commands_run_as_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The experiment by its name, but tiny: what is tested is that the commands do what they say.
-    tiny.register(monkeypatch, name="jumprelu")
+    # The experiments by their names, but tiny: what is tested is that the commands do what they say.
+    for name in ("jumprelu", "small"):
+        tiny.register(monkeypatch, name=name)
     monkeypatch.chdir(tmp_path)
     lines = [
         line.split("#")[0].strip()
@@ -78,8 +79,11 @@ def test_sbw_commands_run_as_they_stand(tmp_path: Path, monkeypatch: pytest.Monk
     ]
     assert len(lines) >= 4
     for line in lines:
-        result = CliRunner().invoke(cli, shlex.split(line)[1:], catch_exceptions=False)
+        command, _, file = line.partition(" > ")
+        result = CliRunner().invoke(cli, shlex.split(command)[1:], catch_exceptions=False)
         assert result.exit_code == 0, (line, result.output)
+        if file:
+            Path(file).write_text(result.output)
 
 
 def test_files_it_points_to_are_there() -> None:
