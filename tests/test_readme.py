@@ -67,7 +67,7 @@ def test_make_commands_exist() -> None:
 
 
 def test_sbw_commands_run_as_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The experiments by their names, but tiny: what is tested is that the commands do what they say.
+    # The experiments by their names, but tiny: tested is that the commands do what they say.
     for name in ("jumprelu", "small"):
         tiny.register(monkeypatch, name=name)
     monkeypatch.chdir(tmp_path)
