@@ -59,6 +59,12 @@ def test_a_flat_bottom_is_called_noise_with_what_sticks_out_of_it() -> None:
     assert "from L0 10.90 to 15.00, 1 between them aside." in flat
 
 
+def test_two_ends_of_a_bottom_do_not_stand_for_what_is_between() -> None:
+    # At a far too low L0 s_n is small again: the truth is bracketed, but no SAE at it is low.
+    found = find(table([0.02, 0.3, 0.0205], l0=[1.0, 11.0, 20.0]))
+    assert found.shape(true_l0=11.0) == "away"
+
+
 def test_n_from_half_of_the_latents_on_are_left_out() -> None:
     frame = table([0.3, 0.5, 0.002, 0.33, 0.4, 0.0015])
     assert [f.n for f in find_projection_minima(frame, range(10, 20))] == [10, 11, 12, 13, 14]

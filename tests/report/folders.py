@@ -79,7 +79,7 @@ def write_run(path: Path, sweep: Sweep | None = None, **manifest: Any) -> RunFol
 def write_bare_run(path: Path, **manifest: Any) -> RunFolder:
     """A run that trained nothing: a verdict, and nothing else."""
     sweep = Sweep(l0s=())
-    without = {"shown_figures": [], "tables": {}, "true_l0": {}, "findings_in_words": []}
+    without = {"shown_figures": [], "tables": {}, "true_l0": {}}
     return RunFolder.create(path, {**_manifest(sweep), **without, **manifest})
 
 
@@ -176,8 +176,8 @@ def _manifest(sweep: Sweep) -> Mapping[str, Any]:
         "seed": 0,
         "device": "cpu",
         "status": "finished",
-        "command": "sbw run trial",
         "provenance": {
+            "command": "sbw run trial",
             "created": "2026-05-04T12:30:00+00:00",
             "python": "3.11.9",
             "platform": "Linux",
@@ -186,7 +186,6 @@ def _manifest(sweep: Sweep) -> Mapping[str, Any]:
         },
         "timings": {"training_seconds": 61.4, "figures_seconds": 2.25},
         "true_l0": dict.fromkeys(sweep.worlds, sweep.true_l0),
-        "findings_in_words": ["For n = 2 to 3 s_n^dec is smallest within 1 of the true L0."],
         "verdict": VERDICT,
         "shown_figures": [
             {"name": "overview", "caption": "The sweep at a glance: s_n, projections, recovery."},

@@ -132,13 +132,16 @@ def test_nothing_in_a_run_becomes_markup(tmp_path: Path) -> None:
             "checks": [{"claim": HOSTILE, "measured": HOSTILE, "holds": False}],
             "remarks": [HOSTILE],
         },
-        findings_in_words=[HOSTILE],
-        command=HOSTILE,
         device=HOSTILE,
         shown_figures=[{"name": plain, "caption": HOSTILE}],
         tables={plain: HOSTILE},
         true_l0={HOSTILE: 1.0},
-        provenance={HOSTILE: HOSTILE, "created": HOSTILE, "versions": {HOSTILE: HOSTILE}},
+        provenance={
+            HOSTILE: HOSTILE,
+            "created": HOSTILE,
+            "command": HOSTILE,
+            "versions": {HOSTILE: HOSTILE},
+        },
         timings={HOSTILE: 1.0},
     )
     folder.write_table(plain, pd.DataFrame({HOSTILE: [HOSTILE]}))

@@ -9,7 +9,14 @@ from pathlib import Path
 import click
 
 from sparse_but_wrong.experiments.registry import EXPERIMENTS, get_experiment
-from sparse_but_wrong.experiments.runner import RunSettings, finish_run, resume_run, start_run
+from sparse_but_wrong.experiments.runner import (
+    RunSettings,
+    check_same_spec,
+    finish_run,
+    resume_run,
+    start_run,
+)
+from sparse_but_wrong.experiments.spec import ExperimentSpec
 from sparse_but_wrong.experiments.verdict import in_lines
 from sparse_but_wrong.report.index import write_index
 from sparse_but_wrong.runs.folder import RunFolder, is_run
@@ -37,7 +44,7 @@ def run_paper(
     specs = [get_experiment(name) for name in names or EXPERIMENTS]
     settings = RunSettings(seed=seed, device=device)
     for spec in specs:  # before hours are spent on the others
-        _check_same(out / spec.name, settings, quick)
+        _check_same(out / spec.name, spec, settings, quick)
     for spec in specs:
         path = out / spec.name
         if is_run(path) and RunFolder.open(path).manifest["status"] == "finished":
@@ -68,11 +75,12 @@ def _finished(out: Path) -> list[Path]:
     ]
 
 
-def _check_same(path: Path, settings: RunSettings, quick: bool) -> None:
+def _check_same(path: Path, spec: ExperimentSpec, settings: RunSettings, quick: bool) -> None:
     """A run that is kept or taken up must be what is asked for now."""
     if not is_run(path):
         return
-    manifest = RunFolder.open(path).manifest
+    folder = RunFolder.open(path)
+    manifest = folder.manifest
     for option, asked in (
         ("seed", settings.seed),
         ("device", settings.device),
@@ -83,3 +91,4 @@ def _check_same(path: Path, settings: RunSettings, quick: bool) -> None:
                 f"the run in {path} was started with {option} {manifest.get(option)}, not {asked}; "
                 "choose another folder with --out."
             )
+    check_same_spec(folder, spec)

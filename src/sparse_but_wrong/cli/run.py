@@ -14,6 +14,7 @@ from sparse_but_wrong.experiments.analysis import Results
 from sparse_but_wrong.experiments.registry import get_experiment
 from sparse_but_wrong.experiments.runner import (
     RunSettings,
+    check_same_spec,
     finish_run,
     resume_run,
     start_run,
@@ -50,11 +51,7 @@ def run_experiment(
         asked = spec
         folder, spec, settings = resume_run(path)
         _check_same(folder, name=asked.name, seed=seed, device=device, quick=quick)
-        if is_spec_file(name) and spec != (asked.quick() if folder.manifest["quick"] else asked):
-            raise ValueError(
-                f"{name} has changed since {folder.path} was started with it; undo the change to "
-                "resume that run, or start a new one in another folder."
-            )
+        check_same_spec(folder, asked)
     else:
         settings = RunSettings(seed=seed or 0, device=device or "cpu")
         path = out if out is not None else fresh_path(RUNS, spec.name)
@@ -69,8 +66,8 @@ def run_experiment(
     try:
         results = finish_run(folder, spec, settings)
     except KeyboardInterrupt:
-        where = shlex.quote(str(folder.path))
-        click.echo(f"\nStopped. Go on with: sbw run {name} --out {where} --resume", err=True)
+        command = shlex.join(["sbw", "run", name, "--out", str(folder.path), "--resume"])
+        click.echo(f"\nStopped. Go on with: {command}", err=True)
         raise
     print_results(results, folder)
 
@@ -131,6 +128,7 @@ def print_results(results: Results, folder: RunFolder) -> None:
 def _table(results: Results) -> Table:
     """A row per SAE in order of L0: what sets it apart, and the measurements people ask for."""
     from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
     from rich.table import Table
 
     spec = results.spec
@@ -143,12 +141,12 @@ def _table(results: Results) -> Table:
     table = Table(box=SIMPLE_HEAD, title=title, title_justify="left")
     measured = ("L0", "dead", "MSE", "var. expl.", "MCC", "c_dec", *(f"s_{n}" for n in shown_n))
     for column in (*(_SHORT.get(name, name) for name in factors), *measured):
-        table.add_column(column, justify="right", no_wrap=True)
+        table.add_column(escape(column), justify="right", no_wrap=True)
     for row in results.table.sort_values(by="l0").to_dict("records"):
         values = [_short(row[name]) for name in factors]
         values[-1] += "*" if row["added"] else ""
         table.add_row(
-            *values,
+            *(escape(value) for value in values),
             f"{row['l0']:.2f}",
             f"{row['dead_latents']}",
             f"{row['mse']:.3f}",

@@ -34,8 +34,8 @@ class ProjectionFinding:
     l0_at_minimum: float
     """L0 of the SAE that has it."""
 
-    plateau: tuple[float, float]
-    """The lowest and highest L0 of the SAEs whose s_n is within NOISE of the smallest."""
+    bottom: tuple[float, ...]
+    """L0 of each SAE whose s_n is within NOISE of the smallest, ascending."""
 
     n_higher_within: int
     """SAEs between those two whose s_n is larger all the same: single runs land in poor minima."""
@@ -45,10 +45,20 @@ class ProjectionFinding:
 
     def shape(self, true_l0: float) -> Literal["sharp", "flat", "away"]:
         """Whether the bottom of the curve is at the truth alone, reaches further, or is away."""
-        low, high = self.plateau
-        if true_l0 - NEAR <= low and high <= true_l0 + NEAR:
+        at_it = [abs(l0 - true_l0) <= NEAR for l0 in self.bottom]
+        if all(at_it):
             return "sharp"
-        return "flat" if low <= true_l0 + NEAR and high >= true_l0 - NEAR else "away"
+        return "flat" if any(at_it) else "away"
+
+    @property
+    def plateau(self) -> tuple[float, float]:
+        """The lowest and highest L0 of the bottom."""
+        return self.bottom[0], self.bottom[-1]
+
+    def misses_a_side(self, true_l0: float) -> bool:
+        """Whether the sweep has no SAE clearly below the truth, or none clearly above."""
+        low, high = self.swept
+        return low >= true_l0 - NEAR or high <= true_l0 + NEAR
 
 
 def find_projection_minima(table: pd.DataFrame, ns: Sequence[int]) -> list[ProjectionFinding]:
@@ -79,7 +89,7 @@ def find_projection_minima(table: pd.DataFrame, ns: Sequence[int]) -> list[Proje
                 n=n,
                 minimum=minimum,
                 l0_at_minimum=l0_at_minimum,
-                plateau=(min(bottom), max(bottom)),
+                bottom=tuple(sorted(bottom)),
                 n_higher_within=len(within) - len(bottom),
                 swept=(min(l0s), max(l0s)),
             )

@@ -68,7 +68,10 @@ def start_run(spec: ExperimentSpec, out: Path, settings: RunSettings, *, quick: 
         for name, world in spec.worlds.items()
     }
     for name, world in worlds.items():  # so that a bad SAE is refused now
-        _make_training(spec, spec.of_world(name), name, world, settings)
+        try:
+            _make_training(spec, spec.of_world(name), name, world, settings)
+        except TypeError as error:  # a config value of the wrong type, which only sae_lens notices
+            raise ValueError(f"the SAEs of the world {name!r} cannot be made: {error}") from error
     folder = RunFolder.create(
         out,
         {
@@ -110,6 +113,23 @@ def resume_run(path: Path) -> tuple[RunFolder, ExperimentSpec, RunSettings]:
     return folder, spec, settings
 
 
+def check_same_spec(folder: RunFolder, spec: ExperimentSpec) -> None:
+    """Refuse to go on with, or to keep, a run of another spec than the one that is meant now.
+
+    Args:
+        folder: of the run.
+        spec: the experiment as it is now, at full budget.
+    Raises:
+        ValueError: the run was started with another.
+    """
+    meant = spec.quick() if folder.manifest.get("quick") else spec
+    if folder.manifest.get("spec") != meant.to_dict():
+        raise ValueError(
+            f"the spec of {spec.name!r} has changed since the run in {folder.path} was started; "
+            "undo the change to go on with that run, or start a new one in another folder."
+        )
+
+
 def finish_run(folder: RunFolder, spec: ExperimentSpec, settings: RunSettings) -> Results:
     """Do whatever is left to do in a run folder: train, score, draw.
 
@@ -131,8 +151,8 @@ def finish_run(folder: RunFolder, spec: ExperimentSpec, settings: RunSettings) -
         results = _measure(folder, spec, settings)
         _draw(folder, results)
         folder.manifest["status"] = "finished"
+        write_report(folder)  # before the manifest says so: a finished run has its report
         folder.write_manifest()
-        write_report(folder)
     return results
 
 

@@ -17,6 +17,13 @@ _STRICT = ConfigDict(extra="forbid")
 
 _FOLDER_NAME = re.compile(r"[\w+=-][\w.+=-]{0,99}", re.ASCII)
 
+_COLUMNS = (
+    *("sae_id", "world", "architecture", "added", "diverged_at_step", "l0_change_at_end"),
+    *("l0", "dead_latents", "shrinkage", "mse", "variance_explained", "c_dec", "c_enc"),
+    *("mean_max_cosine", "mcc"),
+)
+"""What every row of the table of results has, whatever the spec."""
+
 ONLY_WORLD = "world"
 """The name of a world that is the only one."""
 
@@ -129,7 +136,8 @@ class ExperimentSpec:
 
     Raises:
         ValueError: a name that no folder should have, two SAEs with the same id, an SAE in a world
-            that is not there, or an n that an SAE's width does not allow.
+            that is not there, a factor named as a column of the results, no evaluation samples, or
+            an n that an SAE's width does not allow.
     """
 
     __pydantic_config__ = _STRICT
@@ -159,6 +167,10 @@ class ExperimentSpec:
 
     def __post_init__(self) -> None:
         where = f"ExperimentSpec {self.name!r}"
+        if self.evaluation_samples < 1:
+            raise ValueError(
+                f"{where}: evaluation_samples is {self.evaluation_samples}; it must be 1 or more."
+            )
         for name in (self.name, *self.worlds, *(sae.sae_id for sae in self.saes)):
             if not _FOLDER_NAME.fullmatch(name):
                 raise ValueError(
@@ -175,7 +187,17 @@ class ExperimentSpec:
                     f"{where}: SAE {sae.sae_id!r} is of the world {sae.world!r}, which is not "
                     f"there; there is: {', '.join(self.worlds) or 'none'}."
                 )
+            for name in sae.factors:
+                if name in _COLUMNS or re.fullmatch(r"s_\d+", name):
+                    raise ValueError(
+                        f"{where}: SAE {sae.sae_id!r} has a factor {name!r}, which is a column of "
+                        "the results already; give it another name."
+                    )
             d_sae = sae.config.get("d_sae", 0)
+            if not isinstance(d_sae, int):
+                raise ValueError(
+                    f"{where}: SAE {sae.sae_id!r} has d_sae = {d_sae!r}; it must be a whole number."
+                )
             for n in self.projection_n:
                 if not 0 <= n < d_sae:
                     raise ValueError(
@@ -243,7 +265,9 @@ def _quick_sae(sae: SAESpec, shrink: int) -> SAESpec:
             duration_steps=max(1, control.duration_steps // shrink),
         )
     config = {
-        name: value // shrink if name.endswith("warm_up_steps") else value
+        name: value // shrink
+        if name.endswith("warm_up_steps") and isinstance(value, int)
+        else value
         for name, value in sae.config.items()
     }
     return replace(sae, config=config, control=control)

@@ -89,8 +89,10 @@ def judge_projections(table: pd.DataFrame, ns: Sequence[int], true_l0: float) ->
         by_l0.setdefault(finding.l0_at_minimum, []).append(finding.n)
     where = "; ".join(f"at L0 {l0:.2f} for n = {ranges(ns)}" for l0, ns in sorted(by_l0.items()))
     count = f"{len(findings) - len(away)} of {len(findings)} n"
+    # Without SAEs on both sides there is nothing that the smallest could be smaller than.
+    holds = None if findings[0].misses_a_side(true_l0) else not away
     return Verdict(
-        (Check(claim, f"{count}; the smallest itself is {where}", not away),),
+        (Check(claim, f"{count}; the smallest itself is {where}", holds),),
         tuple(in_words(findings, true_l0)),
     )
 

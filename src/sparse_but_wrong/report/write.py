@@ -73,7 +73,6 @@ def write_report(folder: RunFolder) -> Path:
         quick=bool(manifest.get("quick")),
         unfinished=manifest.get("status") != "finished",
         verdict=shown_verdict(manifest),
-        findings=[str(line) for line in manifest.get("findings_in_words") or ()],
         figures=figures,
         plots=data,
         plot_json=Markup(json_for_script(data)),
@@ -161,7 +160,7 @@ def _how_it_was_made(manifest: Mapping[str, Any]) -> dict[str, str]:
     """Facts by name, in the order in which they are shown."""
     origin = _provenance(manifest)
     facts: dict[str, object] = {
-        "Command": manifest.get("command") or origin.get("command"),
+        "Command": origin.get("command"),
         "Seed": manifest.get("seed"),
         "Device": manifest.get("device"),
         "Started": shown_time(origin["created"]) if origin.get("created") else None,

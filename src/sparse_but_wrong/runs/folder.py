@@ -127,7 +127,7 @@ class RunFolder:
 
     def world_path(self, name: str) -> Path:
         """Where a world lies."""
-        return self.path / "worlds" / name
+        return self.path / "worlds" / _plain(name)
 
     @property
     def plots_path(self) -> Path:
@@ -141,7 +141,7 @@ class RunFolder:
 
     def sae_path(self, sae_id: str) -> Path:
         """Where an SAE lies."""
-        return self.path / "saes" / sae_id
+        return self.path / "saes" / _plain(sae_id)
 
     def has_sae(self, sae_id: str) -> bool:
         """Whether an SAE is finished and saved."""
@@ -190,7 +190,7 @@ class RunFolder:
             ) from error
 
     def _log_path(self, sae_id: str) -> Path:
-        return self.path / "logs" / f"{sae_id}.json"
+        return self.path / "logs" / f"{_plain(sae_id)}.json"
 
     @property
     def checkpoint_path(self) -> Path:
@@ -237,6 +237,17 @@ class RunFolder:
             raise ValueError(
                 f"{path} is damaged ({error}); delete it and --resume the run to write it again."
             ) from error
+
+
+def _plain(name: str) -> str:
+    """A name that leads nowhere else: tables and manifests of strangers are read too.
+
+    Raises:
+        ValueError: it does.
+    """
+    if name in ("", ".", "..") or "/" in name or "\\" in name:
+        raise ValueError(f"{name!r} is not the name of a folder within a run.")
+    return name
 
 
 def is_run(path: Path) -> bool:
