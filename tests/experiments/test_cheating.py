@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
 
 from sparse_but_wrong.experiments.cheating import (
     CHEATING,
@@ -17,7 +18,9 @@ from sparse_but_wrong.experiments.cheating import (
     Cheating,
     judge_tradeoff,
 )
+from sparse_but_wrong.experiments.requirements import true_l0_of
 from sparse_but_wrong.experiments.spec import ExperimentSpec
+from sparse_but_wrong.figures.decoder_cosines import decoder_cosines
 from tests.experiments.small_specs import assert_run_is_whole, run, shrunk, with_k
 
 TRUE_L0 = 10.95
@@ -28,6 +31,19 @@ def test_the_published_grid() -> None:
     assert CHEATING.training.n_steps == 14_649
     assert ExperimentSpec.from_dict(CHEATING.to_dict()) == CHEATING
     Cheating().check(CHEATING)
+
+
+def test_features_whose_magnitude_is_clipped_do_not_count() -> None:
+    world = replace(
+        CHEATING.worlds["world"],
+        firing_probabilities=(0.5, 0.4, 0.5, 0.4),
+        mean_firing_magnitudes=(1.0, 0.0, 0.0, 1.0),
+        std_firing_magnitudes=(0.0, 1.0, 0.0, 1.0),
+    )
+    spec = replace(CHEATING, worlds={"world": world}, saes=(), projection_n=())
+    # 0.5 + 0.4 · ½ + 0 + 0.4 · Φ(1)
+    assert true_l0_of(spec, "world") == pytest.approx(0.5 + 0.2 + 0.4 * 0.8413447, abs=1e-7)
+    assert true_l0_of(CHEATING, "world") == pytest.approx(10.955, abs=0.01)
 
 
 def tradeoff(trained: float = 0.5, right: float = 1.0, true: float = 1.1) -> pd.DataFrame:
@@ -73,6 +89,24 @@ def test_one_k_where_they_do_not_is_enough() -> None:
     assert verdict.checks[0].measured.startswith("8 of 9;")
 
 
+def test_without_an_sae_on_a_side_nothing_is_judged_of_it() -> None:
+    verdict = judge_tradeoff(tradeoff(), trained(), 1.5)
+    assert [check.holds for check in verdict.checks] == [None, None, None]
+    assert {check.measured for check in verdict.checks} == {
+        "there is no SAE with a k more than 1 below the true L0 1.50"
+    }
+    verdict = judge_tradeoff(tradeoff(), trained(), 27.0)
+    assert [check.holds for check in verdict.checks] == [None, True, False]
+    assert verdict.checks[0].measured.endswith("; k = 25 is not at the true L0")
+
+
+def test_the_third_check_is_of_every_sae_below_the_truth() -> None:
+    claim = judge_tradeoff(tradeoff(trained=2), trained(), TRUE_L0).checks[2].claim
+    assert claim.startswith(
+        "none of the SAEs trained more than 1 below the true L0 has the true features"
+    )
+
+
 def test_a_k_near_the_truth_is_not_too_low() -> None:
     errors = tradeoff()
     errors.loc[(errors["k"] == 10) & (errors["sae"] == TRAINED), "mse"] = 30.0
@@ -109,11 +143,21 @@ def test_what_lacks_something_is_refused(change, message: str) -> None:
         Cheating().check(change(CHEATING))
 
 
-def test_a_run(tmp_path: Path) -> None:
+def test_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = shrunk(
         CHEATING, lambda sae: float(sae.factors["k"]) <= 5, lambda s: with_k(s, s.config["k"])
     )
+    # A k that is shown is also the right one.
+    monkeypatch.setattr("sparse_but_wrong.experiments.cheating.SHOWN", (1, 3))
+    panels = []
+
+    def drawn(of: list) -> Figure:
+        panels.extend(title for title, _ in of)
+        return decoder_cosines(of)
+
+    monkeypatch.setattr("sparse_but_wrong.figures.decoder_cosines.decoder_cosines", drawn)
     results = run(spec, tmp_path / "run")
+    assert panels == ["Trained at $k = 1$", "Trained at $k = 3$"]
     assert_run_is_whole(results, ["tradeoff"])
     frame = results.tables["tradeoff"].frame
     assert frame["k"].tolist() == [k for k in range(1, 6) for _ in range(3)]

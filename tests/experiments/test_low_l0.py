@@ -117,6 +117,7 @@ def test_signs_where_something_was_mixed_in() -> None:
     remarks = judge_low_l0(recovery(GOOD), mixed, TRUE_L0).remarks
     assert "100% have the sign of their correlation" in remarks[1]
     assert "0% have the sign of their correlation" in remarks[2]
+    assert remarks[2].endswith("among the others the |cosine| is at most 0.05.")
 
 
 def test_too_high_that_is_no_worse_fails() -> None:
@@ -129,6 +130,38 @@ def test_pairs_that_cannot_be_judged() -> None:
     mixed["firing_correlation"] *= 0.1
     mixed.loc[mixed["k"] == 9, "cosine"] = np.nan
     assert judged(mixed, GOOD) == [True, True, None, None, None, True, True]
+
+
+def test_an_sae_that_diverged_is_no_evidence() -> None:
+    mixed = mixing(k5="mixed", k9="mixed", k11="noise", k14="noise", k18="noise")
+    found = recovery(GOOD)
+
+    def without(k: int) -> list[bool | None]:
+        gone, others = found.copy(), mixed.copy()
+        for frame in (gone, others):
+            frame.loc[frame["k"] == k, "cosine"] = np.nan
+        verdict = judge_low_l0(gone, others, TRUE_L0)
+        unjudged = [check for check in verdict.checks if check.holds is None]
+        assert all("diverged" in check.measured for check in unjudged)
+        assert not any("nan" in words for words in verdict.remarks)
+        return [check.holds for check in verdict.checks]
+
+    assert without(5) == [True, None, None, True, True, True, True]
+    assert without(14) == [True, True, True, True, True, None, True]
+    assert without(11) == [None, True, True, True, True, None, None]
+
+
+def test_a_side_without_an_sae_is_not_judged() -> None:
+    mixed = mixing(k5="mixed", k9="mixed", k11="noise", k14="noise", k18="noise")
+    found = recovery(GOOD)
+
+    def of(*ks: int) -> list[bool | None]:
+        rows, pairs = (frame.loc[frame["k"].isin(ks)] for frame in (found, mixed))
+        return [check.holds for check in judge_low_l0(rows, pairs, TRUE_L0).checks]
+
+    assert of(11, 14) == [True, None, True]
+    assert of(9, 11) == [True, True, True, None]
+    assert of(9, 14) == [None, True, True, None]  # nothing at the true L0 to compare with
 
 
 def _world(spec: ExperimentSpec, **changes: object) -> ExperimentSpec:

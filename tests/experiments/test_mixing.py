@@ -15,20 +15,35 @@ from sparse_but_wrong.experiments.make import make_world
 from sparse_but_wrong.experiments.mixing import (
     Mixing,
     floats,
+    is_lowered,
+    lowering_in_words,
     mean_and_spread,
     rank_correlation,
     strictly_rising,
 )
 from sparse_but_wrong.experiments.registry import ANALYSES, EXPERIMENTS
 from sparse_but_wrong.experiments.runner import RunSettings, finish_run, start_run
-from sparse_but_wrong.experiments.small import SMALL, SUPERPOSITION, judge_signs
-from sparse_but_wrong.experiments.spec import ExperimentSpec
+from sparse_but_wrong.experiments.small import (
+    SMALL,
+    SUPERPOSITION,
+    _has_fewer_dimensions,
+    _of_fewer_dimensions,
+    _of_lowered,
+    judge_signs,
+)
+from sparse_but_wrong.experiments.spec import (
+    CorrelatedPairs,
+    CorrelationSpec,
+    ExperimentSpec,
+    WorldSpec,
+)
 from sparse_but_wrong.experiments.strength import (
     CORRELATION_STRENGTH,
     L0_STRENGTH,
     judge_correlations,
     judge_l0s,
 )
+from sparse_but_wrong.experiments.worlds import small_world
 from sparse_but_wrong.training.controls import KTransition
 
 SPECS = (SMALL, CORRELATION_STRENGTH, L0_STRENGTH, SUPERPOSITION)
@@ -147,10 +162,113 @@ def test_a_spec_without_what_is_compared_is_refused() -> None:
         ANALYSES["correlation-strength"].check(SMALL)
     with pytest.raises(ValueError, match="several values of k"):
         ANALYSES["l0-strength"].check(replace(L0_STRENGTH, saes=L0_STRENGTH.saes[:1]))
-    factors = {"correlation": 0, "k": 1.8, "seed": 0}
-    saes = (*L0_STRENGTH.saes[:3], replace(L0_STRENGTH.saes[3], factors=factors))
+    saes = tuple(
+        replace(sae, factors={**sae.factors, "correlation": 0}) for sae in L0_STRENGTH.saes[:4]
+    )
+    worlds = {"c_+0.4_seed_0": small_world(0.0)}
     with pytest.raises(ValueError, match="has SAEs of correlation 0"):
+        ANALYSES["l0-strength"].check(replace(L0_STRENGTH, worlds=worlds, saes=saes))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"config": {"d_sae": 5, "k": 1.5}}, r"'c_\+0.4_k_2' has the factor k = 2.0, but its"),
+        ({"architecture": "topk"}, r"SAE 'c_\+0.4_k_2' has the architecture 'topk'"),
+        (
+            {"world": "c_-0.4"},
+            r"SAE 'c_\+0.4_k_2' has the factor correlation = 0.4, but .* 'c_-0.4' .* is -0.4;",
+        ),
+        ({"world": "none"}, r"'c_\+0.4_k_2' has the factor correlation = 0.4, .* is 0;"),
+        ({"world": "partial"}, r"world 'partial' of SAE 'c_\+0.4_k_2' is not one"),
+        ({"world": "further"}, r"world 'further' of SAE 'c_\+0.4_k_2' is not one"),
+        ({"world": "random"}, r"world 'random' of SAE 'c_\+0.4_k_2' is not one"),
+        ({"world": "two", "config": {"d_sae": 2, "k": 2}}, "of its SAEs have 2, 5 features"),
+    ],
+)
+def test_factors_other_than_what_is_trained_are_refused(change: dict, message: str) -> None:
+    world = small_world(0.4)
+    pairs = tuple((0, i, 0.4) for i in range(1, 5))
+    others = {
+        "none": replace(world, correlation=None),
+        "partial": replace(world, correlation=CorrelatedPairs(pairs[:2])),
+        "further": replace(world, correlation=CorrelatedPairs((*pairs, (1, 2, 0.1)))),
+        "random": replace(world, correlation=CorrelationSpec(seed=0)),
+        "two": WorldSpec(20, (0.4,) * 2, (0.15,) * 2, (1.0,) * 2, CorrelatedPairs(pairs[:1])),
+    }
+    spec = replace(
+        SMALL,
+        worlds={**SMALL.worlds, **others},
+        saes=(replace(SMALL.saes[0], **change), *SMALL.saes[1:]),
+    )
+    with pytest.raises(ValueError, match=message):
+        ANALYSES["small"].check(spec)
+
+
+def test_one_k_at_a_correlation_is_refused_and_not_judged() -> None:
+    saes = tuple(
+        sae
+        for sae in L0_STRENGTH.saes
+        if sae.factors["correlation"] == 0.4 or sae.factors["k"] == 1.8
+    )
+    with pytest.raises(ValueError, match=r"none or one at correlation -0\.4"):
         ANALYSES["l0-strength"].check(replace(L0_STRENGTH, saes=saes))
+    table = l0s(-0.2)
+    table = table.loc[(table["correlation"] > 0) | (table["k"] == 1.8)]
+    verdict = judge_l0s(table)
+    assert [check.holds for check in verdict.checks] == [True, None]
+    assert verdict.checks[1].measured == "k = 1.8: -0.200; there is no other k to compare it with"
+
+
+def test_signs_are_not_judged_without_a_k_below_the_truth() -> None:
+    verdict = judge_signs(small_table([0.0, 0.0], [0.0, 0.0]).query("k == 2"))
+    assert verdict.outcome == "not judged"
+    assert [check.holds for check in verdict.checks] == [None, True]
+    assert "no SAE with a correlation has a k below the true L0" in verdict.checks[0].measured
+
+
+@pytest.mark.parametrize(
+    ("k", "said", "unsaid"),
+    [
+        (1.8, "1 of 2 latents hold more than 0.05 of feature 0 with the sign", "at k = 2"),
+        (2.0, "at k = 2 1 of 2 latents hold more than 0.05 of feature 0, up to 0.30", "the sign"),
+    ],
+)
+def test_what_is_said_of_fewer_dimensions_with_one_side_only(
+    k: float, said: str, unsaid: str
+) -> None:
+    table = pd.DataFrame([row(0.4, k, [0.3, 0.01], d_in=2)])
+    (line,) = _of_fewer_dimensions(table)
+    assert "in 2 dimensions, fewer than" in line
+    assert said in line
+    assert unsaid not in line
+    # Three features, so two dimensions are fewer and three are not.
+    assert _has_fewer_dimensions(table).tolist() == [True]
+    assert _has_fewer_dimensions(table.assign(d_in=3)).tolist() == [False]
+
+
+def test_lowered_is_read_off_the_control() -> None:
+    sae = SMALL.saes[1]
+    assert sae.factors["k"] == 1.8
+    lowered = replace(sae, sae_id="lowered", control=KTransition(3.0, 100, 2000))
+    raised = replace(sae, sae_id="raised", control=KTransition(1.0, 0, 10))
+    assert [is_lowered(one) for one in (sae, lowered, raised)] == [False, True, False]
+    spec = replace(SMALL, saes=(sae, lowered, raised))
+    assert lowering_in_words(spec) == "from 3 between steps 100 and 2,100 of 14,649"
+    assert lowering_in_words(SMALL) == ""
+
+
+def test_what_lowered_saes_show_claims_no_cause() -> None:
+    table = pd.DataFrame(
+        [
+            row(0.4, 1.8, [0.0, 0.2]),
+            row(0.4, 1.8, [0.1, 0.2], added=True, lowered=True),
+            row(0.4, 1.8, [0.9, 0.9], added=True),
+        ]
+    )
+    (line, *_) = _of_lowered(table, "from 3 between steps 0 and 10 of 20")
+    assert "came down from 3 between steps 0 and 10 of 20, to 1.8, 2 of 2 latents" in line
+    assert "it is 1, which is consistent with" in line
 
 
 def small_table(low: list[float], right: list[float]) -> pd.DataFrame:
@@ -268,14 +386,25 @@ def test_l0s_fail_where_one_of_them_falls_and_say_where_the_mixing_went() -> Non
     verdict = judge_l0s(table)
     assert [check.holds for check in verdict.checks] == [True, False]
     assert any("up to 0.80 of such a feature" in remark for remark in verdict.remarks)
-    lowered = pd.DataFrame(
-        [row(-0.4, k, [v], added=True, mse=0.05) for k, v in ((1.9, -0.1), (1.8, -0.2))]
+    # Added, but not lowered: nothing is said of it.
+    assert (
+        judge_l0s(
+            pd.concat([table, pd.DataFrame([row(-0.4, 1.8, [0.5], added=True)])], ignore_index=True)
+        ).remarks
+        == verdict.remarks
     )
-    verdict = judge_l0s(pd.concat([table, lowered], ignore_index=True))
+    lowered = pd.DataFrame(
+        [
+            row(-0.4, k, [v], added=True, lowered=True, mse=0.05, l0=1.7)
+            for k, v in ((1.9, -0.1), (1.8, -0.2))
+        ]
+    )
+    verdict = judge_l0s(pd.concat([table, lowered], ignore_index=True), "from 2.5 early on")
     assert [check.holds for check in verdict.checks] == [True, False]
-    (said,) = [remark for remark in verdict.remarks if "came down" in remark]
+    (said,) = [remark for remark in verdict.remarks if "came down from 2.5 early on: " in remark]
     assert "mixing rises from each k" in said
-    assert "0.050 in place of 0.100 at k = 1.8" in said
+    assert "0.050 at L0 1.700 in place of 0.100 at L0 1.810 for k = 1.8" in said
+    assert "consistent with a poorer minimum" in said
 
 
 def test_numbers_by_hand() -> None:

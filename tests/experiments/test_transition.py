@@ -56,7 +56,8 @@ def table(down: float, up: float) -> pd.DataFrame:
         (0.97, 0.9, [False, True]),
         (0.995, 0.995, [True, False]),
         (0.9, 0.995, [False, False]),
-        (float("nan"), float("nan"), [False, True]),
+        (float("nan"), 0.9, [None, True]),
+        (0.995, float("nan"), [True, None]),
     ],
 )
 def test_judged_by_the_median_seed(down: float, up: float, expected: list[bool]) -> None:
@@ -73,6 +74,21 @@ def test_the_numbers_are_told() -> None:
     assert "0.095" in verdict.remarks[1]
 
 
+def test_a_run_that_diverged_is_no_evidence() -> None:
+    rows = table(0.995, 0.9)
+    rows.loc[(rows["schedule"] == "up") & (rows["mcc"] == 0.9), "mcc"] = float("nan")
+    check = judge_transitions(rows).checks[1]
+    assert check.holds is None
+    assert check.measured == (
+        "median 0.500, 0 of 1 above 0.99 (0.500); diverged and left out: up_0, up_1, up_2, up_3"
+    )
+    rows.loc[rows["schedule"] == "up", "mcc"] = float("nan")
+    verdict = judge_transitions(rows)
+    assert [check.holds for check in verdict.checks] == [True, None]
+    assert verdict.checks[1].measured == "all diverged (up_0, up_1, up_2, up_3, up_4)"
+    assert len(verdict.remarks) == 1  # no gap to a median that is not there
+
+
 def test_whether_the_loss_still_fell_is_told() -> None:
     steps = [0, 850, 950, 1000]
     curves = pd.DataFrame(
@@ -84,6 +100,7 @@ def test_whether_the_loss_still_fell_is_told() -> None:
     )
     (words,) = loss_at_end(curves, table(0.9, 0.9))
     assert "2 → 0.5 (down), 2 → 0.5 (up), 2 → 0.5 (constant)" in words
+    assert words.endswith("training had not settled, and a longer one may end elsewhere.")
     assert loss_at_end(curves.loc[curves["step"] == 0], table(0.9, 0.9)) == []
 
 
@@ -93,6 +110,11 @@ def _schedule_lost(spec: ExperimentSpec) -> ExperimentSpec:
 
 def _misnamed(spec: ExperimentSpec) -> ExperimentSpec:
     return replace(spec, saes=(replace(spec.saes[0], control=None), *spec.saes[1:]))
+
+
+def _all_end_at(spec: ExperimentSpec, k: int) -> ExperimentSpec:
+    saes = tuple(replace(sae, config={**sae.config, "k": k}) for sae in spec.saes)
+    return replace(spec, saes=saes)
 
 
 def _another_end(spec: ExperimentSpec) -> ExperimentSpec:
@@ -106,6 +128,7 @@ def _another_end(spec: ExperimentSpec) -> ExperimentSpec:
         (_schedule_lost, "needs an SAE whose factor schedule is 'up'"),
         (_misnamed, "SAE 'down_seed_0' has the factor schedule = 'down', but by its control"),
         (_another_end, "end at 11, 12"),
+        (lambda spec: _all_end_at(spec, 5), "the true L0 (10.95), but those of the spec"),
     ],
 )
 def test_what_lacks_something_is_refused(change, message: str) -> None:

@@ -5,7 +5,10 @@ Source: Chanin & Garriga-Alonso 2025, arXiv:2508.16560.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from sparse_but_wrong.experiments.analysis import Analysis, NamedFigure, Results
 from sparse_but_wrong.experiments.findings import NEAR
@@ -116,6 +119,8 @@ class BatchTopK(Analysis):
 def judge_over_seeds(table: pd.DataFrame, ns: Sequence[int], true_l0: float) -> Verdict:
     """Whether the mean over seeds of s_n^dec, c_dec and c_enc is smallest at the true L0.
 
+    A check for which an SAE has no finite figure is not judged: its mean would be that of others.
+
     Args:
         table: a row per SAE, with the factors k and seed.
         ns: which n; those from half the number of latents on say nothing.
@@ -123,21 +128,48 @@ def judge_over_seeds(table: pd.DataFrame, ns: Sequence[int], true_l0: float) -> 
     """
     mean = mean_over_seeds(table, "k")
     projections = judge_projections(mean, ns, true_l0)
-    similarities = tuple(_judge_similarity(mean, name, true_l0) for name in ("c_dec", "c_enc"))
+    checks = (
+        *projections.checks,
+        *(_judge_similarity(mean, name, true_l0) for name in ("c_dec", "c_enc")),
+    )
+    looked_at = [name for n in ns if (name := f"s_{n}") in table]
+    diverged = [
+        _not_finite(table, ["l0", *columns]) for columns in (looked_at, ["c_dec"], ["c_enc"])
+    ]
+    checks = tuple(
+        replace(check, holds=None, measured=f"{check.measured}; not judged, as {_missing(ids)}")
+        if ids
+        else check
+        for check, ids in zip(checks, diverged, strict=True)
+    )
+    every = _not_finite(table, ["l0", *looked_at, "c_dec", "c_enc"])
     # Of projections around 0 a single SAE can make the mean the smallest; not the median.
     numeric = table.select_dtypes("number").columns.difference(["k"])
     median = table.groupby("k", sort=True)[list(numeric)].median().reset_index()
     by_median = judge_projections(median, ns, true_l0).checks[0]
-    word = "holds" if by_median.holds else "does not hold"
+    word = {True: "holds", False: "does not hold", None: "is not judged"}[
+        None if diverged[0] else by_median.holds
+    ]
     return Verdict(
-        (*projections.checks, *similarities),
+        checks,
         (
             *projections.remarks,
             f"With the median seed in place of the mean, what is said of s_n^dec {word}: "
             f"{by_median.measured}.",
             *_remarks(table, true_l0),
+            *([f"SAEs that diverged: {', '.join(every)}."] if every else []),
         ),
     )
+
+
+def _not_finite(table: pd.DataFrame, columns: Sequence[str]) -> list[str]:
+    """The ids of the SAEs with a figure that is not finite."""
+    finite = np.isfinite(table[list(columns)].to_numpy(float)).all(axis=1)
+    return [str(sae_id) for sae_id in table.loc[~finite, "sae_id"]]
+
+
+def _missing(ids: Sequence[str]) -> str:
+    return f"{len(ids)} of the SAEs diverged and {'is' if len(ids) == 1 else 'are'} in no mean"
 
 
 def _judge_similarity(mean: pd.DataFrame, column: str, true_l0: float) -> Check:
@@ -153,6 +185,12 @@ def _judge_similarity(mean: pd.DataFrame, column: str, true_l0: float) -> Check:
     if len(off):
         other = off.iloc[0]
         measured += f"; away from the true L0 at least {other[column]:.4f}, at k = {other['k']:g}"
+    sides = (("below", finite["l0"] < true_l0 - NEAR), ("above", finite["l0"] > true_l0 + NEAR))
+    missing = [side for side, there in sides if not there.any()]
+    if missing:
+        # Without SAEs on both sides there is nothing that the smallest could be smaller than.
+        measured += f"; the sweep has no SAE more than {NEAR:g} {' or '.join(missing)} it"
+        return Check(claim, measured, None)
     return Check(claim, measured, bool(abs(best["l0"] - true_l0) <= NEAR))
 
 

@@ -137,7 +137,7 @@ class Cheating(Analysis):
         curves = {label: frame.loc[frame["sae"] == kind] for kind, label in labels.items()}
         directions = results.world(results.only_world).directions
         panels = []
-        for k in (*(k for k in SHOWN if k in saes), right_k):
+        for k in dict.fromkeys((*(k for k in SHOWN if k in saes), right_k)):
             sae = results.sae(saes[k].sae_id)
             matrix = matched_cosines(sae, directions).double().numpy()
             if np.isfinite(matrix).all():
@@ -168,6 +168,8 @@ class Cheating(Analysis):
 def judge_tradeoff(tradeoff: pd.DataFrame, table: pd.DataFrame, true_l0: float) -> Verdict:
     """Whether SAEs trained below the true L0 reconstruct better than right ones held to their k.
 
+    What there is no SAE for, below the true L0 or at it, is not judged.
+
     Args:
         tradeoff: a row per k and kind of SAE with columns `k`, `sae` and `mse`.
         table: a row per trained SAE with columns `k` and `mcc`.
@@ -176,7 +178,10 @@ def judge_tradeoff(tradeoff: pd.DataFrame, table: pd.DataFrame, true_l0: float) 
     mse = tradeoff.pivot(index="k", columns="sae", values="mse").sort_index()
     right_k = nearest([int(k) for k in mse.index], true_l0)
     low = mse.loc[mse.index < true_l0 - NEAR]
-    shown = [k for k in SHOWN if k in low.index] or [int(low.index[-1])]
+    shown = [k for k in SHOWN if k in low.index] or [int(k) for k in low.index[-1:]]
+    there_is_none = f"there is no SAE with a k more than {NEAR:g} below the true L0 {true_l0:.2f}"
+    no_right = "" if abs(right_k - true_l0) <= NEAR else f"; k = {right_k} is not at the true L0"
+    of_low = f" (k = {ranges([int(k) for k in low.index])})" if len(low) else ""
     checks = []
     for kind, name in (
         (RIGHT, f"the SAE trained at k = {right_k}, held to the same k"),
@@ -186,22 +191,27 @@ def judge_tradeoff(tradeoff: pd.DataFrame, table: pd.DataFrame, true_l0: float) 
         figures = "; ".join(
             f"MSE {low[TRAINED][k]:.2f} against {low[kind][k]:.2f} at k = {k}" for k in shown
         )
+        lacks = no_right if kind == RIGHT else ""
         checks.append(
             Check(
-                f"for every k more than {NEAR:g} below the true L0 (k = "
-                f"{ranges([int(k) for k in low.index])}) the SAE trained there has a lower MSE "
-                f"than {name}",
-                f"{int(better.sum())} of {len(low)}; {figures}",
-                bool(better.all()),
+                f"for every k more than {NEAR:g} below the true L0{of_low} the SAE trained there "
+                f"has a lower MSE than {name}",
+                f"{int(better.sum())} of {len(low)}; {figures}{lacks}"
+                if len(low)
+                else there_is_none,
+                bool(better.all()) if len(low) and not lacks else None,
             )
         )
     wrong = table.loc[(table["k"] < true_l0 - NEAR)]
     checks.append(
         Check(
-            f"none of these better SAEs has the true features: mean matched cosine < {RECOVERED:g}",
+            f"none of the SAEs trained more than {NEAR:g} below the true L0 has the true features: "
+            f"mean matched cosine < {RECOVERED:g}",
             f"the largest is {wrong['mcc'].max():.3f}, "
-            + ", ".join(f"{_mcc(wrong, k):.3f} at k = {k}" for k in shown),
-            bool((wrong["mcc"] < RECOVERED).all()),
+            + ", ".join(f"{_mcc(wrong, k):.3f} at k = {k}" for k in shown)
+            if len(wrong)
+            else there_is_none,
+            bool((wrong["mcc"] < RECOVERED).all()) if len(wrong) else None,
         )
     )
     best = int(mse.index[int(np.nan_to_num(mse[TRAINED].to_numpy(float), nan=np.inf).argmin())])

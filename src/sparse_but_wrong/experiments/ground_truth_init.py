@@ -120,7 +120,7 @@ class GroundTruthInit(Analysis):
         from sparse_but_wrong.figures.decoder_cosines import decoder_cosines
         from sparse_but_wrong.figures.training_curves import training_curves
 
-        name = next(iter(results.spec.worlds))
+        name = next(name for name in results.spec.worlds if results.spec.of_world(name))
         world = results.world(name)
         saes = sorted(results.spec.of_world(name), key=lambda sae: float(sae.factors["k"]))
         ends = []

@@ -26,6 +26,8 @@ from sparse_but_wrong.experiments.worlds import BUDGET, FIFTY_FEATURES, batchtop
 from sparse_but_wrong.toy_models.firing_correlation import firing_correlation
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pandas as pd
 
 RIGHT_K, TOO_LOW, TOO_HIGH = 11, (9, 5), (14, 18)
@@ -186,6 +188,8 @@ class LowL0(Analysis):
 def judge_low_l0(recovery: pd.DataFrame, mixing: pd.DataFrame, true_l0: float) -> Verdict:
     """Whether the right k recovers all features, and what those below and above it do.
 
+    Nothing is judged by an SAE that diverged, nor of a side that has no SAE.
+
     Args:
         recovery: a row per SAE and feature with columns `k`, `feature`, `firing_probability` and
             `cosine`.
@@ -198,37 +202,50 @@ def judge_low_l0(recovery: pd.DataFrame, mixing: pd.DataFrame, true_l0: float) -
     of_right = recovery.loc[recovery["k"] == right]
     worst = of_right.loc[of_right["cosine"].fillna(-math.inf).idxmin()]
     n_right = int((of_right["cosine"] > RECOVERED).sum())
+    diverged = [k for k in ks if _diverged(recovery, k) or _diverged(mixing, k)]
+    is_right = abs(right - true_l0) <= NEAR
+    lows = [k for k in ks if k < true_l0 - NEAR]
+    highs = [k for k in ks if k > true_l0 + NEAR]
     checks = [
         Check(
             f"at k = {right:g} every feature has a latent of its own with cosine > {RECOVERED:g}",
-            f"{n_right} of {len(of_right)}; the smallest is {worst['cosine']:.4f} "
-            f"(feature {worst['feature']:g})",
-            n_right == len(of_right),
+            _why_not([right], diverged)
+            or f"{n_right} of {len(of_right)}; the smallest is {worst['cosine']:.4f} "
+            f"(feature {worst['feature']:g})"
+            + ("" if is_right else f"; k = {right:g} is not within {NEAR:g} of the true L0"),
+            n_right == len(of_right) if is_right and right not in diverged else None,
         )
     ]
-    for k in (k for k in ks if k < true_l0 - NEAR):
+    for k in lows:
         checks += _judge_mixing(mixing.loc[mixing["k"] == k], k)
-    for k in (k for k in ks if k > true_l0 + NEAR):
+    if not lows:
+        checks.append(_no_side("below", "latents mix in other features in order", true_l0))
+    for k in highs:
         of_k = recovery.loc[recovery["k"] == k]
         n = int((of_k["cosine"] > RECOVERED).sum())
         checks.append(
             Check(
                 f"at k = {k:g} fewer features are recovered (cosine > {RECOVERED:g}) than at k = "
                 f"{right:g}",
-                f"{n} of {len(of_k)} against {n_right}; the mean cosine is "
+                _why_not([right, k], diverged)
+                or f"{n} of {len(of_k)} against {n_right}; the mean cosine is "
                 f"{of_k['cosine'].mean():.3f} against {of_right['cosine'].mean():.3f}",
-                n < n_right,
+                n < n_right if is_right and not {right, k} & set(diverged) else None,
             )
         )
+    if not highs:
+        checks.append(_no_side("above", "fewer features are recovered", true_l0))
     control = mixing.loc[mixing["k"] == right]
-    remarks = [
-        f"For comparison, the rank correlation at k = {right:g} is {_order(control):+.2f}, with a "
-        f"mean |cosine| of {control['cosine'].abs().mean():.4f} between latents and other "
-        "features."
-    ]
-    missed = of_right.loc[~(of_right["cosine"] > RECOVERED)]
+    remarks = []
+    if right not in diverged:
+        remarks.append(
+            f"For comparison, the rank correlation at k = {right:g} is {_order(control):+.2f}, "
+            f"with a mean |cosine| of {control['cosine'].abs().mean():.4f} between latents and "
+            "other features."
+        )
+    missed = of_right.loc[of_right["cosine"] <= RECOVERED]
     remarks += [_of_missed(row, control) for row in missed.head(5).to_dict("records")]
-    for k in (k for k in ks if k < true_l0 - NEAR):
+    for k in (k for k in lows if k not in diverged):
         of_k = recovery.loc[recovery["k"] == k, "cosine"]
         pairs = mixing.loc[mixing["k"] == k]
         remarks.append(
@@ -237,6 +254,21 @@ def judge_low_l0(recovery: pd.DataFrame, mixing: pd.DataFrame, true_l0: float) -
             f"and other features {pairs['cosine'].abs().mean():.4f}. {_of_mixed(pairs)}"
         )
     return Verdict(tuple(checks), tuple(remarks))
+
+
+def _diverged(table: pd.DataFrame, k: float) -> bool:
+    return not np.isfinite(table.loc[table["k"] == k, "cosine"].to_numpy(float)).all()
+
+
+def _why_not(ks: Sequence[float], diverged: Sequence[float]) -> str:
+    """Which of the SAEs a check looks at diverged; nothing if none did."""
+    which = " and ".join(f"k = {k:g}" for k in ks if k in diverged)
+    return f"the SAE at {which} diverged" if which else ""
+
+
+def _no_side(side: str, what: str, true_l0: float) -> Check:
+    claim = f"at a k more than {NEAR:g} {side} the true L0 {true_l0:.2f} {what}"
+    return Check(claim, "there is no such SAE", None)
 
 
 def _of_missed(row: dict[str, Any], pairs: pd.DataFrame) -> str:
@@ -264,8 +296,8 @@ def _of_mixed(pairs: pd.DataFrame) -> str:
     same = (np.sign(mixed["firing_correlation"]) == np.sign(mixed["cosine"])).mean()
     return (
         f"Of the {len(mixed)} pairs with a clear correlation whose |cosine| is above {MIXED:g}, "
-        f"{same:.0%} have the sign of their correlation; among the others the cosine is next to "
-        "nothing, and its sign says little."
+        f"{same:.0%} have the sign of their correlation; among the others the |cosine| is at most "
+        f"{MIXED:g}."
     )
 
 
@@ -273,6 +305,7 @@ def _judge_mixing(pairs: pd.DataFrame, k: float) -> list[Check]:
     order = _order(pairs)
     clear = pairs.loc[pairs["firing_correlation"].abs() > CLEAR]
     same = (np.sign(clear["firing_correlation"]) == np.sign(clear["cosine"])).mean()
+    why_not = "" if np.isfinite(pairs["cosine"].to_numpy(float)).all() else "the SAE diverged"
     linear = _pearson(pairs["firing_correlation"].to_numpy(float), pairs["cosine"].to_numpy(float))
     sign_claim = (
         f"at k = {k:g} of pairs with |firing correlation| > {CLEAR:g} more than {SAME_SIGN:.0%} "
@@ -282,13 +315,13 @@ def _judge_mixing(pairs: pd.DataFrame, k: float) -> list[Check]:
         Check(
             f"at k = {k:g} latents mix in other features in the order of their correlation: rank "
             f"correlation > {SAME_ORDER:g} over all pairs",
-            f"{order:.2f} (Spearman; Pearson {linear:.2f})",
+            why_not or f"{order:.2f} (Spearman; Pearson {linear:.2f})",
             None if math.isnan(order) else order > SAME_ORDER,
         ),
         Check(
             sign_claim,
-            f"{same:.0%} of {len(clear)}" if len(clear) else "there are no such pairs",
-            bool(same > SAME_SIGN) if len(clear) else None,
+            why_not or (f"{same:.0%} of {len(clear)}" if len(clear) else "there are no such pairs"),
+            bool(same > SAME_SIGN) if len(clear) and not why_not else None,
         ),
     ]
 

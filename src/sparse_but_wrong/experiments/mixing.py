@@ -10,6 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,7 +18,13 @@ from jaxtyping import Bool, Float
 
 from sparse_but_wrong.diagnostics.mixing import feature_mixing, mean_abs_cosine
 from sparse_but_wrong.experiments.analysis import Analysis, MeasuredTable, Results
-from sparse_but_wrong.experiments.spec import ExperimentSpec, SAESpec, WorldSpec
+from sparse_but_wrong.experiments.requirements import require_k_as_trained
+from sparse_but_wrong.experiments.spec import (
+    CorrelatedPairs,
+    ExperimentSpec,
+    SAESpec,
+    WorldSpec,
+)
 from sparse_but_wrong.experiments.worlds import BUDGET, N_SMALL, batchtopk
 from sparse_but_wrong.toy_models.firing_correlation import firing_correlation
 from sparse_but_wrong.training.controls import KTransition
@@ -61,7 +68,7 @@ def small_sae(
         sae_id: of the SAE.
         added: not part of the published grid.
         lowered: k comes down from the true L0 over the first half of training. That tells what a
-            low k does from what starting at it does: a sudden change of k can throw latents into
+            low k does from what starting at it does: a low k from the first step may lead to
             another minimum.
     """
     return SAESpec(
@@ -80,7 +87,10 @@ class Mixing(Analysis):
     """Measures how much of feature 0 the latents of the other features hold."""
 
     def check(self, spec: ExperimentSpec) -> None:
-        """As the base class: SAEs that start at the true features, with their factors.
+        """As the base class: BatchTopK SAEs that start at the true features.
+
+        Their factors are to be what they are trained with: the k of their config (at which one
+        with a `KTransition` ends) and the correlation of feature 0 in their world.
 
         Raises:
             ValueError: what is missing in the spec.
@@ -109,6 +119,14 @@ class Mixing(Analysis):
                     f"{where} needs as many latents as features, at least 2; SAE {sae.sae_id!r} "
                     f"has d_sae = {sae.config.get('d_sae')}, its world {n_features} features."
                 )
+            _require_correlation_of_world(spec, sae)
+        require_k_as_trained(spec)
+        sizes = sorted({spec.worlds[sae.world].n_features for sae in spec.saes})
+        if len(sizes) > 1:
+            raise ValueError(
+                f"{where} compares latents of worlds of one size, but the worlds of its SAEs have "
+                f"{', '.join(map(str, sizes))} features."
+            )
 
     def measure(self, results: Results) -> dict[str, MeasuredTable]:
         """As the base class: a row per SAE."""
@@ -140,10 +158,10 @@ def measure_mixing(results: Results) -> pd.DataFrame:
                 "sae_id": sae_spec.sae_id,
                 "world": name,
                 "added": sae_spec.added,
-                "lowered": sae_spec.control is not None,
+                "lowered": is_lowered(sae_spec),
                 "d_in": world_spec.d_in,
                 **{factor: sae_spec.factors[factor] for factor in _FACTORS},
-                "firing_correlation": _firing_correlation(world_spec, sae_spec),
+                "firing_correlation": _firing_correlation(world_spec),
                 "true_l0": sum(world_spec.firing_probabilities),
                 **scores[sae_spec.sae_id],
                 "mean_abs_cosine": mean_abs_cosine(directions),
@@ -159,10 +177,7 @@ def measure_mixing(results: Results) -> pd.DataFrame:
 
 
 def of_components(table: pd.DataFrame) -> Float[np.ndarray, "rows others"]:
-    """What the latents of features 1, 2, … hold of feature 0, a row per SAE.
-
-    Worlds of different sizes leave NaN where a world has fewer features.
-    """
+    """What the latents of features 1, 2, … hold of feature 0, a row per SAE."""
     names = [name for name in table.columns if str(name).startswith(_COMPONENT)]
     return table[names].to_numpy(dtype=np.float64)
 
@@ -259,6 +274,57 @@ def _where(table: pd.DataFrame, chosen: Bool[np.ndarray, " rows"]) -> str:
     )
 
 
-def _firing_correlation(world: WorldSpec, sae: SAESpec) -> float:
-    p = world.firing_probabilities
-    return firing_correlation(float(sae.factors["correlation"]), p[0], p[1])
+def is_lowered(sae: SAESpec) -> bool:
+    """Whether k came down to the config's own while the SAE trained."""
+    control = sae.control
+    return isinstance(control, KTransition) and control.initial_k > float(sae.factors["k"])
+
+
+def lowering_in_words(spec: ExperimentSpec) -> str:
+    """From where k came down, and when; to follow "came down". Empty if none did."""
+    controls = {
+        (sae.control.initial_k, sae.control.start_step, sae.control.duration_steps)
+        for sae in spec.saes
+        if isinstance(sae.control, KTransition) and is_lowered(sae)
+    }
+    return " or ".join(
+        f"from {initial_k:g} between steps {start:,} and {start + duration:,} of "
+        f"{spec.training.n_steps:,}"
+        for initial_k, start, duration in sorted(controls)
+    )
+
+
+def _require_correlation_of_world(spec: ExperimentSpec, sae: SAESpec) -> None:
+    correlation = _correlation_of(spec.worlds[sae.world])
+    if correlation is None:
+        raise ValueError(
+            f"the analysis {spec.analysis!r} needs worlds where feature 0 has one correlation with "
+            f"all others, and these none with each other; world {sae.world!r} of SAE "
+            f"{sae.sae_id!r} is not one."
+        )
+    if correlation != sae.factors["correlation"]:
+        raise ValueError(
+            f"SAE {sae.sae_id!r} has the factor correlation = {sae.factors['correlation']}, but "
+            f"in its world {sae.world!r} the correlation of feature 0 with the others is "
+            f"{correlation:g}; the analysis {spec.analysis!r} takes one for the other."
+        )
+
+
+def _correlation_of(world: WorldSpec) -> float | None:
+    """The latent correlation of feature 0 with each other; None if it is not the only one."""
+    if world.correlation is None:
+        return 0.0
+    if not isinstance(world.correlation, CorrelatedPairs):
+        return None
+    pairs = {(min(i, j), max(i, j)): c for i, j, c in world.correlation.pairs}
+    with_first = {pairs.pop((0, j), 0.0) for j in range(1, world.n_features)}
+    return with_first.pop() if len(with_first) == 1 and not any(pairs.values()) else None
+
+
+def _firing_correlation(world: WorldSpec) -> float:
+    """The mean over the other features, where these do not all fire alike."""
+    correlation = _correlation_of(world)
+    if correlation is None:
+        return math.nan
+    first, *others = world.firing_probabilities
+    return fmean(firing_correlation(correlation, first, p) for p in others)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from sparse_but_wrong.experiments.spec import ExperimentSpec
@@ -61,8 +62,24 @@ def require_latent_per_feature(spec: ExperimentSpec) -> None:
 
 
 def true_l0_of(spec: ExperimentSpec, world: str) -> float:
-    """Features active per sample of a world, from its firing probabilities."""
-    return sum(spec.worlds[world].firing_probabilities)
+    """Features active per sample of a world: fired, and with a magnitude not clipped to 0."""
+    of_world = spec.worlds[world]
+    return sum(
+        p * _above_zero(mean, std)
+        for p, mean, std in zip(
+            of_world.firing_probabilities,
+            of_world.mean_firing_magnitudes,
+            of_world.std_firing_magnitudes,
+            strict=True,
+        )
+    )
+
+
+def _above_zero(mean: float, std: float) -> float:
+    """The probability that a normal magnitude is above 0."""
+    if std == 0:
+        return float(mean > 0)
+    return 0.5 * math.erfc(-mean / std / math.sqrt(2))
 
 
 def require_k_around_the_truth(spec: ExperimentSpec, near: float, *, above: bool) -> None:

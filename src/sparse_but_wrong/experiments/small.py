@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from sparse_but_wrong.experiments.analysis import NamedFigure, Results
 from sparse_but_wrong.experiments.mixing import (
@@ -21,6 +21,7 @@ from sparse_but_wrong.experiments.mixing import (
     elsewhere_in_words,
     floats,
     is_too_low,
+    lowering_in_words,
     not_finite,
     of_components,
     small_sae,
@@ -126,11 +127,11 @@ class Superposition(Small):
                 f"{cosine.max():.3f}), "
             )
             checks += judge_signs(noise, where).checks
-        few = floats(table, "d_in") < N_SMALL
+        few = _has_fewer_dimensions(table)
         remarks = (
             *judge_signs(table).remarks,
             "What the true directions have in common is subtracted from all that is judged.",
-            *_of_lowered(table),
+            *_of_lowered(table, lowering_in_words(results.spec)),
             *_of_fewer_dimensions(table.loc[few & ~table["lowered"]]),
         )
         return Verdict(tuple(checks), remarks)
@@ -138,7 +139,7 @@ class Superposition(Small):
     def draw(self, results: Results) -> list[NamedFigure]:
         """As the base class, for each strength of the noise, and for what was added."""
         table = results.tables["mixing"].frame
-        few = floats(table, "d_in") < N_SMALL
+        few = _has_fewer_dimensions(table)
         strongest, *weaker = _by_noise(results, table.loc[~table["added"]])
         return [
             *_heatmaps(results, strongest, ""),
@@ -150,6 +151,12 @@ class Superposition(Small):
             ),
             *_heatmaps(results, table.loc[few & ~table["lowered"]], "fewer_dimensions_"),
         ]
+
+
+def _has_fewer_dimensions(table: pd.DataFrame) -> Bool[np.ndarray, " rows"]:
+    """Which SAEs are those of worlds with more features than dimensions."""
+    n_features = 1 + of_components(table).shape[1]
+    return floats(table, "d_in") < n_features
 
 
 def _by_noise(results: Results, table: pd.DataFrame) -> list[pd.DataFrame]:
@@ -185,6 +192,15 @@ def judge_signs(table: pd.DataFrame, where: str = "") -> Verdict:
                 None if diverged else bool((values > NO_COMPONENT).all()),
             )
         )
+    if not checks:
+        checks.append(
+            Check(
+                f"{where}below the true L0 every latent of another feature takes on a component "
+                "of feature 0, of the sign of the correlation",
+                diverged or "no SAE with a correlation has a k below the true L0",
+                None,
+            )
+        )
     rows = table.loc[~too_low]
     if not rows.empty:
         values = np.abs(of_components(rows))
@@ -206,9 +222,15 @@ def judge_signs(table: pd.DataFrame, where: str = "") -> Verdict:
     return Verdict(tuple(checks), remarks)
 
 
-def _of_lowered(table: pd.DataFrame) -> list[str]:
-    """What SAEs show whose k came down from the true L0, which are no part of the claim."""
-    published, table = table.loc[~table["added"]], table.loc[table["lowered"]]
+def _of_lowered(table: pd.DataFrame, lowering: str) -> list[str]:
+    """What SAEs show whose k came down in training, which are no part of the claim.
+
+    Args:
+        table: of mixing.
+        lowering: from where k came down, and when.
+    """
+    is_one = table["lowered"] & table["added"]
+    published, table = table.loc[~table["added"] & ~table["lowered"]], table.loc[is_one]
     published = published.loc[published["world"].isin(table["world"].tolist())]
     if table.empty or not_finite(table) or not_finite(published):
         return []
@@ -216,14 +238,14 @@ def _of_lowered(table: pd.DataFrame) -> list[str]:
     n_right = int((right > NO_COMPONENT).sum())
     n_before = int((_with_right_sign(published.loc[is_too_low(published)]) > NO_COMPONENT).sum())
     return [
-        "Not judged, as the paper has none of them: of the same SAEs with a k that comes down from "
-        f"{TRUE_L0:g} to {_ks(table)} over the first half of training, "
+        "Not judged, as the paper has none of them: of the same SAEs whose k came down "
+        f"{lowering}, to {_ks(table)}, "
         f"{n_right} of {right.size} latents hold more than "
         f"{NO_COMPONENT:g} of feature 0 with the sign of the correlation, "
         f"{int((right < -NO_COMPONENT).sum())} with the other sign."
         + (
-            f" Of those whose k was low from the start it is {n_before}: part of what is seen "
-            "there is the minimum that they were thrown into when training began."
+            f" Of those whose k was low from the start it is {n_before}, which is "
+            "consistent with another minimum that a low k leads to when training begins at it."
             if n_right > n_before
             else ""
         ),
@@ -237,15 +259,24 @@ def _of_fewer_dimensions(table: pd.DataFrame) -> list[str]:
         return []
     too_low, rest = table.loc[is_too_low(table)], table.loc[~is_too_low(table)]
     right, others = _with_right_sign(too_low), np.abs(of_components(rest))
+    dimensions = ", ".join(f"{d:g}" for d in sorted(set(floats(table, "d_in").tolist())))
+    seen = []
+    if right.size:
+        seen.append(
+            f"{int((right > NO_COMPONENT).sum())} of {right.size} latents hold more than "
+            f"{NO_COMPONENT:g} of feature 0 with the sign of the correlation at k = "
+            f"{_ks(too_low)}, {int((right < -NO_COMPONENT).sum())} with the other sign"
+        )
+    if others.size:
+        seen.append(
+            f"at k = {_ks(rest)} {int((others > NO_COMPONENT).sum())} of {others.size} latents "
+            f"hold more than {NO_COMPONENT:g} of feature 0, up to {others.max():.2f}"
+        )
     return [
-        f"Not judged, as it is beyond the claim: in {_FEWER_DIMENSIONS} dimensions, fewer than "
+        f"Not judged, as it is beyond the claim: in {dimensions} dimensions, fewer than "
         f"there are features, where the mean |cosine| is "
         f"{floats(table, 'mean_abs_cosine').mean():.2f}, "
-        f"{int((right > NO_COMPONENT).sum())} of {right.size} latents hold more than "
-        f"{NO_COMPONENT:g} of feature 0 with the sign of the correlation at k = {_ks(too_low)}, "
-        f"{int((right < -NO_COMPONENT).sum())} with the other sign; at k = {_ks(rest)} "
-        f"{int((others > NO_COMPONENT).sum())} of {others.size} hold more than {NO_COMPONENT:g} "
-        f"of it all the same, up to {others.max():.2f}."
+        f"{'; '.join(seen)}."
     ]
 
 
@@ -285,7 +316,7 @@ def _heatmaps(results: Results, table: pd.DataFrame, prefix: str) -> list[NamedF
         return []
     where = {
         "": "",
-        "lowered_": ", where k came down from the true L0 during training",
+        "lowered_": f", where k came down {lowering_in_words(results.spec)}",
         "fewer_dimensions_": ", in worlds with fewer dimensions than features",
     }.get(prefix, ", in worlds with weaker noise")
     return [

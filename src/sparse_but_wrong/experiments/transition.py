@@ -5,13 +5,15 @@ Source: Chanin & Garriga-Alonso 2025, arXiv:2508.16560.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sparse_but_wrong.diagnostics.matched_cosines import matched_cosines
 from sparse_but_wrong.experiments.analysis import Analysis, NamedFigure, Results
-from sparse_but_wrong.experiments.requirements import require_numbers
+from sparse_but_wrong.experiments.findings import NEAR
+from sparse_but_wrong.experiments.requirements import require_numbers, true_l0_of
 from sparse_but_wrong.experiments.spec import ONLY_WORLD, ExperimentSpec, SAESpec
 from sparse_but_wrong.experiments.sweep import RECOVERED, require_one_world
 from sparse_but_wrong.experiments.verdict import Check, Verdict
@@ -66,7 +68,7 @@ class Transition(Analysis):
     """SAEs that end at the same k by different ways, each against the true features."""
 
     def check(self, spec: ExperimentSpec) -> None:
-        """As the base class: one world, and SAEs of each schedule that do what its name says.
+        """As the base class: one world, and SAEs of each schedule that take k to its true L0 so.
 
         Raises:
             ValueError: what is missing in the spec.
@@ -92,6 +94,14 @@ class Transition(Analysis):
             raise ValueError(
                 f"the analysis {spec.analysis!r} compares SAEs that end at the same k, but those "
                 f"of the spec {spec.name!r} end at {', '.join(f'{k:g}' for k in ends)}."
+            )
+        (world,) = spec.worlds
+        truth = true_l0_of(spec, world)
+        if abs(ends[0] - truth) > NEAR:
+            raise ValueError(
+                f"the analysis {spec.analysis!r} is about SAEs that end within {NEAR:g} of the "
+                f"true L0 ({truth:.2f}), but those of the spec {spec.name!r} end at k = "
+                f"{ends[0]:g}."
             )
 
     def judge(self, results: Results) -> Verdict:
@@ -142,37 +152,41 @@ class Transition(Analysis):
 def judge_transitions(table: pd.DataFrame) -> Verdict:
     """Whether SAEs whose k went down recovered the features, and those whose k went up did not.
 
-    Judged by the median seed, because single runs now and then land in a poor minimum.
+    Judged by the median seed, because single runs now and then land in a poor minimum. A run that
+    diverged says nothing of the way its k went: medians are of the others, and not judged.
 
     Args:
-        table: a row per SAE with columns `schedule` and `mcc`.
+        table: a row per SAE with columns `sae_id`, `schedule` and `mcc`.
     """
-    mcc = {name: table.loc[table["schedule"] == name, "mcc"].to_numpy(float) for name in SCHEDULES}
-    # A NaN is no recovery.
-    median = {name: float(np.median(np.nan_to_num(values))) for name, values in mcc.items()}
+    of = {name: table.loc[table["schedule"] == name] for name in SCHEDULES}
+    finite = {name: rows.loc[np.isfinite(rows["mcc"].to_numpy(float))] for name, rows in of.items()}
+    median = {
+        name: float(rows["mcc"].median()) if len(rows) else math.nan
+        for name, rows in finite.items()
+    }
+    whole = {name: len(finite[name]) == len(of[name]) > 0 for name in SCHEDULES}
     checks = (
         Check(
             f"lowered to the right k, the median SAE recovers the features: mean matched cosine > "
             f"{RECOVERED:g}",
-            _in_words(mcc["down"], median["down"]),
-            median["down"] > RECOVERED,
+            _in_words(of["down"], median["down"]),
+            median["down"] > RECOVERED if whole["down"] else None,
         ),
         Check(
             f"raised to the right k, the median SAE does not: mean matched cosine < {RECOVERED:g}",
-            _in_words(mcc["up"], median["up"]),
-            median["up"] < RECOVERED,
+            _in_words(of["up"], median["up"]),
+            median["up"] < RECOVERED if whole["up"] else None,
         ),
     )
-    constant = _in_words(mcc["constant"], median["constant"])
+    constant = _in_words(of["constant"], median["constant"])
+    remarks = [f"With the right k from the start: {constant}."]
     gap = median["down"] - median["up"]
-    return Verdict(
-        checks,
-        (
-            f"With the right k from the start: {constant}.",
+    if math.isfinite(gap):
+        remarks.append(
             f"The median of those lowered is {abs(gap):.3f} {'above' if gap >= 0 else 'below'} "
-            "that of those raised.",
-        ),
-    )
+            "that of those raised."
+        )
+    return Verdict(checks, tuple(remarks))
 
 
 def loss_at_end(curves: pd.DataFrame, table: pd.DataFrame) -> list[str]:
@@ -197,15 +211,21 @@ def loss_at_end(curves: pd.DataFrame, table: pd.DataFrame) -> list[str]:
         parts.append(f"{earlier:.3g} → {later:.3g} ({schedule})")
     return [
         "From training's last tenth but one to its last, the MSE of the median SAE (of the scaled "
-        f"activations) went {', '.join(parts)}: where it still falls, the budget decided how far "
-        "an SAE came back."
+        f"activations) went {', '.join(parts)}: where it still falls, training had not settled, "
+        "and a longer one may end elsewhere."
     ]
 
 
-def _in_words(values: np.ndarray, median: float) -> str:
-    each = ", ".join(f"{value:.3f}" for value in values)
-    count = int((values > RECOVERED).sum())
-    return f"median {median:.3f}, {count} of {len(values)} above {RECOVERED:g} ({each})"
+def _in_words(rows: pd.DataFrame, median: float) -> str:
+    is_finite = np.isfinite(rows["mcc"].to_numpy(float))
+    finite = rows.loc[is_finite, "mcc"]
+    diverged = ", ".join(str(sae_id) for sae_id in rows.loc[~is_finite, "sae_id"])
+    if finite.empty:
+        return f"all diverged ({diverged})" if diverged else "there is no such SAE"
+    each = ", ".join(f"{value:.3f}" for value in finite)
+    count = int((finite > RECOVERED).sum())
+    words = f"median {median:.3f}, {count} of {len(finite)} above {RECOVERED:g} ({each})"
+    return f"{words}; diverged and left out: {diverged}" if diverged else words
 
 
 def _schedule_of(sae: SAESpec) -> str:
