@@ -18,9 +18,9 @@ from sparse_but_wrong.experiments.mixing import (
     is_lowered,
     lowering_in_words,
     mean_and_spread,
-    rank_correlation,
     strictly_rising,
 )
+from sparse_but_wrong.experiments.rank_correlation import rank_correlation
 from sparse_but_wrong.experiments.registry import ANALYSES, EXPERIMENTS
 from sparse_but_wrong.experiments.runner import RunSettings, finish_run, start_run
 from sparse_but_wrong.experiments.small import (

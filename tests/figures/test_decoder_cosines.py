@@ -9,7 +9,7 @@ import pytest
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
-from sparse_but_wrong.figures.decoder_cosines import decoder_cosines, mixing_vs_correlation
+from sparse_but_wrong.figures.decoder_cosines import cosines_vs_correlation, decoder_cosines
 
 Render = Callable[[Figure], bytes]
 
@@ -28,7 +28,7 @@ def test_a_panel_for_each_sae(render: Render) -> None:
 
 def test_every_pair_and_the_means_of_tenths(render: Render) -> None:
     x = np.linspace(-1, 1, 40)[::-1].copy()
-    figure = mixing_vs_correlation([("one", x, 2 * x), ("two", x[:3], x[:3])])
+    figure = cosines_vs_correlation([("one", x, 2 * x), ("two", x[:3], x[:3])])
     first = figure.axes[0]
     (dots,) = (c for c in first.collections if isinstance(c, PathCollection))
     assert np.asarray(dots.get_offsets()).tolist() == np.column_stack([x, 2 * x]).tolist()
@@ -45,6 +45,6 @@ def test_what_cannot_be_drawn_is_refused() -> None:
     with pytest.raises(ValueError, match="not finite"):
         decoder_cosines([("broken", np.full((2, 2), np.nan))])
     with pytest.raises(ValueError, match="no panels"):
-        mixing_vs_correlation([])
+        cosines_vs_correlation([])
     with pytest.raises(ValueError, match="'broken' has no pairs"):
-        mixing_vs_correlation([("broken", np.zeros(2), np.array([0.0, np.nan]))])
+        cosines_vs_correlation([("broken", np.zeros(2), np.array([0.0, np.nan]))])

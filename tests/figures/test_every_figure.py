@@ -14,8 +14,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from sparse_but_wrong.figures.decoder_cosines import decoder_cosines
-from sparse_but_wrong.figures.decoder_cosines import mixing_vs_correlation as cosines_vs_correlation
+from sparse_but_wrong.figures.decoder_cosines import cosines_vs_correlation, decoder_cosines
 from sparse_but_wrong.figures.feature_components import ComponentsPanel, feature_components_heatmaps
 from sparse_but_wrong.figures.firing_probabilities import firing_probabilities
 from sparse_but_wrong.figures.heatmaps import correlation_heatmap

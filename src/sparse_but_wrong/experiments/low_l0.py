@@ -14,6 +14,7 @@ import numpy as np
 from sparse_but_wrong.diagnostics.matched_cosines import matched_cosines
 from sparse_but_wrong.experiments.analysis import Analysis, MeasuredTable, NamedFigure, Results
 from sparse_but_wrong.experiments.findings import NEAR
+from sparse_but_wrong.experiments.rank_correlation import pearson, rank_correlation
 from sparse_but_wrong.experiments.requirements import (
     require_k_around_the_truth,
     require_k_as_trained,
@@ -142,8 +143,8 @@ class LowL0(Analysis):
     def draw(self, results: Results) -> list[NamedFigure]:
         """As the base class."""
         from sparse_but_wrong.figures.decoder_cosines import (
+            cosines_vs_correlation,
             decoder_cosines,
-            mixing_vs_correlation,
         )
         from sparse_but_wrong.figures.heatmaps import correlation_heatmap
         from sparse_but_wrong.figures.training_curves import training_curves
@@ -169,8 +170,8 @@ class LowL0(Analysis):
             apart = ~np.eye(len(between), dtype=bool)
             figures += [
                 NamedFigure(
-                    "mixing_vs_correlation",
-                    mixing_vs_correlation(
+                    "cosines_vs_correlation",
+                    cosines_vs_correlation(
                         [(title, between[apart], matrix[apart]) for title, matrix in finite]
                     ),
                     "What each latent holds of each other feature, against how the firings of the "
@@ -306,7 +307,7 @@ def _judge_mixing(pairs: pd.DataFrame, k: float) -> list[Check]:
     clear = pairs.loc[pairs["firing_correlation"].abs() > CLEAR]
     same = (np.sign(clear["firing_correlation"]) == np.sign(clear["cosine"])).mean()
     why_not = "" if np.isfinite(pairs["cosine"].to_numpy(float)).all() else "the SAE diverged"
-    linear = _pearson(pairs["firing_correlation"].to_numpy(float), pairs["cosine"].to_numpy(float))
+    linear = pearson(pairs["firing_correlation"].to_numpy(float), pairs["cosine"].to_numpy(float))
     sign_claim = (
         f"at k = {k:g} of pairs with |firing correlation| > {CLEAR:g} more than {SAME_SIGN:.0%} "
         "are mixed with the sign of their correlation"
@@ -328,17 +329,9 @@ def _judge_mixing(pairs: pd.DataFrame, k: float) -> list[Check]:
 
 def _order(pairs: pd.DataFrame) -> float:
     """Spearman's correlation of firing correlation and cosine."""
-    from scipy.stats import rankdata
-
-    x, y = (pairs[name].to_numpy(float) for name in ("firing_correlation", "cosine"))
-    return _pearson(rankdata(x), rankdata(y)) if np.isfinite(y).all() else math.nan
-
-
-def _pearson(x: np.ndarray, y: np.ndarray) -> float:
-    """NaN where one of them is constant or not finite."""
-    if not np.isfinite(y).all() or np.ptp(x) == 0 or np.ptp(y) == 0:
-        return math.nan
-    return float(np.corrcoef(x, y)[0, 1])
+    return rank_correlation(
+        pairs["firing_correlation"].to_numpy(float), pairs["cosine"].to_numpy(float)
+    )
 
 
 def firing_correlations(results: Results) -> np.ndarray:

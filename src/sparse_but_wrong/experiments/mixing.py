@@ -214,15 +214,6 @@ def strictly_rising(values: Sequence[float]) -> bool:
     return all(before < after for before, after in pairwise(values))
 
 
-def rank_correlation(xs: Float[np.ndarray, " n"], ys: Float[np.ndarray, " n"]) -> float:
-    """Spearman's rank correlation; NaN where one of the two is constant."""
-    from scipy.stats import rankdata
-
-    if np.ptp(xs) == 0 or np.ptp(ys) == 0:
-        return math.nan
-    return float(np.corrcoef(rankdata(xs), rankdata(ys))[0, 1])
-
-
 def mean_and_spread(values: Float[np.ndarray, " saes"]) -> str:
     """Mean ± standard deviation over SAEs, as words."""
     spread = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""

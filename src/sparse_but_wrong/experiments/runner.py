@@ -69,7 +69,8 @@ def start_run(spec: ExperimentSpec, out: Path, settings: RunSettings, *, quick: 
     }
     for name, world in worlds.items():  # so that a bad SAE is refused now
         try:
-            _make_training(spec, spec.of_world(name), name, world, settings)
+            if group := spec.of_world(name):
+                _make_training(spec, group, name, world, settings)
         except TypeError as error:  # a config value of the wrong type, which only sae_lens notices
             raise ValueError(f"the SAEs of the world {name!r} cannot be made: {error}") from error
     folder = RunFolder.create(
@@ -234,10 +235,8 @@ def _make_training(
     name: str,
     world: World,
     settings: RunSettings,
-) -> Training | None:
-    """The training of some SAEs of a world, at its start; None of none."""
-    if not group:
-        return None
+) -> Training:
+    """The training of some SAEs of a world, at its start."""
     options = replace(spec.training, threads=settings.threads, progress=settings.progress)
     source = ToyActivations(
         world.model,
@@ -267,8 +266,6 @@ def run_group(
     training = _make_training(
         spec, group, world, World.load(folder.world_path(world), settings.device), settings
     )
-    if training is None:
-        return
     seconds_before = 0.0
     if checkpoint is not None:
         try:

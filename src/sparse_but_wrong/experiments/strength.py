@@ -26,10 +26,10 @@ from sparse_but_wrong.experiments.mixing import (
     mean_and_spread,
     mixing_by,
     not_finite,
-    rank_correlation,
     small_sae,
     strictly_rising,
 )
+from sparse_but_wrong.experiments.rank_correlation import rank_correlation
 from sparse_but_wrong.experiments.requirements import true_l0_of
 from sparse_but_wrong.experiments.spec import ExperimentSpec
 from sparse_but_wrong.experiments.verdict import Check, Verdict

@@ -48,7 +48,7 @@ def decoder_cosines(panels: Sequence[Panel]) -> Figure:
     return figure
 
 
-def mixing_vs_correlation(
+def cosines_vs_correlation(
     panels: Sequence[tuple[str, Float[np.ndarray, " pairs"], Float[np.ndarray, " pairs"]]],
 ) -> Figure:
     """How much of one feature is in the latent of another, against how the two fire together.
