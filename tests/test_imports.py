@@ -23,11 +23,13 @@ ALLOWED: dict[str, set[str]] = {
     "training": {"activations"},
     "diagnostics": {"util"},
     "nth_decoder_projection": {"diagnostics"},
-    "figures": {"util", "atomic", "diagnostics"},
+    "l0": {"training", "diagnostics"},
+    "figures": {"util", "atomic", "diagnostics", "l0"},
     "runs": {"training", "atomic"},
     "report": {"runs", "figures"},
     "experiments": {"report"},
-    "cli": {"experiments"},
+    "l0_benchmark": {"l0", "experiments"},
+    "cli": {"experiments", "l0_benchmark"},
 }
 # Published import paths that are façades of other rooms.
 FACADES: dict[str, set[str]] = {

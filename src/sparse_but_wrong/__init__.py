@@ -14,6 +14,11 @@ if TYPE_CHECKING:
         decoder_projection_curve as decoder_projection_curve,
     )
     from sparse_but_wrong.diagnostics.score import score_sae as score_sae
+    from sparse_but_wrong.l0.find import FindOptions as FindOptions
+    from sparse_but_wrong.l0.find import find_l0 as find_l0
+    from sparse_but_wrong.l0.recommend import L0Recommendation as L0Recommendation
+    from sparse_but_wrong.l0.recommend import recommend_l0 as recommend_l0
+    from sparse_but_wrong.l0.sweep import measure_sweep as measure_sweep
     from sparse_but_wrong.toy_models.sampler import FeatureSampler as FeatureSampler
     from sparse_but_wrong.toy_models.toy_model import ToyModel as ToyModel
     from sparse_but_wrong.training.controls import KTransition as KTransition
@@ -25,14 +30,19 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "FeatureSampler": "sparse_but_wrong.toy_models.sampler",
+    "FindOptions": "sparse_but_wrong.l0.find",
     "KTransition": "sparse_but_wrong.training.controls",
+    "L0Recommendation": "sparse_but_wrong.l0.recommend",
     "Snapshot": "sparse_but_wrong.training.loop",
     "TargetL0": "sparse_but_wrong.training.controls",
     "ToyActivations": "sparse_but_wrong.activations.toy",
     "ToyModel": "sparse_but_wrong.toy_models.toy_model",
     "TrainOptions": "sparse_but_wrong.training.options",
     "decoder_projection_curve": "sparse_but_wrong.diagnostics.projections",
+    "find_l0": "sparse_but_wrong.l0.find",
     "make_saes": "sparse_but_wrong.training.make",
+    "measure_sweep": "sparse_but_wrong.l0.sweep",
+    "recommend_l0": "sparse_but_wrong.l0.recommend",
     "score_sae": "sparse_but_wrong.diagnostics.score",
     "train_saes": "sparse_but_wrong.training.loop",
 }

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparse_but_wrong.diagnostics._order_statistics import check_n
-from sparse_but_wrong.diagnostics._samples import check_activations
+from sparse_but_wrong.diagnostics.samples import check_activations
 
 if TYPE_CHECKING:
     import sae_lens

@@ -10,7 +10,7 @@ import pytest
 import torch
 from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
 
-from sparse_but_wrong.diagnostics import _samples
+from sparse_but_wrong.diagnostics import samples as samples_module
 from sparse_but_wrong.diagnostics.held_to_k import _Largest, reconstruction_at_k
 from sparse_but_wrong.diagnostics.reconstruction import reconstruction
 
@@ -54,7 +54,7 @@ def test_neither_thresholds_nor_chunks_play_a_part(
     plain = reconstruction_at_k(make_sae(IDENTITY), samples, 0.7)
     sae = make_sae(IDENTITY, threshold=torch.tensor([0.5, 1.0, 9.0]))
     assert reconstruction_at_k(sae, samples, 0.7) == plain
-    monkeypatch.setattr(_samples, "_MAX_CHUNK_SAMPLES", 7)
+    monkeypatch.setattr(samples_module, "_MAX_CHUNK_SAMPLES", 7)
     in_chunks = reconstruction_at_k(make_sae(IDENTITY), samples, 0.7)
     assert in_chunks.mse == pytest.approx(plain.mse, rel=1e-6)
     assert in_chunks.shrinkage == pytest.approx(plain.shrinkage, rel=1e-6)

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparse_but_wrong.diagnostics._order_statistics import check_n, projection_order_statistics
-from sparse_but_wrong.diagnostics._samples import at_least_float32, check_activations
+from sparse_but_wrong.diagnostics.samples import at_least_float32, check_activations
 
 if TYPE_CHECKING:
     import sae_lens

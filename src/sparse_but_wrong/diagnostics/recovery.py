@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sparse_but_wrong.diagnostics._samples import at_least_float32
+from sparse_but_wrong.diagnostics.samples import at_least_float32
 from sparse_but_wrong.util import cos_sims
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparse_but_wrong.diagnostics._samples import at_least_float32
+from sparse_but_wrong.diagnostics.samples import at_least_float32
 
 if TYPE_CHECKING:
     import sae_lens

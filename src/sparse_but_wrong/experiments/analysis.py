@@ -16,6 +16,7 @@ from sparse_but_wrong.experiments.spec import ExperimentSpec
 from sparse_but_wrong.experiments.verdict import Verdict
 from sparse_but_wrong.runs.folder import RunFolder
 from sparse_but_wrong.toy_models.world import World
+from sparse_but_wrong.training.lens import inference_copy
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -119,15 +120,7 @@ class Analysis(ABC):
 
 def inference_sae(folder: RunFolder, sae_id: str, device: str) -> sae_lens.SAE[Any]:
     """A finished SAE as it is used for inference."""
-    import tempfile
-
-    from sae_lens import SAE
-
-    sae = folder.load_sae(sae_id, device)
-    # sae_lens makes the export only while it writes it.
-    with tempfile.TemporaryDirectory() as place:
-        sae.save_inference_model(place)
-        return SAE.load_from_disk(place, device=device)
+    return inference_copy(folder.load_sae(sae_id, device))
 
 
 def evaluation_samples(

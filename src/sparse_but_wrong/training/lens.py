@@ -133,6 +133,23 @@ def is_sae(candidate: object) -> bool:
     return isinstance(candidate, SAE)
 
 
+def inference_copy(sae: sae_lens.SAE[Any]) -> sae_lens.SAE[Any]:
+    """An SAE as it is used: a BatchTopK SAE as the JumpReLU SAE that it is exported as.
+
+    One that is for inference already comes back as it is.
+    """
+    import tempfile
+
+    from sae_lens import SAE, TrainingSAE
+
+    if not isinstance(sae, TrainingSAE):
+        return sae
+    # sae_lens makes the export only while it writes it.
+    with tempfile.TemporaryDirectory() as place:
+        sae.save_inference_model(place)
+        return SAE.load_from_disk(place, device=str(sae.W_dec.device))
+
+
 def training_class(cfg: object) -> type[sae_lens.TrainingSAE[Any]]:
     """The class of the SAEs that a training config describes.
 

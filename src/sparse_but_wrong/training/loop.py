@@ -654,6 +654,11 @@ def _make_members(
         refusal = _why_refused(sae, architecture, controls[place], options)
         if refusal is not None:
             raise ValueError(f"saes[{place}], a {name}, {refusal}.")
+        if architecture is None and options.reinit_dead_every is not None:
+            raise ValueError(
+                f"saes[{place}], a {name}, is trained by sae_lens' own trainer ({reason}), which "
+                "does not re-initialise dead latents; leave reinit_dead_every out."
+            )
         if architecture is None:
             left_over.append(place)
             reasons[f"{name}: {reason}"] += 1

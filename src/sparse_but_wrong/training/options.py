@@ -54,6 +54,11 @@ class TrainOptions:
     n_batches_for_norm_estimate: int = 1000
     """Batches drawn first to estimate the mean norm (``expected_average_only_in`` only)."""
 
+    reinit_dead_every: int | None = None
+    """Every so many steps give latents that have not fired since, a new start on what their SAE
+    leaves over (`reinitialize`); during the first two thirds of the run. sae_lens does not do
+    this, so never if left out."""
+
     log_every: int = 100
     """Steps between two rows of the training log."""
 
@@ -102,6 +107,11 @@ class TrainOptions:
                     f"TrainOptions.snapshot_steps holds {step!r}, but the run has steps 1 to "
                     f"{self.n_steps}."
                 )
+        if self.reinit_dead_every is not None and self.reinit_dead_every < 1:
+            raise ValueError(
+                "TrainOptions.reinit_dead_every must be at least 1, or None for never; got "
+                f"{self.reinit_dead_every}."
+            )
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"TrainOptions.threads must be at least 1, got {self.threads}.")
         if self.lr_end is not None and not 0 <= self.lr_end <= self.lr:

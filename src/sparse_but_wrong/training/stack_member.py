@@ -19,7 +19,7 @@ from torch import Tensor
 from sparse_but_wrong.training import lens
 from sparse_but_wrong.training.architectures.architecture import Architecture
 from sparse_but_wrong.training.architectures.jumprelu import JumpReLU
-from sparse_but_wrong.training.controls import Control
+from sparse_but_wrong.training.controls import Control, KTransition
 from sparse_but_wrong.training.l0_control import INTERVAL, L0Controller
 from sparse_but_wrong.training.log import SAELog
 from sparse_but_wrong.training.mean_norm import MeanNorm
@@ -28,6 +28,7 @@ from sparse_but_wrong.training.native import bindings
 from sparse_but_wrong.training.native.translate import translate
 from sparse_but_wrong.training.native_stepper import NativeStepper
 from sparse_but_wrong.training.options import TrainOptions
+from sparse_but_wrong.training.reinitialize import is_due, reinitialize_dead
 from sparse_but_wrong.training.saturation import threshold_state
 from sparse_but_wrong.training.schedules import Knobs
 from sparse_but_wrong.training.stack import ParameterLayout, stack_parameters, unstack_parameters
@@ -177,7 +178,22 @@ class StackMember(Member):
             if advanced.figures is not None:
                 figures = {**advanced.figures, self._knob_column: knobs[-1]}
                 self._log(rows, first_step + stop - 1, rates[stop - 1], figures)
+            if is_due(first_step + stop, self.options):
+                self._reinitialize_dead(rows, first_step + stop, batches[stop - 1], knobs[-1])
             start = stop
+
+    def _reinitialize_dead(
+        self, rows: slice, n_steps: int, batch: Float[Tensor, "B width"], knobs: Float[Tensor, " C"]
+    ) -> None:
+        """Give the dead latents of some SAEs a new start."""
+        x = batch[:, : self.d_in]
+        for row, knob in zip(range(rows.start, rows.stop), knobs.tolist(), strict=True):
+            sae = self.saes[row]
+            # The SAE's own forward pass is asked what it leaves over.
+            self._write_into([sae], slice(row, row + 1))
+            if isinstance(self.controls[row], KTransition):
+                lens.set_knob(sae, self.architecture.knob, knob)
+            reinitialize_dead(sae, self.stack, row, x, n_steps, self.options)
 
     def _level(self, rows: slice) -> Float[Tensor, " C"]:
         """How hard it is to activate the latents of some SAEs, on average."""
@@ -198,6 +214,8 @@ class StackMember(Member):
         periods = [self.options.feature_sampling_window]
         if self.knobs.l0_controller is not None:
             periods.append(INTERVAL)
+        if self.options.reinit_dead_every is not None:
+            periods.append(self.options.reinit_dead_every)
         for period in periods:
             to_next = period - (first + start) % period
             if to_next < stop - start:
@@ -290,10 +308,12 @@ class StackMember(Member):
         self._complete(saes, n_steps)
         return saes
 
-    def _write_into(self, saes: Sequence[sae_lens.TrainingSAE[Any]]) -> None:
-        unstack_parameters(self.stack.params, self.stack.layout, saes)
+    def _write_into(
+        self, saes: Sequence[sae_lens.TrainingSAE[Any]], rows: slice = slice(None)
+    ) -> None:
+        unstack_parameters(self.stack.params[rows], self.stack.layout, saes)
         for name, values in self.stack.buffers.items():
-            for sae, value in zip(saes, values, strict=True):
+            for sae, value in zip(saes, values[rows], strict=True):
                 getattr(sae, name).copy_(value)
 
     def _complete(self, saes: Sequence[sae_lens.TrainingSAE[Any]], n_steps: int) -> None:

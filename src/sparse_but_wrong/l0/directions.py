@@ -1,0 +1,272 @@
+"""The directions that activations are made of, learned from where an SAE's decoder points.
+
+Axes: B samples, D d_in, A directions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sparse_but_wrong.l0.codes import sparse_codes
+from sparse_but_wrong.l0.presence import Presence, measure_presence
+
+if TYPE_CHECKING:
+    import sae_lens
+
+_ITERATIONS = 40
+"""Of the codes that directions are learned from; those that are counted take more."""
+
+_MEMORY = 0.95
+"""How much of what earlier batches said is kept from one to the next."""
+
+_ANNEALING = (1.0, 0.75, 0.5, 0.25, 0.0)
+_FIRST_PENALTY = 8.0
+"""The penalty falls from 8 times to once its final value, in five stages. Directions whose cone is
+wider than that of the samples cost only penalty, and a small one alone would narrow it slowly.
+Features found from ten poor starts in two worlds (50 features; 80 in 40 dimensions): 68 % with the
+final penalty throughout, 94 % from 8 times, 91 % from 30 times."""
+
+_FLIPPED = 0.5
+"""Share of its level that the bias must hold of a direction's reverse for it to be turned round."""
+
+_UNUSED = 1e-3
+"""Share of samples below which a direction counts as unused."""
+
+_PRUNE_BATCHES = 8
+_PRUNE_SAMPLES = 8192
+_WORST_RESIDUAL = 0.005
+
+
+@dataclass(frozen=True, eq=False)
+class Directions:
+    """Unit directions whose non-negative multiples, with a bias, add up to activations."""
+
+    rows: Float[Tensor, "A D"]
+    bias: Float[Tensor, " D"]
+    penalty: float
+    """Of the codes, in the units of the activations."""
+
+    def to(self, device: torch.device | str) -> Directions:
+        """The same on another device."""
+        return replace(self, rows=self.rows.to(device), bias=self.bias.to(device))
+
+
+@torch.no_grad()
+def decoder_directions(sae: sae_lens.SAE[Any], activations: Float[Tensor, "B D"]) -> Directions:
+    """Where an SAE's decoder points, and its bias. Rows without a direction are left out."""
+    rows = sae.W_dec.detach().float().cpu()
+    rows = rows[rows.isfinite().all(1) & (rows.norm(dim=1) > 0)]
+    spread = activations.var(dim=0, correction=0).sum().sqrt().item()
+    return Directions(
+        rows=torch.nn.functional.normalize(rows, dim=1),
+        bias=sae.b_dec.detach().float().cpu(),
+        penalty=_PENALTY * spread,
+    )
+
+
+_PENALTY = 0.008
+"""Of the spread of the activations: a hundredth to a fiftieth of the magnitude of a feature where 2
+to 20 are active."""
+
+
+@torch.no_grad()
+def refine_directions(
+    start: Directions,
+    batches: Sequence[Float[Tensor, "B D"]],
+    held_out: Float[Tensor, "N D"],
+    seed: int,
+    n_extra: int = 0,
+    n_cycles: int = 4,
+) -> tuple[Directions, Presence]:
+    """Learn the directions that activations are made of, and how many.
+
+    Each cycle has two halves. Online dictionary learning with non-negative codes, the penalty
+    annealed; the bias is learned with it, directions that stay unused start again on what is left
+    over, and one whose reverse the bias holds (a feature that is active more often than not, seen
+    from the other side) is turned round. Then directions are taken out one after the other, the
+    one first that the others express best, until the residual rises: what is wholly a sum of others
+    goes. On the way the set is kept whose codes split most clearly into present and absent
+    (`Presence.score`).
+
+    Args:
+        start: often `decoder_directions` of an SAE.
+        batches: to learn from; read again in every cycle.
+        held_out: to count on.
+        seed: of the choice of samples for new starts.
+        n_extra: directions added to the start, on what it leaves over. They show when there is
+            more to find than the SAE has latents.
+        n_cycles: at most; fewer once nothing is left to improve.
+    Returns:
+        The directions, and their presence in `held_out`.
+    Source: the learning step is that of Mairal et al. 2009, "Online dictionary learning for sparse
+        coding".
+    """
+    generator = torch.Generator().manual_seed(seed)
+    directions = start
+    if n_extra:
+        rows = _left_over(batches[0], start, n_extra, generator)
+        directions = replace(start, rows=torch.cat([start.rows, rows]))
+    best: tuple[Directions, Presence] | None = None
+    for _ in range(n_cycles):
+        learner = _Learner(directions, generator)
+        stages = len(_ANNEALING)
+        for stage, exponent in enumerate(_ANNEALING):
+            part = batches[len(batches) * stage // stages : len(batches) * (stage + 1) // stages]
+            learner.learn(
+                part,
+                directions.penalty * _FIRST_PENALTY**exponent,
+                renew=stage < stages - 2,
+                flip=stage < stages - 1,
+            )
+        directions, presence = _prune(learner, batches, held_out[:_PRUNE_SAMPLES])
+        if best is not None and presence.score > 0.9 * best[1].score:
+            if presence.score < best[1].score:
+                best = directions, presence
+            break
+        best = directions, presence
+        if presence.score < _GOOD_ENOUGH:
+            break
+    assert best is not None
+    return best[0], measure_presence(best[0], held_out)
+
+
+_GOOD_ENOUGH = 0.002
+
+
+class _Learner:
+    """Online dictionary learning, with what the last batches said."""
+
+    def __init__(self, start: Directions, generator: torch.Generator) -> None:
+        self.rows = start.rows.clone()
+        self.bias = start.bias.clone()
+        self.penalty = start.penalty
+        self.generator = generator
+        n, d_in = self.rows.shape
+        self._codes_codes = self.rows.new_zeros(n, n)
+        self._codes_samples = self.rows.new_zeros(n, d_in)
+        self._third = self.rows.new_zeros(n)
+        self._fourth = self.rows.new_zeros(n)
+
+    @property
+    def directions(self) -> Directions:
+        return Directions(self.rows.clone(), self.bias.clone(), self.penalty)
+
+    def learn(self, batches: Sequence[Tensor], penalty: float, *, renew: bool, flip: bool) -> None:
+        for i, batch in enumerate(batches):
+            codes, residual = self._step(batch, penalty)
+            if flip and i % 20 == 10:
+                self._turn_round()
+            if renew and i % 20 == 19:
+                self._renew(codes, residual)
+
+    def _step(self, batch: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
+        centred = batch - self.bias
+        codes = sparse_codes(centred, self.rows, penalty, _ITERATIONS)
+        residual = centred - codes @ self.rows
+        shift = 0.5 * residual.mean(0)
+        self.bias += shift
+        centred -= shift
+        self._codes_codes.mul_(_MEMORY).addmm_(codes.T, codes)
+        self._codes_samples.mul_(_MEMORY).addmm_(codes.T, centred)
+        self._third.mul_(_MEMORY).add_((codes**3).sum(0))
+        self._fourth.mul_(_MEMORY).add_((codes**4).sum(0))
+        use = self._codes_codes.diagonal()
+        for j in (use > 1e-6 * use.max()).nonzero().flatten().tolist():
+            pull = self._codes_samples[j] - self._codes_codes[j] @ self.rows
+            moved = self.rows[j] + pull / self._codes_codes[j, j]
+            self.rows[j] = moved / moved.norm()
+        return codes, residual
+
+    def _turn_round(self) -> None:
+        level = self._fourth / self._third.clamp_min(1e-30)
+        for j in range(len(self.rows)):
+            held = -float(self.rows[j] @ self.bias)
+            if held > _FLIPPED * float(level[j]) > 0:
+                self.bias += held * self.rows[j]
+                self.rows[j] *= -1
+                self._forget(torch.tensor([j]))
+
+    def _renew(self, codes: Tensor, residual: Tensor) -> None:
+        unused = ((codes > 0).float().mean(0) < _UNUSED).nonzero().flatten()
+        if len(unused):
+            self.rows[unused] = _draw_residuals(residual, len(unused), self.generator)
+            self._forget(unused)
+
+    def _forget(self, rows: Tensor) -> None:
+        self._codes_codes[rows] = 0.0
+        self._codes_codes[:, rows] = 0.0
+        self._codes_samples[rows] = 0.0
+        self._third[rows] = 0.0
+        self._fourth[rows] = 0.0
+
+    def keep(self, kept: Tensor) -> None:
+        """Drop all other directions."""
+        self.rows = self.rows[kept].clone()
+        self._codes_codes = self._codes_codes[kept][:, kept].clone()
+        self._codes_samples = self._codes_samples[kept].clone()
+        self._third, self._fourth = self._third[kept].clone(), self._fourth[kept].clone()
+
+
+def _prune(
+    learner: _Learner, batches: Sequence[Tensor], held_out: Tensor
+) -> tuple[Directions, Presence]:
+    """Take out directions while the rest still express the samples; the best set on the way."""
+    directions = learner.directions
+    presence = measure_presence(directions, held_out)
+    best, first = (directions, presence), presence.residual
+    step = max(1, len(directions.rows) // 40)
+    at = 0
+    while len(learner.rows) > step + 1:
+        worth = _worth(directions, held_out[:2048])
+        kept = torch.ones(len(worth), dtype=torch.bool)
+        kept[worth.argsort()[:step]] = False
+        learner.keep(kept)
+        part = [batches[(at + i) % len(batches)] for i in range(_PRUNE_BATCHES)]
+        at += _PRUNE_BATCHES
+        learner.learn(part, learner.penalty, renew=False, flip=False)
+        directions = learner.directions
+        presence = measure_presence(directions, held_out)
+        if presence.score < best[1].score:
+            best = directions, presence
+        if presence.residual > 4 * first + _WORST_RESIDUAL:
+            break
+    return best
+
+
+def _worth(directions: Directions, samples: Tensor) -> Float[Tensor, " A"]:
+    """The energy that each direction carries and the others cannot express."""
+    rows = directions.rows
+    codes = sparse_codes(samples - directions.bias, rows, directions.penalty, 80)
+    gram = rows @ rows.T
+    step = 1 / (1.01 * float(torch.linalg.eigvalsh(gram)[-1]))
+    # Each row by all others: the same descent with the diagonal held at 0.
+    by_others = torch.zeros_like(gram)
+    for _ in range(100):
+        by_others = (by_others + step * (gram - by_others @ gram)).clamp_min_(0)
+        by_others.fill_diagonal_(0)
+    own = (rows - by_others @ rows).square().sum(1)
+    return codes.square().mean(0) * own
+
+
+def _left_over(
+    batch: Tensor, directions: Directions, count: int, generator: torch.Generator
+) -> Float[Tensor, "count D"]:
+    centred = batch - directions.bias
+    codes = sparse_codes(centred, directions.rows, directions.penalty, _ITERATIONS)
+    return _draw_residuals(centred - codes @ directions.rows, count, generator)
+
+
+def _draw_residuals(
+    residual: Tensor, count: int, generator: torch.Generator
+) -> Float[Tensor, "count D"]:
+    chances = residual.square().sum(1).double() + 1e-12
+    drawn = torch.multinomial(
+        chances, count, replacement=count > len(residual), generator=generator
+    )
+    return torch.nn.functional.normalize(residual[drawn], dim=1)

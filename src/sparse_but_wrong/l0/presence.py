@@ -1,0 +1,119 @@
+"""How many directions are present in a sample, counted in their codes.
+
+Axes: B samples, D d_in, A directions.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sparse_but_wrong.l0.codes import sparse_codes
+
+if TYPE_CHECKING:
+    from sparse_but_wrong.l0.directions import Directions
+
+_ITERATIONS = 120
+_CHUNK = 8192
+_BINS = 100
+_TOP = 2.0
+_PEAK = (0.5, 1.3)
+"""Where the peak of present directions is looked for, in units of a direction's level."""
+
+
+@dataclass(frozen=True, eq=False)
+class Presence:
+    """How many of some directions are present in a sample, and how sure that is."""
+
+    l0: float
+    """Directions present per sample: those above the cut, and what the density at the cut says lies
+    below it."""
+
+    above_cut: float
+    """Directions above the cut, per sample."""
+
+    standard_error: float
+    """Of `above_cut`, from the spread over samples."""
+
+    cut: float
+    """Where present and absent part, in units of a direction's level."""
+
+    residual: float
+    """Share of the variance that the codes leave over."""
+
+    cost: float
+    """½·residual + penalty·Σ|codes|, per unit of variance: what the lasso minimises."""
+
+    histogram: Float[Tensor, " bins"]
+    """Density of codes per sample, over levels of 0 to 2; codes of exactly 0 are not in it."""
+
+    n_directions: int
+
+    @property
+    def ambiguity(self) -> float:
+        """Share of `l0` that lies below the cut, where nothing tells present from absent."""
+        return (self.l0 - self.above_cut) / self.l0 if self.l0 > 0 else math.inf
+
+    @property
+    def score(self) -> float:
+        """What is wrong with the directions; 0 where codes split into present and absent without
+        a rest and express everything."""
+        return self.ambiguity + self.residual
+
+
+@torch.no_grad()
+def measure_presence(directions: Directions, activations: Float[Tensor, "B D"]) -> Presence:
+    """Count how many directions are present per sample.
+
+    Each direction's codes are divided by its level, Σy⁴/Σy³, which is its magnitude where it is
+    present, whatever small codes it has elsewhere. The histogram of all of them together has a peak
+    near 1 and, where the directions are right, a valley between that and the small codes that noise
+    and overlap leave. Present is what lies above the valley; that the density there goes on down to
+    0 is assumed of what lies below it, which matters where magnitudes are wide.
+    """
+    n_samples = activations.shape[0]
+    rows, bias = directions.rows, directions.bias
+    codes = torch.cat(
+        [
+            sparse_codes(chunk - bias, rows, directions.penalty, _ITERATIONS)
+            for chunk in activations.split(_CHUNK)
+        ]
+    )
+    residual = (activations - bias - codes @ rows).square().sum().item()
+    variance = activations.var(dim=0, correction=0).sum().item() * n_samples
+    third, fourth = (codes**3).sum(0), (codes**4).sum(0)
+    levels = fourth / third.clamp_min(1e-30)
+    cost = (0.5 * residual + directions.penalty * codes.sum().item()) / variance
+    relative = codes.div_(levels.clamp_min(1e-30))
+    width = _TOP / _BINS
+    counts = torch.histc(relative[relative > 0], _BINS, 0, _TOP).double()
+    density = counts / (n_samples * width)
+    smooth = _smoothed(density)
+    first, last = (int(edge / width) for edge in _PEAK)
+    peak = first + int(smooth[first:last].argmax())
+    # The first bin holds the smallest codes, of which there are always many.
+    valley = 1 + int(smooth[1:peak].argmin())
+    cut = (valley + 0.5) * width
+    present = (relative > cut).sum(1).double()
+    above = present.mean().item()
+    return Presence(
+        l0=above + float(smooth[valley]) * cut,
+        above_cut=above,
+        standard_error=present.std().item() / math.sqrt(n_samples),
+        cut=cut,
+        residual=residual / variance,
+        cost=cost,
+        histogram=density,
+        n_directions=len(rows),
+    )
+
+
+def _smoothed(values: Tensor) -> Tensor:
+    weights = torch.tensor([1.0, 2.0, 3.0, 2.0, 1.0], dtype=values.dtype)
+    padded = torch.nn.functional.pad(values[None, None], (2, 2), mode="replicate")
+    return torch.nn.functional.conv1d(padded, (weights / weights.sum())[None, None])[0, 0]

@@ -1,0 +1,220 @@
+"""SAEs of different L0 on the same activations, measured: what a recommendation looks at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sparse_but_wrong.diagnostics.samples import check_activations
+from sparse_but_wrong.diagnostics.projections import decoder_projection_curve
+from sparse_but_wrong.diagnostics.similarity import decoder_similarity
+from sparse_but_wrong.diagnostics.sparsity import sparsity
+from sparse_but_wrong.l0.directions import (
+    Directions,
+    decoder_directions,
+    refine_directions,
+)
+from sparse_but_wrong.l0.presence import Presence, measure_presence
+from sparse_but_wrong.l0.stream import draw_batch, draw_samples
+from sparse_but_wrong.training.lens import inference_copy
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import sae_lens
+
+
+@dataclass(frozen=True, eq=False)
+class Count:
+    """What was counted along the directions learned from one SAE's decoder."""
+
+    sae_id: str
+    """The SAE whose decoder was the start."""
+
+    group: str
+    """Of that SAE; starts of one group are not independent of each other."""
+
+    directions: Directions
+    presence: Presence
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """SAEs of one width, measured on the same activations."""
+
+    table: pd.DataFrame
+    """A row per SAE: `sae_id`, `group`, `l0`, `dead_latents`, `c_dec`, and s_n^dec as `s_0` …
+    `s_{d_sae − 1}`."""
+
+    counts: tuple[Count, ...]
+    """From the best starts, best first."""
+
+    d_sae: int
+    n_samples: int
+    """On which directions were counted."""
+
+
+def measure_sweep(
+    saes: Sequence[sae_lens.SAE[Any]],
+    source: Iterator[Tensor],
+    ids: Sequence[str] | None = None,
+    groups: Sequence[str] | None = None,
+    *,
+    seed: int = 0,
+    evaluation_samples: int = 24_576,
+    learning_batches: int = 200,
+) -> Sweep:
+    """Measure SAEs that were trained elsewhere, for `recommend_l0`.
+
+    Args:
+        saes: sae_lens SAEs of different L0, of one d_in and d_sae; for training or inference. They
+            are left as they are.
+        source: yields activations of shape [batch, d_in], those that the SAEs were trained on.
+        ids: a name for each; their places if left out.
+        groups: of each, for example its seed: SAEs of different groups are taken to be independent
+            of each other. All are, if left out.
+        seed: of what is drawn while directions are learned.
+        evaluation_samples: drawn first, to measure and count on.
+        learning_batches: drawn next, to learn directions from.
+    Raises:
+        ValueError: no SAEs, SAEs of different shapes, lists of other lengths, or activations of
+            another width.
+    """
+    if not saes:
+        raise ValueError("there are no SAEs: give those of a sweep, at least one.")
+    shapes = {tuple(sae.W_dec.shape) for sae in saes}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"the SAEs differ in (d_sae, d_in): {', '.join(map(str, sorted(shapes)))}; an L0 "
+            "belongs to one width."
+        )
+    names = [str(i) for i in range(len(saes))] if ids is None else list(ids)
+    own = names if groups is None else list(groups)
+    for what, given in (("ids", names), ("groups", own)):
+        if len(given) != len(saes):
+            raise ValueError(f"there are {len(saes)} SAEs but {len(given)} {what}; give one each.")
+    d_sae, d_in = saes[0].W_dec.shape
+    held_out = draw_samples(source, evaluation_samples)
+    check_activations(held_out, d_in)
+    batches = [draw_batch(source, d_in) for _ in range(learning_batches)]
+    table = measure_saes(saes, held_out[:MEASURED_SAMPLES], names, own)
+    counts = count_from(saes, names, own, batches, held_out, seed=seed)
+    return Sweep(table, counts, d_sae, len(held_out))
+
+
+MEASURED_SAMPLES = 8192
+"""On which the curves are measured; counts take all samples."""
+
+
+@torch.no_grad()
+def measure_saes(
+    saes: Sequence[sae_lens.SAE[Any]],
+    activations: Float[Tensor, "samples d_in"],
+    ids: Sequence[str],
+    groups: Sequence[str],
+) -> pd.DataFrame:
+    """The curves of a sweep: a row per SAE, as in `Sweep.table`.
+
+    SAEs for training are measured as they are used: a BatchTopK SAE by its thresholded export.
+
+    Args:
+        saes: sae_lens SAEs of one d_in.
+        activations: in the units the SAEs were trained on.
+        ids: a name for each.
+        groups: of each, for example its seed.
+    Raises:
+        ValueError: as `score_sae`.
+    """
+    import pandas as pd
+
+    rows = []
+    for sae, sae_id, group in zip(saes, ids, groups, strict=True):
+        used = inference_copy(sae)
+        measured = sparsity(used, activations)
+        curve = decoder_projection_curve(used, activations)
+        rows.append(
+            {
+                "sae_id": sae_id,
+                "group": group,
+                "l0": measured.l0,
+                "dead_latents": measured.dead_latents,
+                "c_dec": decoder_similarity(used),
+                **{f"s_{n}": s for n, s in zip(curve.n, curve.values.tolist(), strict=True)},
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+@torch.no_grad()
+def count_from(
+    saes: Sequence[sae_lens.SAE[Any]],
+    ids: Sequence[str],
+    groups: Sequence[str],
+    batches: Sequence[Float[Tensor, "batch d_in"]],
+    held_out: Float[Tensor, "samples d_in"],
+    seed: int,
+    n_starts: int = 4,
+) -> tuple[Count, ...]:
+    """Learn directions from the most promising decoders, and count them.
+
+    Promising is a decoder whose directions express the activations at a low cost as they are
+    (`Presence.cost`); the SAEs' encoders and their L0 play no part. The best of each group come
+    first. Once two starts of different groups agree, the others are left out.
+
+    Args:
+        saes: the SAEs.
+        ids: a name for each.
+        groups: of each.
+        batches: to learn from.
+        held_out: to count on; not among the batches.
+        seed: of what is drawn.
+        n_starts: at most.
+    """
+    ranked = []
+    for sae, sae_id, group in zip(saes, ids, groups, strict=True):
+        directions = decoder_directions(sae, held_out)
+        if len(directions.rows) > 1 and bool(directions.bias.isfinite().all()):
+            cost = measure_presence(directions, held_out[:4096]).cost
+            ranked.append((cost, sae_id, group, directions))
+    ranked.sort(key=lambda entry: entry[0])
+    counts: list[Count] = []
+    for _, sae_id, group, start in _by_turns(ranked)[:n_starts]:
+        width = len(start.rows)
+        refined, presence = refine_directions(
+            start, batches, held_out, seed=seed, n_extra=max(4, width // _EXTRA_SHARE)
+        )
+        counts.append(Count(sae_id, group, refined, presence))
+        if _agree(counts):
+            break
+    return tuple(sorted(counts, key=lambda count: count.presence.score))
+
+
+_EXTRA_SHARE = 2
+_AGREED = 0.005
+_CLEAR = 0.02
+
+
+def _by_turns(
+    ranked: list[tuple[float, str, str, Directions]],
+) -> list[tuple[float, str, str, Directions]]:
+    """The best of each group, then the second best of each, and so on."""
+    seen: dict[str, int] = {}
+    turns = []
+    for entry in ranked:
+        turns.append((seen.get(entry[2], 0), entry))
+        seen[entry[2]] = seen.get(entry[2], 0) + 1
+    return [entry for _, entry in sorted(turns, key=lambda turn: (turn[0], turn[1][0]))]
+
+
+def _agree(counts: Sequence[Count]) -> bool:
+    """Whether two starts of different groups found the same, and clearly."""
+    clear = [count for count in counts if count.presence.score < _CLEAR]
+    return any(
+        a.group != b.group and abs(a.presence.l0 / b.presence.l0 - 1) < _AGREED
+        for i, a in enumerate(clear)
+        for b in clear[:i]
+    )

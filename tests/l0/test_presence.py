@@ -1,0 +1,66 @@
+"""Counting present directions, where the answer is known."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sparse_but_wrong.l0.directions import Directions
+from sparse_but_wrong.l0.presence import measure_presence
+from tests.l0.worlds import samples, small_world, true_directions
+
+
+def test_by_hand() -> None:
+    # Two directions; the first is in both samples, the second in one: 1.5 per sample.
+    directions = Directions(torch.eye(2), torch.tensor([5.0, -5.0]), penalty=1e-4)
+    x = torch.tensor([[1.0, 0.0], [1.1, 0.9]]).repeat(50, 1) + directions.bias
+    presence = measure_presence(directions, x)
+    assert presence.l0 == pytest.approx(1.5, abs=1e-6)
+    assert presence.above_cut == 1.5
+    assert presence.ambiguity == pytest.approx(0, abs=1e-6)
+    assert presence.residual < 1e-6
+    assert presence.n_directions == 2
+    # The counts of the samples are 1 and 2.
+    assert presence.standard_error == pytest.approx(math.sqrt(0.25 / 99), rel=1e-3)
+
+
+@pytest.mark.parametrize("sigma", [0.15, 0.5])
+def test_true_directions_count_the_truth(sigma: float) -> None:
+    world = small_world(sigma=sigma)
+    x, truth = samples(world, 10_000)
+    presence = measure_presence(true_directions(world), x)
+    # Wide magnitudes reach down to where codes are noise; what is there has to be extrapolated.
+    assert presence.l0 == pytest.approx(truth, rel=0.003 if sigma == 0.15 else 0.015)
+    assert presence.score < 0.03
+
+
+def test_with_wide_magnitudes_what_lies_below_the_cut_is_counted() -> None:
+    world = small_world(sigma=0.5)
+    x, truth = samples(world, 10_000)
+    # A larger penalty hides small magnitudes.
+    presence = measure_presence(true_directions(world, penalty=0.05), x)
+    assert presence.above_cut < truth * 0.995
+    assert abs(presence.l0 - truth) < abs(presence.above_cut - truth)
+
+
+def test_mixed_directions_score_worse() -> None:
+    world = small_world()
+    x, _ = samples(world, 5_000)
+    true = true_directions(world)
+    mixed = true.rows.clone()
+    mixed[:10] = torch.nn.functional.normalize(mixed[:10] + 0.4 * mixed[10:], dim=1)
+    right, wrong = (measure_presence(d, x) for d in (true, replace(true, rows=mixed)))
+    assert wrong.score > 5 * right.score
+    assert wrong.cost > right.cost
+
+
+def test_one_direction_too_few_leaves_a_residual() -> None:
+    world = small_world()
+    x, _ = samples(world, 5_000)
+    true = true_directions(world)
+    missing = measure_presence(replace(true, rows=true.rows[1:]), x)
+    assert missing.residual > 0.02
+    assert measure_presence(true, x).residual < 0.002
