@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 import subprocess
@@ -13,7 +14,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from sparse_but_wrong.cli import bench_l0, find_l0
 from sparse_but_wrong.cli.main import cli
+from sparse_but_wrong.l0.find import FindOptions
 from tests.experiments import tiny
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,6 +73,22 @@ def test_sbw_commands_run_as_they_stand(tmp_path: Path, monkeypatch: pytest.Monk
     # The experiments by their names, but tiny: tested is that the commands do what they say.
     for name in ("jumprelu", "small"):
         tiny.register(monkeypatch, name=name)
+    # The searches too: enough that every part of one runs.
+    small = functools.partial(
+        FindOptions,
+        coarse_steps=60,
+        fine_steps=60,
+        n_coarse=3,
+        fine_factors=(0.7, 1.0, 1.4),
+        evaluation_samples=4_096,
+        learning_batches=20,
+    )
+    for command in (find_l0, bench_l0):
+        monkeypatch.setattr(command, "FindOptions", small)
+    measure = functools.partial(
+        find_l0.measure_sweep, evaluation_samples=4_096, learning_batches=20
+    )
+    monkeypatch.setattr(find_l0, "measure_sweep", measure)
     monkeypatch.chdir(tmp_path)
     lines = [
         line.split("#")[0].strip()

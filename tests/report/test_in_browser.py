@@ -15,8 +15,11 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Locator, Page
 
+from sparse_but_wrong.l0.recommend import recommend_l0
 from sparse_but_wrong.report.index import write_index
+from sparse_but_wrong.report.recommendation import write_recommendation
 from sparse_but_wrong.report.write import write_report
+from tests.l0 import evidence
 from tests.report.conftest import Watched
 from tests.report.folders import Sweep, results, write_bare_run, write_run
 from tests.report.test_write import HOSTILE
@@ -341,3 +344,24 @@ def test_a_bare_report_and_the_index_open_too(tmp_path: Path, open_page: OpenPag
     assert names.all_inner_texts() == ["b", "a"]
     page.get_by_role("link").first.click()
     assert page.locator("h1").inner_text() == "A trial of the report"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_recommendation_opens_and_its_tables_sort(
+    tmp_path: Path, open_page: OpenPage, scheme: str
+) -> None:
+    path = write_recommendation(
+        recommend_l0(evidence.sweep()), tmp_path / "found", HOSTILE, {"Seed": 0}, with_sae=False
+    )
+    page = open_page(path, scheme).page
+    assert page.locator("#answer").inner_text() == "L0 10"
+    assert page.locator("h1").inner_text() == HOSTILE
+    assert page.locator("#reasons li").count() == 4
+    assert (background(page) < 90) == (scheme == "dark")
+    image = page.locator("figure img")
+    assert image.evaluate("(img) => img.complete && img.naturalWidth > 500")
+    l0s = page.locator("#sweep td:nth-child(3)")
+    assert l0s.all_inner_texts() == ["4", "6", "8", "9.9", "10", "12", "16"]
+    for _ in range(2):
+        page.locator("#sweep").get_by_role("button", name="l0", exact=True).click()
+    assert l0s.all_inner_texts() == ["16", "12", "10", "9.9", "8", "6", "4"]

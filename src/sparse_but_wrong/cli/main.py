@@ -100,6 +100,68 @@ def paper(
     run_paper(names, out=out, seed=seed, device=device, threads=threads, quick=quick)
 
 
+@cli.command("find-l0")
+@click.argument("source")
+@click.option("--world", help="Which, where SOURCE has several.")
+@click.option("--architecture", help="Of the SAEs, as sae_lens names it. [default: batchtopk]")
+@click.option(
+    "--d-sae", type=click.IntRange(min=4), help="Latents. [default: the features of a toy world]"
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder; must be new or empty. [default: runs/find-l0, or the next free number]",
+)
+@click.option("--seed", type=int, default=0, help="Of initial weights and data. [default: 0]")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads. [default: all cores]")
+@click.option("--save", is_flag=True, help="Keep an SAE at the recommended L0, ready to use.")
+def find_l0(
+    source: str,
+    world: str | None,
+    architecture: str | None,
+    d_sae: int | None,
+    out: Path | None,
+    seed: int,
+    threads: int | None,
+    save: bool,
+) -> None:
+    """Find the L0 that SAEs should have, with an interval and reasons, or why there is none.
+
+    SOURCE is an experiment or a YAML file (its world), a .npy or .safetensors file of activations
+    [samples, d_in], or the folder of a run, whose SAEs are judged as they are.
+    """
+    from sparse_but_wrong.cli.find_l0 import find
+
+    find(
+        source,
+        world=world,
+        architecture=architecture,
+        d_sae=d_sae,
+        out=out,
+        seed=seed,
+        threads=threads,
+        save=save,
+    )
+
+
+@cli.command("bench-l0")
+@click.argument("names", nargs=-1)
+@click.option("--split", type=click.Choice(["tune", "report"]), default="report", show_default=True)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("runs/bench-l0"),
+    help="Where the table goes; worlds that are in it already are not run again.",
+)
+@click.option("--seed", type=int, default=0, help="Of streams and initial weights. [default: 0]")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads. [default: all cores]")
+def bench_l0(names: tuple[str, ...], split: str, out: Path, seed: int, threads: int | None) -> None:
+    """Measure `find-l0` on worlds with known answers, all of a split or those NAMED."""
+    from sparse_but_wrong.cli.bench_l0 import bench
+
+    bench(names, split=split, out=out, seed=seed, threads=threads)
+
+
 def main() -> None:
     """Entry point: errors of the user's making are one line and exit code 2."""
     try:

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparse_but_wrong.diagnostics.samples import check_activations, chunks
 from sparse_but_wrong.diagnostics.reconstruction import Reconstruction, ReconstructionTotals
+from sparse_but_wrong.diagnostics.samples import check_activations, chunks
 from sparse_but_wrong.diagnostics.sparsity import Sparsity, SparsityTotals, dense
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparse_but_wrong.diagnostics.samples import at_least_float32, check_activations, chunks
 from sparse_but_wrong.diagnostics.reconstruction import Reconstruction, ReconstructionTotals
+from sparse_but_wrong.diagnostics.samples import at_least_float32, check_activations, chunks
 
 if TYPE_CHECKING:
     import sae_lens

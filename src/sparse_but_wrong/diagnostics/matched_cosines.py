@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparse_but_wrong.diagnostics.samples import at_least_float32
 from sparse_but_wrong.diagnostics.recovery import match_latents
+from sparse_but_wrong.diagnostics.samples import at_least_float32
 from sparse_but_wrong.util import cos_sims
 
 if TYPE_CHECKING:

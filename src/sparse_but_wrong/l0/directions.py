@@ -92,7 +92,8 @@ def refine_directions(
     from the other side) is turned round. Then directions are taken out one after the other, the
     one first that the others express best, until the residual rises: what is wholly a sum of others
     goes. On the way the set is kept whose codes split most clearly into present and absent
-    (`Presence.score`).
+    (`Presence.score`). Last, directions are set apart that hold a share of one another
+    (`_unmixed`), if that set is the better one.
 
     Args:
         start: often `decoder_directions` of an SAE.
@@ -125,6 +126,10 @@ def refine_directions(
                 flip=stage < stages - 1,
             )
         directions, presence = _prune(learner, batches, held_out[:_PRUNE_SAMPLES])
+        unmixed = _unmixed(directions, presence, held_out)
+        presence_unmixed = measure_presence(unmixed, held_out[:_PRUNE_SAMPLES])
+        if presence_unmixed.score < presence.score:
+            directions, presence = unmixed, presence_unmixed
         if best is not None and presence.score > 0.9 * best[1].score:
             if presence.score < best[1].score:
                 best = directions, presence
@@ -237,6 +242,49 @@ def _prune(
         if presence.residual > 4 * first + _WORST_RESIDUAL:
             break
     return best
+
+
+@torch.no_grad()
+def _unmixed(directions: Directions, presence: Presence, samples: Tensor) -> Directions:
+    """Take out of each direction what it holds of others, as their codes give it away.
+
+    The cheapest directions are those whose cone is as narrow as that of the samples, and they need
+    not be the true ones. A child that never occurs without its parent takes in as much of the
+    parent as every sample allows; the parent's codes are smaller then where the child is present.
+    So each direction is given back the difference that its presence makes to the mean code of every
+    other.
+    That takes the magnitude of a feature not to depend on which others are there.
+    """
+    rows, bias = directions.rows.clone(), directions.bias
+    for _ in range(_UNMIXING_ROUNDS):
+        codes = sparse_codes(samples - bias, rows, directions.penalty, 120)
+        levels = (codes**4).sum(0) / (codes**3).sum(0).clamp_min(1e-30)
+        present = (codes > max(presence.cut, 0.1) * levels).float()
+        codes *= present
+        both = present.T @ present
+        total = present.sum(0)
+        alone = total[:, None] - both
+        # Row i, column j: the mean code of i where j is present, and where it is not.
+        sums = codes.T @ present
+        beside = sums / both.clamp_min(1)
+        without = (codes.sum(0)[:, None] - sums) / alone.clamp_min(1)
+        mean = codes.sum(0) / total.clamp_min(1)
+        variance = codes.square().sum(0) / total.clamp_min(1) - mean**2
+        error = (variance[:, None] * (1 / both.clamp_min(1) + 1 / alone.clamp_min(1))).sqrt()
+        missing = without - beside
+        sure = (both >= 30) & (alone >= 30) & (missing.abs() > 4 * error)
+        missing = torch.where(sure, missing, 0.0).fill_diagonal_(0)
+        if not bool((missing != 0).any()):
+            break
+        rows = torch.nn.functional.normalize(
+            levels[:, None] * rows - _UNMIXING_STEP * (missing.T @ rows), dim=1
+        )
+    return replace(directions, rows=rows)
+
+
+_UNMIXING_ROUNDS = 6
+_UNMIXING_STEP = 0.7
+"""A whole step overshoots: codes are not negative, so a difference is seen larger than it is."""
 
 
 def _worth(directions: Directions, samples: Tensor) -> Float[Tensor, " A"]:

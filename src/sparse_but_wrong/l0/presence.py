@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 _ITERATIONS = 120
 _CHUNK = 8192
 _BINS = 100
-_TOP = 2.0
+HISTOGRAM_TOP = 2.0
+"""Where the histogram ends, in units of a direction's level; it begins at 0."""
+
 _PEAK = (0.5, 1.3)
 """Where the peak of present directions is looked for, in units of a direction's level."""
 
@@ -90,8 +92,8 @@ def measure_presence(directions: Directions, activations: Float[Tensor, "B D"]) 
     levels = fourth / third.clamp_min(1e-30)
     cost = (0.5 * residual + directions.penalty * codes.sum().item()) / variance
     relative = codes.div_(levels.clamp_min(1e-30))
-    width = _TOP / _BINS
-    counts = torch.histc(relative[relative > 0], _BINS, 0, _TOP).double()
+    width = HISTOGRAM_TOP / _BINS
+    counts = torch.histc(relative[relative > 0], _BINS, 0, HISTOGRAM_TOP).double()
     density = counts / (n_samples * width)
     smooth = _smoothed(density)
     first, last = (int(edge / width) for edge in _PEAK)

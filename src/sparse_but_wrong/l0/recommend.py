@@ -20,6 +20,9 @@ SMALLEST_HALF_WIDTH = 0.015
 SCORE_WEIGHT = 1.2
 """How much of what is wrong with the directions (`Presence.score`) goes into the half-width."""
 
+CLEAR_SCORE = 0.03
+"""Below it the count is clear enough to stand against the curves."""
+
 LARGEST_SCORE = 0.10
 LARGEST_SPREAD = 0.10
 WIDTH_TOLERANCE = 1.03
@@ -125,7 +128,7 @@ def recommend_l0(sweep: Sweep) -> L0Recommendation:
     doubts = [
         *_doubts_of_counts(sweep, best, close, spread),
         *_doubts_of_sweep(sweep.table, l0, sweep.d_sae),
-        *_doubts_of_curves(curves),
+        *_doubts_of_curves(curves, presence.score),
     ]
     half = (
         SMALLEST_HALF_WIDTH
@@ -204,10 +207,11 @@ def _doubts_of_sweep(table: pd.DataFrame, l0: float, d_sae: int) -> list[str]:
     return doubts
 
 
-def _doubts_of_curves(curves: tuple[Curve, ...]) -> list[str]:
+def _doubts_of_curves(curves: tuple[Curve, ...], score: float) -> list[str]:
     verdicts = [curve.verdict for curve in curves]
     n_falling = verdicts.count("falls")
-    if n_falling <= len(curves) / 2:
+    # Where features overlap or nest, curves fall towards low L0 though the count is right.
+    if score < CLEAR_SCORE or n_falling <= len(curves) / 2:
         return []
     return [
         f"the curves point lower: {n_falling} of {len(curves)} (s_n^dec for several n, and c_dec) "
@@ -241,7 +245,7 @@ def _smallest(values: np.ndarray, floor: float) -> float:
     return max(floor, float(finite.min())) if len(finite) else math.nan
 
 
-def useful_n(l0: float, d_sae: int) -> tuple[int, ...]:
+def useful_n(l0: float | int, d_sae: int) -> tuple[int, ...]:
     """Up to six n at which s_n^dec can tell: well above an L0, and below half the latents.
 
     Source: Chanin & Garriga-Alonso 2025, arXiv:2508.16560, on the choice of n.
@@ -249,7 +253,8 @@ def useful_n(l0: float, d_sae: int) -> tuple[int, ...]:
     low, high = max(1.25 * l0, 0.25 * d_sae), 0.48 * d_sae
     if low > high:
         return ()
-    return tuple(dict.fromkeys(round(low + (high - low) * i / 5) for i in range(6)))
+    spread = (round(low + (high - low) * i / 5) for i in range(6))
+    return tuple(dict.fromkeys(n for n in spread if n < d_sae / 2))
 
 
 def _reasons(
@@ -286,7 +291,7 @@ def _reasons(
             + (
                 ""
                 if "rises" in verdicts
-                else " Directions that overlap make these curves flat; here the count decides."
+                else " Features that overlap or nest do that to these curves; the count decides."
             )
         )
     return tuple(reasons)

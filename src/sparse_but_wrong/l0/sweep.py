@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparse_but_wrong.diagnostics.samples import check_activations
 from sparse_but_wrong.diagnostics.projections import decoder_projection_curve
+from sparse_but_wrong.diagnostics.samples import check_activations
 from sparse_but_wrong.diagnostics.similarity import decoder_similarity
 from sparse_but_wrong.diagnostics.sparsity import sparsity
 from sparse_but_wrong.l0.directions import (

@@ -62,6 +62,17 @@ class Row:
             "error_argmin_c_dec": self.argmin_c_dec / self.true_l0 - 1,
         }
 
+    def as_line(self) -> str:
+        """The row for people."""
+        if math.isnan(self.recommended):
+            answer = f"nothing recommended (counted {self.counted:.2f})"
+        else:
+            answer = (
+                f"{self.recommended:.2f}, {self.low:.2f} to {self.high:.2f}, "
+                f"error {self.error:+.1%}"
+            )
+        return f"{self.world}: true L0 {self.true_l0:.2f}; {answer}; {self.seconds:.0f} s"
+
 
 def run_benchmark(
     worlds: Sequence[BenchmarkWorld], seed: int, options: FindOptions

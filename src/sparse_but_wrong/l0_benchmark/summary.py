@@ -1,0 +1,103 @@
+"""What the benchmark's rows come to, against what is aimed at."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of the summary and its target."""
+
+    name: str
+    value: float | int
+    target: float | None
+    """None where nothing is aimed at."""
+
+    at_most: bool = True
+    """Whether the target is an upper bound."""
+
+    share: bool = True
+    """Whether it is a share, shown in per cent."""
+
+    @property
+    def is_met(self) -> bool | None:
+        """None where nothing is aimed at or there is nothing to judge."""
+        if self.target is None or math.isnan(self.value):
+            return None
+        return self.value <= self.target if self.at_most else self.value >= self.target
+
+
+def summarize(table: pd.DataFrame) -> list[Figure]:
+    """The figures over all rows.
+
+    SAEs with at least as many latents as the world has features are judged by their errors; of
+    narrower ones it is asked that nothing is recommended, or that the interval holds the truth. The
+    truth is in both cases the number of the world's features active per sample: what an SAE that is
+    wide enough has to reach.
+
+    Args:
+        table: rows as `Row.as_dict` gives them.
+    """
+    wide = (table["d_sae"] >= table["n_features"]).to_numpy(bool)
+    error = np.abs(table["error"].to_numpy(float))
+    given = np.isfinite(error)
+    judged = wide & given
+    covered = table["covered"].to_numpy(bool)
+    half = (table["high"] - table["low"]).to_numpy(float) / (
+        2 * table["recommended"].to_numpy(float)
+    )
+    s_n, c_dec = (
+        np.abs(table[name].to_numpy(float))[wide]
+        for name in ("error_argmin_s_n", "error_argmin_c_dec")
+    )
+    return [
+        Figure("worlds with d_sae ≥ features", int(wide.sum()), None, share=False),
+        Figure("median error", _median(error[judged]), 0.015),
+        Figure("within 5 %", _share((error < 0.05)[judged]), 0.90, at_most=False),
+        Figure("interval holds the truth", _share(covered[judged]), 0.90, at_most=False),
+        Figure("median half-width", _median(half[judged]), 0.06),
+        Figure("nothing recommended", _share(~given[wide]), 0.10),
+        Figure("median error, argmin of s_n at n = d_sae / 2.5", _median(s_n), None),
+        Figure("within 5 %, argmin of s_n at n = d_sae / 2.5", _share(s_n < 0.05), None),
+        Figure("median error, argmin of c_dec", _median(c_dec), None),
+        Figure("within 5 %, argmin of c_dec", _share(c_dec < 0.05), None),
+        Figure("worlds with d_sae < features", int((~wide).sum()), None, share=False),
+        Figure(
+            "nothing recommended, or the interval holds the truth",
+            _share((~given | covered)[~wide]),
+            0.90,
+            at_most=False,
+        ),
+        Figure("hours", float(table["seconds"].to_numpy(float).sum()) / 3600, 2.0, share=False),
+    ]
+
+
+def in_lines(figures: list[Figure]) -> list[str]:
+    """The summary for people."""
+    lines = []
+    for figure in figures:
+        value = f"{figure.value:.1%}" if figure.share else f"{figure.value:.3g}"
+        aim = ""
+        if figure.target is not None:
+            bound = "≤" if figure.at_most else "≥"
+            target = f"{figure.target:.1%}" if figure.share else f"{figure.target:g}"
+            met = {True: "met", False: "missed", None: "not judged"}[figure.is_met]
+            aim = f" (aim {bound} {target}: {met})"
+        lines.append(f"{figure.name}: {value}{aim}")
+    return lines
+
+
+def _median(values: np.ndarray) -> float:
+    return float(np.median(values)) if len(values) else math.nan
+
+
+def _share(which: np.ndarray) -> float:
+    return float(np.mean(which)) if len(which) else math.nan

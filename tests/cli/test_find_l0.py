@@ -1,0 +1,131 @@
+"""`sbw find-l0` and `sbw bench-l0` as a user types them; the search itself is made small."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+from sparse_but_wrong.cli import bench_l0, find_l0
+from sparse_but_wrong.cli.main import cli
+from sparse_but_wrong.l0.find import FindOptions
+from sparse_but_wrong.l0.recommend import L0Recommendation, recommend_l0
+from sparse_but_wrong.l0_benchmark.run import Row
+from tests.l0.evidence import count, presence, sweep
+from tests.l0_benchmark.test_summary import row
+
+CLEAR = recommend_l0(sweep())
+
+
+@pytest.fixture(autouse=True)
+def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What the search was asked for; it answers at once."""
+    calls: list[dict[str, Any]] = []
+
+    def answer(
+        source: Iterator[torch.Tensor], d_sae: int, options: FindOptions
+    ) -> L0Recommendation:
+        calls.append({"batch": next(source), "d_sae": d_sae, "options": options})
+        return CLEAR
+
+    monkeypatch.setattr(find_l0, "find_l0", answer)
+    return calls
+
+
+def sbw(*arguments: str) -> Result:
+    return CliRunner().invoke(cli, arguments)
+
+
+def test_a_built_in_world(asked: list[dict[str, Any]]) -> None:
+    result = sbw("find-l0", "jumprelu", "--architecture", "jumprelu", "--seed", "3")
+    assert result.exit_code == 0, result.output
+    assert "L0 10, between 9.754 and 10.25" in result.output
+    assert "rises for 6 of 6" in result.output
+    assert "Report: runs/find-l0/report.html" in result.output
+    (call,) = asked
+    assert call["batch"].shape == (1024, 100)
+    assert call["d_sae"] == 50
+    assert call["options"].architecture == "jumprelu"
+    assert call["options"].seed == 3
+    made = json.loads(Path("runs/find-l0/recommendation.json").read_text())["made"]
+    assert made["d_sae"] == "50"
+    # A second one gets a folder of its own.
+    assert "runs/find-l0-2/report.html" in sbw("find-l0", "jumprelu").output
+
+
+def test_stored_activations(asked: list[dict[str, Any]]) -> None:
+    np.save("acts.npy", np.random.default_rng(0).normal(size=(2_000, 7)).astype("float32"))
+    refused = sbw("find-l0", "acts.npy")
+    assert isinstance(refused.exception, ValueError)
+    assert "--d-sae" in str(refused.exception)
+    result = sbw("find-l0", "acts.npy", "--d-sae", "12", "--out", "mine")
+    assert result.exit_code == 0, result.output
+    assert asked[0]["d_sae"] == 12
+    assert asked[0]["batch"].shape == (1024, 7)
+    assert "acts.npy" in Path("mine/report.html").read_text()
+
+
+def test_no_recommendation_is_said(
+    asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declined = recommend_l0(sweep([count(presence(n_directions=60))]))
+    monkeypatch.setattr(find_l0, "find_l0", lambda *_: declined)
+    result = sbw("find-l0", "jumprelu", "--save")
+    assert result.exit_code == 0
+    assert "No recommendation:\n  - the SAEs are too narrow" in result.output
+    assert "sae_lens.SAE.load_from_disk" not in result.output
+    assert asked == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nothing"], "there is no experiment 'nothing'"),
+        (["missing.npy", "--d-sae", "9"], r"there is no file missing\.npy"),
+        (["correlation-strength"], "several worlds; choose one with --world"),
+        (["jumprelu", "--world", "mars"], "no world 'mars'"),
+        (["jumprelu", "--out", "full"], "full is not empty"),
+    ],
+)
+def test_bad_input(arguments: list[str], message: str) -> None:
+    Path("full").mkdir()
+    Path("full/mine.txt").write_text("mine")
+    result = sbw("find-l0", *arguments)
+    assert isinstance(result.exception, ValueError | OSError)
+    with pytest.raises(type(result.exception), match=message):
+        raise result.exception
+
+
+def test_the_benchmark_keeps_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    run: list[str] = []
+
+    def answer(worlds: list[Any], seed: int, options: FindOptions) -> Iterator[Row]:
+        assert seed == 0
+        assert not options.progress
+        for world in worlds:
+            run.append(world.name)
+            yield row(world.name, 10.05)
+
+    monkeypatch.setattr(bench_l0, "run_benchmark", answer)
+    first = sbw("bench-l0", "constant-small")
+    assert first.exit_code == 0, first.output
+    assert "constant-small: true L0 10.00; 10.05" in first.output
+    assert "within 5 %: 100.0% (aim ≥ 90.0%: met)" in first.output
+    second = sbw("bench-l0", "constant-small", "blocks")
+    assert second.exit_code == 0
+    assert run == ["constant-small", "blocks"]
+    assert "worlds with d_sae ≥ features: 2" in second.output
+    assert Path("runs/bench-l0/seed_0.csv").read_text().count("\n") == 3
+    unknown = sbw("bench-l0", "atlantis")
+    assert "there is no world 'atlantis'" in str(unknown.exception)
