@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -110,8 +111,12 @@ def test_bad_input(arguments: list[str], message: str) -> None:
 def test_the_benchmark_keeps_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     run: list[str] = []
 
+    training = logging.getLogger("sparse_but_wrong.training")
+    level = training.level
+
     def answer(worlds: list[Any], seed: int, options: FindOptions) -> Iterator[Row]:
         assert seed == 0
+        assert training.level == logging.ERROR
         assert not options.progress
         for world in worlds:
             run.append(world.name)
@@ -127,5 +132,6 @@ def test_the_benchmark_keeps_what_is_done(monkeypatch: pytest.MonkeyPatch) -> No
     assert run == ["constant-small", "blocks"]
     assert "worlds with d_sae ≥ features: 2" in second.output
     assert Path("runs/bench-l0/seed_0.csv").read_text().count("\n") == 3
+    assert training.level == level
     unknown = sbw("bench-l0", "atlantis")
     assert "there is no world 'atlantis'" in str(unknown.exception)

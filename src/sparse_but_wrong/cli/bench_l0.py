@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
+from sparse_but_wrong.cli.quiet import quiet_training
 from sparse_but_wrong.l0.find import FindOptions
 from sparse_but_wrong.l0_benchmark.run import run_benchmark
 from sparse_but_wrong.l0_benchmark.summary import in_lines, summarize
@@ -30,15 +30,11 @@ def bench(names: Sequence[str], *, split: str, out: Path, seed: int, threads: in
     ]
     path = out / f"seed_{seed}.csv"
     done = set(read_table(path)["world"]) if path.is_file() else set()
-    # Which SAEs missed the L0 that was asked of them does not matter here: all are measured.
-    logging.getLogger("sparse_but_wrong.training").setLevel(logging.ERROR)
-    for row in run_benchmark(
-        [entry for entry in chosen if entry.name not in done],
-        seed,
-        FindOptions(threads=threads, progress=False),
-    ):
-        append_row(path, row)
-        click.echo(row.as_line())
+    left = [entry for entry in chosen if entry.name not in done]
+    with quiet_training():
+        for row in run_benchmark(left, seed, FindOptions(threads=threads, progress=False)):
+            append_row(path, row)
+            click.echo(row.as_line())
     table = read_table(path)
     wanted = {entry.name for entry in chosen}
     table = table.loc[[world in wanted for world in table["world"]]]

@@ -14,6 +14,7 @@ from torch import Tensor
 from sparse_but_wrong.activations.stored import SUFFIXES, StoredActivations, read_activations
 from sparse_but_wrong.activations.toy import ToyActivations
 from sparse_but_wrong.atomic import is_free
+from sparse_but_wrong.cli.quiet import quiet_training
 from sparse_but_wrong.experiments.make import make_world
 from sparse_but_wrong.experiments.registry import get_experiment
 from sparse_but_wrong.experiments.seeds import world_seed
@@ -81,7 +82,8 @@ def find(
             progress=sys.stderr.isatty(),
         )
         click.echo(f"{title}: {options.architecture} SAEs, d_in {found.d_in}, d_sae {width}")
-        recommendation = find_l0(found.stream, width, options)
+        with quiet_training():
+            recommendation = find_l0(found.stream, width, options)
         facts = {"Architecture": options.architecture, "d_in": found.d_in, "d_sae": width}
     made = provenance()
     facts |= {
