@@ -193,7 +193,7 @@ def is_too_low(table: pd.DataFrame) -> Bool[np.ndarray, " rows"]:
     return floats(table, "k") < floats(table, "true_l0") - 1e-9
 
 
-def mixing_by(table: pd.DataFrame, factor: str) -> dict[float, Float[np.ndarray, " saes"]]:
+def mixing_by(table: pd.DataFrame, factor: str) -> dict[float, Float[np.ndarray, " _saes"]]:
     """Mixing of the SAEs at each value of a factor, in ascending order of the factor."""
     at, mixing = floats(table, factor), floats(table, "mixing")
     return {float(value): mixing[at == value] for value in np.unique(at)}

@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from sparse_but_wrong.figures.heatmaps import HeatmapPanel, draw_heatmaps
 from sparse_but_wrong.figures.style import BLUE, GREY, paper_style
 
-Panel = tuple[str, Float[np.ndarray, "d_sae n_features"]]
-"""A title, and the cosine of every latent with every feature, latents in the order of features."""
+Panel = tuple[str, Float[np.ndarray, "_d_sae _n_features"]]
+"""A title, and the cosine of every latent with every feature, latents in the order of features.
+Panels side by side may differ in size."""
 
 _PANEL_WIDTH = 1.9
 
@@ -49,7 +50,7 @@ def decoder_cosines(panels: Sequence[Panel]) -> Figure:
 
 
 def cosines_vs_correlation(
-    panels: Sequence[tuple[str, Float[np.ndarray, " pairs"], Float[np.ndarray, " pairs"]]],
+    panels: Sequence[tuple[str, Float[np.ndarray, " _pairs"], Float[np.ndarray, " _pairs"]]],
 ) -> Figure:
     """How much of one feature is in the latent of another, against how the two fire together.
 

@@ -78,7 +78,7 @@ to 20 are active."""
 @torch.no_grad()
 def refine_directions(
     start: Directions,
-    batches: Sequence[Float[Tensor, "B D"]],
+    batches: Sequence[Float[Tensor, "_B D"]],
     held_out: Float[Tensor, "N D"],
     seed: int,
     n_extra: int = 0,

@@ -154,7 +154,7 @@ def count_from(
     saes: Sequence[sae_lens.SAE[Any]],
     ids: Sequence[str],
     groups: Sequence[str],
-    batches: Sequence[Float[Tensor, "batch d_in"]],
+    batches: Sequence[Float[Tensor, "_batch d_in"]],
     held_out: Float[Tensor, "samples d_in"],
     seed: int,
     n_starts: int = 4,

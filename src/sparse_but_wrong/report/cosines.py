@@ -57,7 +57,7 @@ def cosine_frames(folder: RunFolder, saes: Sequence[Mapping[str, Any]]) -> dict[
     }
 
 
-def _directions(folder: RunFolder, worlds: set[str]) -> dict[str, Float[Tensor, "d_in features"]]:
+def _directions(folder: RunFolder, worlds: set[str]) -> dict[str, Float[Tensor, "_d_in _features"]]:
     from sparse_but_wrong.toy_models.world import World
 
     return {
