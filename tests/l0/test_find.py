@@ -92,6 +92,13 @@ def test_jumprelu(caplog: pytest.LogCaptureFixture) -> None:
     assert found.l0 is None or isinstance(found.sae, JumpReLUTrainingSAE)
 
 
+def test_matryoshka_saes_have_widths_without_being_told() -> None:
+    found = search("matryoshka_batchtopk")
+    assert found.counted == pytest.approx(search().counted, rel=0.02)
+    assert found.sae is not None
+    assert found.sae.cfg.matryoshka_widths == [5, 10, 20]
+
+
 def test_too_narrow_saes_are_declined_and_the_width_is_named() -> None:
     found = search(d_sae=14)
     assert found.l0 is None
@@ -132,8 +139,16 @@ def test_bad_input_is_refused() -> None:
     with pytest.raises(ValueError, match=r"with 1\.0 among them"):
         FindOptions(fine_factors=(0.5, 2.0))
     source = stream(small_world(), batch_size=256)
-    with pytest.raises(ValueError, match="'temporal' cannot be set; use one of batchtopk"):
-        find_l0(source, 20, replace(SMALL, architecture="temporal"))
+    with pytest.raises(
+        ValueError, match="L0 of 'temporal' SAEs cannot be set; use one of batchtopk"
+    ):
+        replace(SMALL, architecture="temporal")
+    with pytest.raises(ValueError, match="d_sae must be at least 2, got 1"):
+        find_l0(source, 1, SMALL)
+    with pytest.raises(ValueError, match="8192 samples drawn from the source are all the same"):
+        find_l0(itertools.repeat(torch.ones(256, 6)), 20, SMALL)
+    with pytest.raises(TypeError, match="yields tuple objects; give one that yields tensors"):
+        find_l0(zip(source, strict=True), 20, SMALL)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="the source ended before"):
         find_l0(itertools.islice(source, 3), 20, SMALL)
     with pytest.raises(TypeError, match="source"):

@@ -30,6 +30,9 @@ _JUMPRELU = {
 """Those of the published toy models; `TargetL0` was measured with them."""
 
 
+ARCHITECTURES = ("batchtopk", "gated", "jumprelu", "matryoshka_batchtopk", "standard", "topk")
+"""Those whose L0 can be set: they have a k, or a coefficient that a `TargetL0` can move."""
+
 _SLOWNESS = 2
 """A coefficient takes time to bring an SAE to its L0; a k does not."""
 
@@ -43,10 +46,11 @@ class FindOptions:
     """
 
     architecture: str = "batchtopk"
-    """Of the SAEs, as registered with sae_lens; one with a k, or one that a `TargetL0` can move."""
+    """Of the SAEs, as registered with sae_lens; one of `ARCHITECTURES`."""
 
     sae_config: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of the sae_lens training config besides d_in, d_sae and what sets the L0."""
+    """Fields of the sae_lens training config besides d_in, d_sae and what sets the L0. Matryoshka
+    SAEs have widths of a quarter, half and all of d_sae unless it says otherwise."""
 
     seed: int = 0
     """Of initial weights; the stream is the caller's."""
@@ -88,6 +92,11 @@ class FindOptions:
     """Show a progress bar."""
 
     def __post_init__(self) -> None:
+        if self.architecture not in ARCHITECTURES:
+            raise ValueError(
+                f"FindOptions.architecture: the L0 of {self.architecture!r} SAEs cannot be set; "
+                f"use one of {', '.join(ARCHITECTURES)}."
+            )
         for name in (
             "batch_size",
             "coarse_steps",
@@ -128,8 +137,14 @@ def find_l0(
         The recommendation. Its `sae` is trained at the recommended L0 from the learned directions;
         None where nothing is recommended.
     Raises:
-        ValueError, TypeError: an architecture whose L0 cannot be set, or as `train_saes`.
+        ValueError: a d_sae below 2, activations that are not finite, of several shapes or all the
+            same, a source that ends, or as `train_saes`.
+        TypeError: a source that is no iterator of tensors.
     """
+    if d_sae < 2:
+        raise ValueError(
+            f"d_sae must be at least 2, got {d_sae}: there is no L0 to choose below it."
+        )
     options = options or FindOptions()
     held_out = draw_samples(source, options.evaluation_samples)
     search = _Search(source, held_out, d_sae, options)
@@ -184,10 +199,12 @@ class _Search:
     def __init__(
         self, source: Iterator[Tensor], held_out: Tensor, d_sae: int, options: FindOptions
     ) -> None:
+        from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
+
         self.source, self.held_out = source, held_out
         self.d_in, self.d_sae = held_out.shape[1], d_sae
         self.options = options
-        self._config_class = _config_class(options.architecture)
+        self._config_class: type[Any] = SAE_TRAINING_CLASS_REGISTRY[options.architecture][1]
         has_k = any(f.name == "k" for f in fields(self._config_class))
         self._slowness = 1 if has_k else _SLOWNESS
 
@@ -242,7 +259,7 @@ class _Search:
             "d_in": self.d_in,
             "d_sae": self.d_sae,
             "normalize_activations": "expected_average_only_in",
-            **(_JUMPRELU if self.options.architecture == "jumprelu" else {}),
+            **self._defaults(),
             **self.options.sae_config,
         }
         cfgs = [
@@ -251,6 +268,13 @@ class _Search:
         ]
         own = [(self.options.seed * 1_000_003 + seed) * 1_000 + i for i, seed in enumerate(seeds)]
         return make_saes(cfgs, seeds=own)
+
+    def _defaults(self) -> dict[str, Any]:
+        if self.options.architecture == "jumprelu":
+            return dict(_JUMPRELU)
+        if self.options.architecture == "matryoshka_batchtopk":
+            return {"matryoshka_widths": sorted({-(-self.d_sae // part) for part in (4, 2, 1)})}
+        return {}
 
     def _k(self, target: float) -> float | int:
         return max(1, round(target)) if self.options.architecture == "topk" else target
@@ -282,18 +306,6 @@ class _Search:
             ),
             controls=controls,
         )
-
-
-def _config_class(architecture: str) -> type[Any]:
-    from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
-
-    known = ("batchtopk", "gated", "jumprelu", "matryoshka_batchtopk", "standard", "topk")
-    if architecture not in known:
-        raise ValueError(
-            f"the L0 of the architecture {architecture!r} cannot be set; use one of "
-            f"{', '.join(known)}."
-        )
-    return SAE_TRAINING_CLASS_REGISTRY[architecture][1]
 
 
 @torch.no_grad()

@@ -15,20 +15,28 @@ def draw_samples(source: Iterator[Tensor], n_samples: int) -> Float[Tensor, "sam
     """The next samples of a stream, on the CPU, in float32.
 
     Raises:
-        ValueError: the stream ends, or a batch is not finite or of another shape.
+        TypeError: as `draw_batch`.
+        ValueError: the stream ends, a batch is not finite or of another shape, or all samples are
+            the same.
     """
     drawn, held = 0, []
     while drawn < n_samples:
         held.append(draw_batch(source, held[0].shape[1] if held else None))
         drawn += len(held[-1])
-    return torch.cat(held)[:n_samples]
+    samples = torch.cat(held)[:n_samples]
+    if bool((samples == samples[0]).all()):
+        raise ValueError(
+            f"the {len(samples)} samples drawn from the source are all the same, so that there is "
+            "nothing to tell features by; mend the source."
+        )
+    return samples
 
 
 def draw_batch(source: Iterator[Tensor], d_in: int | None = None) -> Float[Tensor, "batch d_in"]:
     """The next batch of a stream, on the CPU, in float32.
 
     Raises:
-        TypeError: a source that is no iterator.
+        TypeError: a source that is no iterator, or one that yields something else than tensors.
         ValueError: the stream ends, or the batch is not finite or of another shape.
     """
     if not hasattr(source, "__next__"):
@@ -43,5 +51,10 @@ def draw_batch(source: Iterator[Tensor], d_in: int | None = None) -> Float[Tenso
             "the source ended before there was enough to learn from; give one that goes on, for "
             "example itertools.cycle(…) over batches, or lower the budgets."
         ) from None
+    if not isinstance(batch, Tensor):
+        raise TypeError(
+            f"the source yields {type(batch).__name__} objects; give one that yields tensors of "
+            "shape [batch, d_in]."
+        )
     check_activations(batch, d_in if d_in is not None else batch.shape[-1])
     return batch.detach().float().cpu()
