@@ -1,104 +1,206 @@
-"""Activations that lie in memory or in one file, read again and again in a new order."""
+"""Activations that are stored somewhere, in memory or on disk, and read piece by piece."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+import json
+import re
+from bisect import bisect_right
+from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-SUFFIXES = (".npy", ".safetensors")
+from sparse_but_wrong.activations.dataset_part import (
+    check_splits,
+    is_dataset,
+    load_dataset,
+    open_dataset,
+)
+from sparse_but_wrong.activations.part import Part, TensorPart
+from sparse_but_wrong.activations.shards import (
+    FORMAT,
+    MANIFEST,
+    SUFFIXES,
+    open_file,
+    open_shards,
+    shard_files,
+)
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
-class StoredActivations(Iterator[Tensor]):
-    """Batches of given activations, without end; every pass has an order of its own.
+@dataclass(frozen=True)
+class StoredActivations:
+    """Activations that lie in parts, one after the other; made by `open_activations` or `of`.
+
+    Raises:
+        ValueError: no samples at all, or parts of different widths.
+    """
+
+    name: str
+    """What messages call it."""
+
+    parts: tuple[Part, ...]
+    """In order."""
+
+    mean_norm: float | None = None
+    """Mean of the samples' L2 norms, where a cache knows it."""
+
+    def __post_init__(self) -> None:
+        if self.n_samples == 0:
+            raise ValueError(f"{self.name} holds no samples; name other activations.")
+        first = self.parts[0]
+        for part in self.parts:
+            if part.d_in != first.d_in:
+                raise ValueError(
+                    f"{part.name} has d_in {part.d_in}, but {first.name} has {first.d_in}; keep "
+                    "activations of different widths apart."
+                )
+
+    @classmethod
+    def of(cls, activations: Tensor, name: str = "activations") -> StoredActivations:
+        """Activations in memory.
+
+        Args:
+            activations: shape [samples, d_in]; not copied.
+        Raises:
+            ValueError: activations of another shape, or none, or no floating-point numbers.
+        """
+        return cls(name, (TensorPart(name, activations),))
+
+    @functools.cached_property
+    def n_samples(self) -> int:
+        """Samples in all parts."""
+        return sum(part.n_samples for part in self.parts)
+
+    @property
+    def d_in(self) -> int:
+        """Numbers per sample."""
+        return self.parts[0].d_in
+
+    @functools.cached_property
+    def dtype(self) -> torch.dtype:
+        """What is read: the type of the parts, or the smallest that holds all theirs."""
+        return functools.reduce(torch.promote_types, (part.dtype for part in self.parts))
+
+    @functools.cached_property
+    def _ends(self) -> list[int]:
+        return list(accumulate(part.n_samples for part in self.parts))
+
+    def read(self, start: int, stop: int) -> Float[Tensor, "rows d_in"]:
+        """The samples from start up to stop, of `dtype`, in memory of their own.
+
+        Raises:
+            ValueError: they are not all there.
+            OSError: a part cannot be read; the message names it.
+        """
+        if not 0 <= start <= stop <= self.n_samples:
+            raise ValueError(
+                f"{self.name} has {self.n_samples} samples; there are none from {start} to {stop}."
+            )
+        pieces = [torch.empty(0, self.d_in, dtype=self.dtype)]
+        while start < stop:
+            i = bisect_right(self._ends, start)
+            part, end = self.parts[i], self._ends[i]
+            first = start - (end - part.n_samples)
+            pieces.append(_read(part, first, first + min(stop, end) - start))
+            start = min(stop, end)
+        return torch.cat(pieces).to(self.dtype)
+
+
+def open_activations(where: str | Path, column: str | None = None) -> StoredActivations:
+    """Activations on disk, of which only what is asked for is read into memory.
 
     Args:
-        activations: shape [samples, d_in]. Not copied; a memory map is read as needed.
-        batch_size: samples per batch. The last batch of a pass is left out where it is not full.
-        seed: of the orders.
+        where: one of
+
+            - a .npy file: an array [samples, d_in];
+            - a .safetensors file: the tensor "activations" [samples, d_in], or else the only one
+              that is 2-D and floating;
+            - a folder of such files, which are taken by name, or a cache that
+              `sbw cache-activations` wrote, also an incomplete one;
+            - a folder with a Hugging Face data set (`save_to_disk`, or what sae_lens'
+              CacheActivationsRunner writes): a column of vectors [d_in] or matrices
+              [context, d_in];
+            - "user/name", where there is no folder "user": such a data set of the Hub, of which
+              the split "train" is downloaded.
+        column: of a data set; the only one that fits, if left out.
     Raises:
-        ValueError: activations of another shape, or fewer than a batch.
+        FileNotFoundError: there is nothing of that name, or a file of a cache is missing.
+        OSError: a file cannot be opened, or a data set of the Hub not loaded.
+        ValueError: something else, something damaged, no samples at all, several tensors or
+            columns, other numbers than floating-point ones, or files of different widths; the
+            message says which and what to do.
     """
-
-    def __init__(self, activations: Tensor, batch_size: int, seed: int) -> None:
-        if activations.ndim != 2:
-            raise ValueError(
-                f"activations have the shape [samples, d_in]; these have {list(activations.shape)}."
-            )
-        if not 1 <= batch_size <= len(activations):
-            raise ValueError(
-                f"there are {len(activations)} samples, too few for batches of {batch_size}."
-            )
-        self.activations = activations
-        self.batch_size = batch_size
-        self.seed = seed
-        self._pass, self._at = 0, 0
-        self._order = self._draw_order()
-
-    def _draw_order(self) -> Tensor:
-        generator = torch.Generator().manual_seed(self.seed + 1_000_003 * self._pass)
-        return torch.randperm(len(self.activations), generator=generator)
-
-    def __next__(self) -> Float[Tensor, "batch d_in"]:
-        if self._at + self.batch_size > len(self._order):
-            self._pass, self._at = self._pass + 1, 0
-            self._order = self._draw_order()
-        drawn = self._order[self._at : self._at + self.batch_size]
-        self._at += self.batch_size
-        return self.activations[drawn].float()
-
-    def state(self) -> dict[str, Tensor]:
-        """The pass and the place in it."""
-        return {"place": torch.tensor([self._pass, self._at])}
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        """Go on from a place that `state` gave."""
-        self._pass, self._at = state["place"].tolist()
-        self._order = self._draw_order()
+    path, name = Path(where), str(where)
+    if is_dataset(path):
+        return StoredActivations(name, (open_dataset(path, column),))
+    if is_hub_name(name):
+        return StoredActivations(name, (load_dataset(name, column),))
+    if not path.exists():
+        kind = "file" if path.suffix else "file or folder"
+        raise FileNotFoundError(f"there is no {kind} {path}.")
+    check_splits(path)
+    if column is not None:
+        raise ValueError(f"{path} is no data set and has no columns; leave out column={column!r}.")
+    if path.is_dir():
+        parts, mean_norm = open_shards(path)
+        return StoredActivations(name, tuple(parts), mean_norm)
+    return StoredActivations(name, (open_file(path),))
 
 
-def read_activations(path: Path) -> Float[Tensor, "samples d_in"]:
-    """The activations in a .npy file, or in a .safetensors file that holds one tensor.
+def is_activations(where: str | Path) -> bool:
+    """Whether a path names activations rather than something else.
 
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: another kind of file, a damaged one, or one with several tensors. Pickled
-            arrays are not read.
+    That is what ends like a file of activations, there or not, and folders that look like those
+    `open_activations` takes; whether they can be read shows only when they are opened. Of data
+    sets of the Hub, see `is_hub_name`. Raises nothing.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}.")
-    if path.suffix == ".npy":
-        return _read_npy(path)
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    raise ValueError(f"{path} is neither a .npy nor a .safetensors file.")
-
-
-def _read_npy(path: Path) -> Tensor:
-    import numpy as np
-
+    path = Path(where)
     try:
-        # Copied on write, so that PyTorch does not warn of memory that it must not touch.
-        array = np.load(path, mmap_mode="c", allow_pickle=False)
-        return torch.from_numpy(array)
-    except (ValueError, TypeError, EOFError) as error:
-        raise ValueError(f"{path} holds no array of numbers ({error}).") from error
+        if not path.is_dir():
+            return path.suffix in SUFFIXES
+        if (path / MANIFEST).is_file():
+            return _is_manifest((path / MANIFEST).read_text(encoding="utf-8", errors="replace"))
+        return is_dataset(path) or bool(shard_files(path))
+    except OSError:
+        return False
 
 
-def _read_safetensors(path: Path) -> Tensor:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+def is_hub_name(where: str | Path) -> bool:
+    """Whether a name can only be that of a data set of the Hub; it is not looked up.
 
+    "runs/mine" is no such name where there is a folder "runs", in which it may have been misspelt.
+    """
+    path = Path(where)
+    fits = _HUB_ID.fullmatch(str(where)) and path.suffix not in SUFFIXES
+    return bool(fits) and not path.exists() and not path.parent.exists()
+
+
+def _is_manifest(text: str) -> bool:
     try:
-        tensors = load_file(path)
-    except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({error}).") from error
-    if len(tensors) != 1:
-        raise ValueError(
-            f"{path} holds {len(tensors)} tensors ({', '.join(sorted(tensors))}); activations are "
-            "one tensor of shape [samples, d_in]."
+        manifest: Any = json.loads(text)
+    except ValueError:
+        # Damaged; but a damaged manifest of activations, if it says so.
+        return FORMAT in text
+    return isinstance(manifest, dict) and manifest.get("format") == FORMAT
+
+
+def _read(part: Part, start: int, stop: int) -> Float[Tensor, "rows d_in"]:
+    try:
+        rows = part.read(start, stop)
+    except Exception as error:
+        # Every kind of file has errors of its own.
+        raise OSError(
+            f"{part.name} cannot be read from sample {start} to {stop} ({error})."
+        ) from error
+    if rows.shape != (stop - start, part.d_in):
+        raise OSError(
+            f"{part.name} gives {list(rows.shape)} numbers for the samples from {start} to {stop}."
         )
-    return next(iter(tensors.values()))
+    return rows

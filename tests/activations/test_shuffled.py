@@ -1,0 +1,289 @@
+"""Stored activations as training batches: shuffled, read ahead, resumable."""
+
+from __future__ import annotations
+
+import gc
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sparse_but_wrong.activations.part import Part, TensorPart
+from sparse_but_wrong.activations.shuffled import RUN, ShuffledActivations
+from sparse_but_wrong.activations.source import ResumableSource
+from sparse_but_wrong.activations.stored import StoredActivations, open_activations
+from tests.activations.test_stored import Recorder
+
+N, D_IN = 1_000, 3
+# Numbers that tell the sample, and that float32 and bfloat16 (by the first two columns) hold.
+X = torch.stack([torch.arange(N) // 256, torch.arange(N) % 256, torch.zeros(N)], dim=1)
+BYTES = 2 * D_IN
+
+
+def places(batches: list[Tensor]) -> list[int]:
+    x = torch.cat(batches)
+    return (x[:, 0] * 256 + x[:, 1]).int().tolist()
+
+
+def in_parts(n_parts: int = 7) -> StoredActivations:
+    parts = [TensorPart(f"part {i}", x) for i, x in enumerate(X.bfloat16().tensor_split(n_parts))]
+    return StoredActivations("parts", tuple(parts))
+
+
+def shuffled(buffer_samples: int, batch_size: int = 50, seed: int = 0) -> ShuffledActivations:
+    return ShuffledActivations(in_parts(), batch_size, seed, buffer_bytes=buffer_samples * BYTES)
+
+
+def take(source: ShuffledActivations, n: int) -> list[Tensor]:
+    return [next(source) for _ in range(n)]
+
+
+def until_error(source: ShuffledActivations) -> Iterator[Tensor]:
+    with suppress(OSError):
+        yield from source
+
+
+def readers() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "read activations"]
+
+
+def wait_for_readers(seconds: float = 5) -> None:
+    gc.collect()
+    end = time.monotonic() + seconds
+    while readers() and time.monotonic() < end:
+        time.sleep(0.005)
+    assert readers() == []
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_is_left() -> Iterator[None]:
+    yield
+    wait_for_readers()
+
+
+@pytest.mark.parametrize("buffer_samples", [N, N // 2, 300, RUN])
+def test_every_pass_has_every_sample_once_in_another_order(buffer_samples: int) -> None:
+    source = shuffled(buffer_samples)
+    assert source.d_in == D_IN
+    first, second = (places(take(source, N // 50)) for _ in range(2))
+    assert sorted(first) == sorted(second) == list(range(N))
+    assert first != second
+    assert places(take(shuffled(buffer_samples), N // 50)) == first
+    assert places(take(shuffled(buffer_samples, seed=1), N // 50)) != first
+    assert places(take(shuffled(buffer_samples, seed=-1), N // 50)) != first
+
+
+@pytest.mark.parametrize("buffer_samples", [N, 400, 192])
+def test_what_does_not_fill_a_batch_is_left_out(buffer_samples: int) -> None:
+    source = shuffled(buffer_samples, batch_size=130)
+    for _ in range(3):
+        seen = places(take(source, 7))
+        assert len(set(seen)) == 7 * 130
+    assert all(len(batch) == 130 and batch.dtype == torch.float32 for batch in take(source, 7))
+
+
+def test_stored_numbers_come_exactly() -> None:
+    x = torch.randn(200, 4, generator=torch.Generator().manual_seed(0)).bfloat16()
+    for buffer_bytes in (2**20, 128 * 8):
+        source = ShuffledActivations(StoredActivations.of(x), 100, 0, buffer_bytes)
+        seen = torch.cat(take(source, 2))
+        for column in range(4):
+            assert torch.equal(seen[:, column].sort().values, x[:, column].float().sort().values)
+
+
+def test_batches_mix_samples_from_all_files() -> None:
+    """In a buffer of a third: far from their neighbours, and from every part."""
+    stored = StoredActivations.of(torch.arange(30_000.0).view(-1, 1))
+    source = ShuffledActivations(stored, 500, 0, buffer_bytes=4 * 10_048)
+    for batch in take(source, 60):
+        place = batch[:, 0]
+        # A fifth of all samples would give 100 of 500; a buffer has 157 of 469 runs, so that its
+        # share of a fifth is 31 ± 4.2 runs (hypergeometric), and that of a batch 100 ± 16; 4.5 sd.
+        counts = torch.histc(place, bins=5, min=0, max=30_000)
+        assert counts.min() > 100 - 4.5 * 16
+        assert counts.max() < 100 + 4.5 * 16
+        # The order itself knows nothing of the place: correlation of neighbours 0 ± 1/√500.
+        neighbours = torch.corrcoef(torch.stack([place[1:], place[:-1]]))[0, 1]
+        assert abs(neighbours) < 4.5 / 500**0.5
+
+
+def test_one_buffer_is_read_once() -> None:
+    part = Recorder(N)
+    source = ShuffledActivations(StoredActivations("x", (part,)), 50, 0)
+    take(source, 3 * N // 50)
+    assert sum(stop - start for start, stop in part.asked) == N
+    assert max(stop - start for start, stop in part.asked) <= RUN
+
+
+def test_buffers_are_read_from_front_to_back_and_one_ahead() -> None:
+    part = Recorder(10 * RUN)
+    stored = StoredActivations("x", (part,))
+    source = ShuffledActivations(stored, RUN, 0, buffer_bytes=5 * RUN * 8)
+    next(source)
+    end = time.monotonic() + 5
+    while len(part.asked) < 10 and time.monotonic() < end:
+        time.sleep(0.005)
+    wait_for_readers()
+    assert len(part.asked) == 10
+    assert part.asked[:5] == sorted(part.asked[:5])
+    assert part.asked[5:] == sorted(part.asked[5:])
+    assert part.asked != sorted(part.asked)
+    take(source, 4)
+    assert len(part.asked) == 10
+
+
+@pytest.mark.parametrize("buffer_samples", [N, 300, RUN])
+@pytest.mark.parametrize("given", [0, 1, 5, 19, 20, 33])
+def test_goes_on_from_a_state(buffer_samples: int, given: int) -> None:
+    source = shuffled(buffer_samples, batch_size=48)
+    assert isinstance(source, ResumableSource)
+    take(source, given)
+    state = source.state()
+    expected = take(source, 45)
+    fresh = shuffled(buffer_samples, batch_size=48)
+    fresh.load_state(state)
+    assert all(map(torch.equal, expected, take(fresh, 45)))
+    # Back in the same object, too.
+    source.load_state(state)
+    assert all(map(torch.equal, expected, take(source, 45)))
+
+
+def test_going_on_reads_only_what_comes() -> None:
+    part = Recorder(30 * RUN)
+    stored = StoredActivations("x", (part,))
+    buffer_bytes = 5 * RUN * 8
+    source = ShuffledActivations(stored, RUN, 0, buffer_bytes)
+    take(source, 100)
+    state = source.state()
+    del source
+    wait_for_readers()
+    part.asked.clear()
+    later = ShuffledActivations(stored, RUN, 0, buffer_bytes)
+    later.load_state(state)
+    assert part.asked == []
+    next(later)
+    wait_for_readers()
+    assert len(part.asked) <= 10
+
+
+def test_a_state_of_another_stream_is_refused() -> None:
+    state = shuffled(300).state()
+    for other in (shuffled(N), shuffled(300, batch_size=51), shuffled(300, seed=1)):
+        with pytest.raises(ValueError, match="go on with the same activations and arguments"):
+            other.load_state(state)
+
+
+def test_too_few_samples_and_too_small_buffers_are_refused() -> None:
+    with pytest.raises(ValueError, match="parts has 1000 samples, too few for batches of 1001"):
+        shuffled(N, batch_size=1001)
+    with pytest.raises(ValueError, match="not batch_size = 0"):
+        shuffled(N, batch_size=0)
+    with pytest.raises(ValueError, match=r"900 bytes is too small .* at least 1152"):
+        shuffled(150, batch_size=150)
+    assert len(next(shuffled(192, batch_size=150))) == 150
+
+
+def test_an_error_while_reading_ahead_reaches_the_consumer() -> None:
+    bad = Recorder(4 * RUN, name="shard-2", fails_from=3 * RUN)
+    parts: tuple[Part, ...] = (Recorder(4 * RUN, name="shard-1"), bad)
+    source = ShuffledActivations(StoredActivations("x", parts), RUN, 3, buffer_bytes=RUN * 8)
+    given = list(until_error(source))
+    assert 0 < len(given) < 8
+    for _ in range(2):
+        # Tried again, and failing again, at the same place.
+        with pytest.raises(OSError, match=r"shard-2 cannot be read .*the disk is gone"):
+            next(source)
+    assert source.state()["n_given"] == len(given)
+    object.__setattr__(bad, "fails_from", float("inf"))
+    take(source, 8)
+
+
+def test_the_thread_ends_with_the_object() -> None:
+    class Slow(Recorder):
+        def read(self, start: int, stop: int) -> Tensor:
+            time.sleep(0.01 if len(self.asked) >= 2_000 else 0)
+            return super().read(start, stop)
+
+    part = Slow(4_000 * RUN)
+    stored = StoredActivations("x", (part,))
+    source = ShuffledActivations(stored, RUN, 0, buffer_bytes=2_000 * RUN * 8)
+    next(source)
+    assert len(readers()) == 1
+    # Left alone, it would read for 20 s.
+    del source
+    wait_for_readers(5)
+
+
+END = """
+import sys, time
+from tests.activations.test_stored import Recorder
+from sparse_but_wrong.activations.shuffled import ShuffledActivations
+from sparse_but_wrong.activations.stored import StoredActivations
+
+class Slow(Recorder):
+    def read(self, start, stop):
+        if len(self.asked) == 102:
+            print("reading ahead", flush=True)
+        time.sleep(0.0 if len(self.asked) < 100 else 0.5)
+        return super().read(start, stop)
+
+part = Slow(10_000 * 64)
+source = ShuffledActivations(StoredActivations("x", (part,)), 64, 0, buffer_bytes=100 * 64 * 8)
+"""
+
+
+def test_the_program_ends_quietly_while_a_buffer_is_being_read() -> None:
+    code = END.replace("100 * 64 * 8", "5_000 * 64 * 8").replace("< 100", "< 5_000")
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", code + "next(source); print('end')"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=Path(__file__).parents[2],
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("end\n")
+    # The second buffer alone would take 2500 s.
+    assert time.monotonic() - started < 50
+
+
+def test_waiting_can_be_interrupted() -> None:
+    code = END + "print(len(next(source)), flush=True)\nwhile True: next(source)"
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "64\n"
+        assert process.stdout.readline() == "reading ahead\n"
+        started = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+        # What is left of the buffer would take 49 s.
+        assert time.monotonic() - started < 20
+    assert errors.strip().endswith("KeyboardInterrupt")
+    assert process.returncode == -signal.SIGINT
+
+
+def test_files(tmp_path: Path) -> None:
+    for i, x in enumerate(X.bfloat16().tensor_split(4)):
+        save_file({"activations": x.clone()}, tmp_path / f"{i}.safetensors")
+    stored = open_activations(tmp_path)
+    source = ShuffledActivations(stored, 50, 0, buffer_bytes=300 * BYTES)
+    same = shuffled(300)
+    for _ in range(30):
+        assert torch.equal(next(source), next(same))
