@@ -1,0 +1,313 @@
+"""SAEs of dictionary_learning against its own formulas, written out by hand."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import relu
+
+from sparse_but_wrong.saes.load import load_sae
+
+D_IN, D_SAE = 6, 10
+
+
+def draw(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+X = draw(40, D_IN, seed=99)
+
+LINEAR = {
+    "encoder.weight": draw(D_SAE, D_IN, seed=1),
+    "encoder.bias": 0.3 * draw(D_SAE, seed=2),
+    "decoder.weight": draw(D_IN, D_SAE, seed=3),
+}
+PLAIN = {
+    "W_enc": draw(D_IN, D_SAE, seed=1),
+    "b_enc": 0.3 * draw(D_SAE, seed=2),
+    "W_dec": draw(D_SAE, D_IN, seed=3),
+    "b_dec": draw(D_IN, seed=4),
+}
+BIAS = draw(D_IN, seed=4)
+TOPK = {**LINEAR, "b_dec": BIAS, "k": torch.tensor(3, dtype=torch.int32)}
+BATCH_TOPK = {**TOPK, "threshold": torch.tensor(0.8)}
+MATRYOSHKA = {
+    **PLAIN,
+    "k": torch.tensor(3, dtype=torch.int32),
+    "threshold": torch.tensor(0.8),
+    "group_sizes": torch.tensor([4, 6]),
+}
+JUMPRELU = {**PLAIN, "threshold": draw(D_SAE, seed=5).abs()}
+GATED = {
+    "encoder.weight": LINEAR["encoder.weight"],
+    "decoder.weight": LINEAR["decoder.weight"],
+    "decoder_bias": BIAS,
+    "r_mag": 0.5 * draw(D_SAE, seed=6),
+    "gate_bias": 0.3 * draw(D_SAE, seed=7),
+    "mag_bias": 0.3 * draw(D_SAE, seed=8),
+}
+
+
+def save(folder: Path, tensors: object, dict_class: str | None = None, **trainer: object) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.save(tensors, folder / "ae.pt")
+    if dict_class is not None:
+        config = {"trainer": {"dict_class": dict_class, **trainer}, "buffer": {"ctx_len": 128}}
+        (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def agrees(sae: Any, latents: Tensor, reconstruction: Tensor) -> None:
+    # The formulas are those of the library to the letter, in another order of summation.
+    torch.testing.assert_close(sae.encode(X), latents, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(sae(X), reconstruction, atol=1e-5, rtol=1e-5)
+    assert sae.W_enc.dtype == sae.W_dec.dtype == torch.float32
+    assert (latents > 0).any()
+    assert (latents == 0).any()
+
+
+def test_autoencoder_with_its_decoder_scaled_to_unit_norm(tmp_path: Path) -> None:
+    sae = load_sae(save(tmp_path, {**LINEAR, "bias": BIAS}, "AutoEncoder", lm_name="some/model"))
+    latents = relu((X - BIAS) @ LINEAR["encoder.weight"].T + LINEAR["encoder.bias"])
+    reconstruction = latents @ LINEAR["decoder.weight"].T + BIAS
+    # The library's from_pretrained divides the decoder by its norms and multiplies the encoder.
+    agrees(sae, latents * LINEAR["decoder.weight"].norm(dim=0), reconstruction)
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(D_SAE))
+    assert sae.cfg.architecture() == "standard"
+    assert sae.cfg.metadata.model_name == "some/model"
+    assert sae.cfg.metadata.converted_from == "dictionary_learning AutoEncoder"
+
+
+def test_autoencoder_new_encodes_the_input_as_it_is(tmp_path: Path) -> None:
+    sae = load_sae(save(tmp_path, {**LINEAR, "decoder.bias": BIAS}, "AutoEncoderNew"))
+    latents = relu(X @ LINEAR["encoder.weight"].T + LINEAR["encoder.bias"])
+    agrees(sae, latents, latents @ LINEAR["decoder.weight"].T + BIAS)
+
+
+def test_gated(tmp_path: Path) -> None:
+    sae = load_sae(save(tmp_path, GATED, "GatedAutoEncoder"))
+    x_enc = (X - BIAS) @ GATED["encoder.weight"].T
+    gate = (x_enc + GATED["gate_bias"] > 0).float()
+    latents = gate * relu(GATED["r_mag"].exp() * x_enc + GATED["mag_bias"])
+    agrees(sae, latents, latents @ GATED["decoder.weight"].T + BIAS)
+
+
+@pytest.mark.parametrize("k_at", ["file", "config", "both"])
+def test_topk(k_at: str, tmp_path: Path) -> None:
+    tensors = dict(TOPK)
+    if k_at == "config":
+        del tensors["k"]
+    sae = load_sae(
+        save(tmp_path, tensors, "AutoEncoderTopK", **({} if k_at == "file" else {"k": 3}))
+    )
+    pre = relu((X - BIAS) @ LINEAR["encoder.weight"].T + LINEAR["encoder.bias"])
+    values, at = pre.topk(3, dim=-1)
+    latents = torch.zeros_like(pre).scatter(-1, at, values)
+    agrees(sae, latents, latents @ LINEAR["decoder.weight"].T + BIAS)
+    assert sae.cfg.architecture() == "topk"
+
+
+def test_topk_ignores_the_threshold_that_it_also_saves(tmp_path: Path) -> None:
+    plain = load_sae(save(tmp_path / "a", TOPK, "AutoEncoderTopK"))
+    tensors = {**TOPK, "threshold": torch.tensor(-1.0)}
+    with_one = load_sae(save(tmp_path / "b", tensors, "AutoEncoderTopK"))
+    assert torch.equal(plain.encode(X), with_one.encode(X))
+
+
+def test_batch_topk_is_used_with_its_threshold(tmp_path: Path) -> None:
+    sae = load_sae(save(tmp_path, BATCH_TOPK, "BatchTopKSAE", k=3))
+    pre = relu((X - BIAS) @ LINEAR["encoder.weight"].T + LINEAR["encoder.bias"])
+    latents = pre * (pre > 0.8)
+    agrees(sae, latents, latents @ LINEAR["decoder.weight"].T + BIAS)
+    assert sae.cfg.architecture() == "jumprelu"
+
+
+def test_matryoshka(tmp_path: Path) -> None:
+    sae = load_sae(save(tmp_path, MATRYOSHKA, "MatryoshkaBatchTopKSAE", k=3))
+    pre = relu((X - PLAIN["b_dec"]) @ PLAIN["W_enc"] + PLAIN["b_enc"])
+    latents = pre * (pre > 0.8)
+    agrees(sae, latents, latents @ PLAIN["W_dec"] + PLAIN["b_dec"])
+
+
+def test_jumprelu_encodes_the_input_as_it_is(tmp_path: Path) -> None:
+    sae = load_sae(save(tmp_path, JUMPRELU, "JumpReluAutoEncoder"))
+    pre = X @ PLAIN["W_enc"] + PLAIN["b_enc"]
+    latents = relu(pre * (pre > JUMPRELU["threshold"]))
+    agrees(sae, latents, latents @ PLAIN["W_dec"] + PLAIN["b_dec"])
+
+
+def test_half_precision_becomes_float32(tmp_path: Path) -> None:
+    tensors = {name: tensor.bfloat16() for name, tensor in JUMPRELU.items()}
+    sae = load_sae(save(tmp_path, tensors, "JumpReluAutoEncoder"))
+    assert {p.dtype for p in sae.parameters()} == {torch.float32}
+    assert torch.equal(sae.W_dec, PLAIN["W_dec"].bfloat16().float())
+
+
+@pytest.mark.parametrize(
+    ("tensors", "architecture"),
+    [({**LINEAR, "bias": BIAS}, "standard"), (GATED, "gated"), (MATRYOSHKA, "jumprelu")],
+)
+def test_the_class_is_told_from_names_that_only_one_has(
+    tensors: dict[str, Tensor], architecture: str, tmp_path: Path
+) -> None:
+    assert load_sae(save(tmp_path, tensors)).cfg.architecture() == architecture
+
+
+@pytest.mark.parametrize(
+    ("tensors", "could"),
+    [
+        (BATCH_TOPK, "could belong to AutoEncoderTopK or BatchTopKSAE"),
+        (JUMPRELU, "could belong to MatryoshkaBatchTopKSAE or JumpReluAutoEncoder"),
+        ({**LINEAR, "decoder.bias": BIAS}, "could belong to AutoEncoderNew"),
+        ({"weight": BIAS}, r"\(weight\) belong to no known class"),
+    ],
+)
+def test_names_that_others_may_use_do_not_tell_the_class(
+    tensors: dict[str, Tensor], could: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=f"{could}.*Put the config.json"):
+        load_sae(save(tmp_path, tensors))
+
+
+def test_a_checkpoint_has_its_config_one_folder_up(tmp_path: Path) -> None:
+    save(tmp_path, TOPK, "AutoEncoderTopK")
+    (tmp_path / "checkpoints").mkdir()
+    file = (tmp_path / "ae.pt").rename(tmp_path / "checkpoints/ae_500.pt")
+    assert load_sae(file).cfg.architecture() == "topk"
+
+
+def test_the_file_itself_can_be_named(tmp_path: Path) -> None:
+    assert load_sae(save(tmp_path, TOPK, "AutoEncoderTopK") / "ae.pt").cfg.d_sae == D_SAE
+
+
+class Bomb:
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.file),)
+
+
+@pytest.mark.parametrize("old_format", [False, True])
+def test_a_pickle_that_would_run_code_is_refused_and_not_run(
+    old_format: bool, tmp_path: Path
+) -> None:
+    trace = tmp_path / "trace"
+    bomb = {**TOPK, "config": Bomb(trace)}
+    save(tmp_path, {}, "AutoEncoderTopK")
+    torch.save(bomb, tmp_path / "ae.pt", _use_new_zipfile_serialization=not old_format)
+    with pytest.raises(ValueError, match=r"ae.pt is damaged or holds more than tensors .*mkdir"):
+        load_sae(tmp_path)
+    assert not trace.exists()
+    torch.load(tmp_path / "ae.pt", weights_only=False)
+    assert trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(b"", "damaged"), (b"hello", "damaged"), (b"PK\x03\x04 half a file", "damaged")],
+)
+def test_a_damaged_file_is_refused(content: bytes, says: str, tmp_path: Path) -> None:
+    save(tmp_path, TOPK, "AutoEncoderTopK")
+    (tmp_path / "ae.pt").write_bytes(content)
+    with pytest.raises(ValueError, match=f"ae.pt is {says}"):
+        load_sae(tmp_path)
+
+
+def test_half_a_file_is_refused(tmp_path: Path) -> None:
+    file = save(tmp_path, TOPK, "AutoEncoderTopK") / "ae.pt"
+    file.write_bytes(file.read_bytes()[:500])
+    with pytest.raises(ValueError, match=r"ae.pt is damaged"):
+        load_sae(tmp_path)
+
+
+@pytest.mark.parametrize("content", [[1.0], {"W": [1.0]}, torch.ones(2), {1: torch.ones(2)}])
+def test_something_else_than_tensors_by_name_is_refused(content: object, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="something else than tensors by name"):
+        load_sae(save(tmp_path, content, "AutoEncoderTopK"))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "dict_class", "trainer", "says"),
+    [
+        (TOPK, "BatchTopKSAE", {}, "has no threshold: .*threshold_start_step"),
+        (
+            {**TOPK, "threshold": torch.tensor(-1.0)},
+            "BatchTopKSAE",
+            {},
+            "has the threshold -1: none was measured",
+        ),
+        (TOPK, "IdentityDict", {}, "names the class 'IdentityDict', which is not known; known are"),
+        (LINEAR, "AutoEncoder", {}, "misses bias; an SAE of its kind has encoder.weight"),
+        ({**TOPK, "extra": BIAS}, "AutoEncoderTopK", {}, "holds extra, which do not belong"),
+        ({**TOPK, "b_dec": BIAS[:5]}, "AutoEncoderTopK", {}, r"b_dec .* \[5\].*d_in = 6"),
+        (
+            {**TOPK, "decoder.weight": LINEAR["decoder.weight"].T},
+            "AutoEncoderTopK",
+            {},
+            r"decoder.weight .* \[10, 6\].*encoder.weight has d_in = 6",
+        ),
+        ({**TOPK, "b_dec": BIAS[None]}, "AutoEncoderTopK", {}, r"b_dec .* \[1, 6\], not \[d_in\]"),
+        ({**TOPK, "b_dec": BIAS.long()}, "AutoEncoderTopK", {}, "b_dec .* torch.int64"),
+        (
+            {**JUMPRELU, "threshold": torch.tensor(0.1)},
+            "JumpReluAutoEncoder",
+            {},
+            r"threshold .* \[\], not \[d_sae\]",
+        ),
+        (TOPK, "AutoEncoderTopK", {"k": 4}, "says k = 3, but config.json says k = 4"),
+        ({**TOPK, "k": torch.tensor(11)}, "AutoEncoderTopK", {}, "is 11, not a whole number"),
+        ({**TOPK, "k": torch.tensor(0)}, "AutoEncoderTopK", {}, "is 0, not a whole number"),
+        (
+            {name: value for name, value in TOPK.items() if name != "k"},
+            "AutoEncoderTopK",
+            {},
+            "nothing says how many latents",
+        ),
+        (
+            {name: value[:0] if value.ndim else value for name, value in TOPK.items()},
+            "AutoEncoderTopK",
+            {},
+            "is empty|but encoder.weight has",
+        ),
+    ],
+)
+def test_what_does_not_make_an_sae_is_refused(
+    tensors: dict[str, Tensor],
+    dict_class: str,
+    trainer: dict[str, Any],
+    says: str,
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        load_sae(save(tmp_path, tensors, dict_class, **trainer))
+
+
+def test_a_damaged_config_is_refused(tmp_path: Path) -> None:
+    save(tmp_path, TOPK)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config.json is damaged"):
+        load_sae(tmp_path)
+    (tmp_path / "config.json").write_text("[1]")
+    with pytest.raises(ValueError, match=r"config.json holds a list"):
+        load_sae(tmp_path)
+
+
+def test_weights_that_are_not_finite_are_let_through(tmp_path: Path) -> None:
+    weights = LINEAR["encoder.weight"].clone()
+    weights[0, 0] = float("nan")
+    sae = load_sae(save(tmp_path, {**TOPK, "encoder.weight": weights}, "AutoEncoderTopK"))
+    assert sae.W_enc.isnan().sum() == 1
+
+
+def test_loading_draws_no_random_numbers(tmp_path: Path) -> None:
+    save(tmp_path, TOPK, "AutoEncoderTopK")
+    before = torch.get_rng_state()
+    load_sae(tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
