@@ -27,9 +27,10 @@ ALLOWED: dict[str, set[str]] = {
     "figures": {"util", "atomic", "diagnostics", "l0"},
     "runs": {"training", "atomic"},
     "report": {"runs", "figures"},
+    "saes": {"training"},
     "experiments": {"report"},
     "l0_benchmark": {"l0", "experiments"},
-    "cli": {"experiments", "l0_benchmark"},
+    "cli": {"experiments", "l0_benchmark", "saes"},
 }
 # Published import paths that are façades of other rooms.
 FACADES: dict[str, set[str]] = {

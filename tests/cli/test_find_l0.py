@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from safetensors.torch import save_file
 
 from sparse_but_wrong.cli import bench_l0, find_l0
 from sparse_but_wrong.cli.main import cli
@@ -73,8 +74,61 @@ def test_stored_activations(asked: list[dict[str, Any]]) -> None:
     result = sbw("find-l0", "acts.npy", "--d-sae", "12", "--out", "mine")
     assert result.exit_code == 0, result.output
     assert asked[0]["d_sae"] == 12
-    assert asked[0]["batch"].shape == (1024, 7)
+    # An eighth of the samples a batch, up to 1,024; a quarter of them is held out, and comes first.
+    assert asked[0]["batch"].shape == (250, 7)
+    assert asked[0]["options"].evaluation_samples == 500
     assert "acts.npy" in Path("mine/report.html").read_text()
+
+
+def test_what_is_counted_on_is_not_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = np.arange(2_000, dtype="float32")[:, None].repeat(7, axis=1)
+    np.save("acts.npy", numbers)
+    drawn: list[torch.Tensor] = []
+
+    def answer(
+        source: Iterator[torch.Tensor], d_sae: int, options: FindOptions
+    ) -> L0Recommendation:
+        del d_sae, options
+        drawn.extend(next(source) for _ in range(20))
+        return CLEAR
+
+    monkeypatch.setattr(find_l0, "find_l0", answer)
+    assert sbw("find-l0", "--activations", "acts.npy", "--d-sae", "12").exit_code == 0
+    held_out = torch.cat(drawn[:2])[:, 0]
+    trained_on = torch.cat(drawn[2:])[:, 0]
+    assert len(held_out.unique()) == 500
+    assert not torch.isin(held_out, trained_on).any()
+    assert len(trained_on.unique()) == 1_500
+    # Not one end of the text only.
+    assert held_out.min() < 200
+    assert held_out.max() > 1_800
+
+
+def test_either_a_source_or_activations() -> None:
+    for arguments in ((), ("jumprelu", "--activations", "acts.npy")):
+        refused = sbw("find-l0", *arguments)
+        assert "name either a SOURCE" in str(refused.exception)
+
+
+def test_a_folder_of_activations(asked: list[dict[str, Any]]) -> None:
+    """A cache has a manifest.json as a run has, and is no run."""
+    Path("cache").mkdir()
+    save_file({"activations": torch.randn(600, 7).bfloat16()}, "cache/shard-00000.safetensors")
+    shard = Path("cache/shard-00000.safetensors")
+    listed = {"file": shard.name, "n_samples": 600, "bytes": shard.stat().st_size}
+    manifest = {
+        "format": "sparse_but_wrong activations",
+        "format_version": 1,
+        "d_in": 7,
+        "shards": [listed],
+    }
+    Path("cache/manifest.json").write_text(json.dumps(manifest))
+    result = sbw("find-l0", "cache/", "--d-sae", "12")
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith("cache: batchtopk SAEs, d_in 7, d_sae 12")
+    assert asked[0]["batch"].shape == (75, 7)
+    refused = sbw("find-l0", "cache", "--d-sae", "12", "--world", "mars")
+    assert "leave out --world" in str(refused.exception)
 
 
 def test_no_recommendation_is_said(
@@ -94,6 +148,7 @@ def test_no_recommendation_is_said(
     [
         (["nothing"], "there is no experiment 'nothing'"),
         (["missing.npy", "--d-sae", "9"], r"there is no file missing\.npy"),
+        (["full", "--d-sae", "9"], "full holds no activations"),
         (["correlation-strength"], "several worlds; choose one with --world"),
         (["jumprelu", "--world", "mars"], "no world 'mars'"),
         (["jumprelu", "--out", "full"], "full is not empty"),

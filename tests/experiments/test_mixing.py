@@ -82,7 +82,7 @@ def test_a_spec_survives_json_and_its_analysis_takes_it(spec: ExperimentSpec) ->
     for sae in spec.saes:
         assert (sae.architecture, sae.init) == ("batchtopk", "true_features")
         assert sae.config["k"] == sae.factors["k"]
-        world = spec.worlds[sae.world]
+        world = spec.toy_world(sae.world)
         assert world.firing_probabilities == (0.4,) * 5
         pairs = getattr(world.correlation, "pairs", ())
         assert {c for _, _, c in pairs} | {0.0} == {sae.factors["correlation"], 0.0}
@@ -115,7 +115,7 @@ def test_the_grids_are_those_of_the_paper() -> None:
 
 def test_worlds_of_other_seeds_have_other_directions() -> None:
     first, second = (
-        make_world(CORRELATION_STRENGTH.worlds[name], 0, name=name).directions
+        make_world(CORRELATION_STRENGTH.toy_world(name), 0, name=name).directions
         for name in ("c_+0.4_seed_0", "c_+0.4_seed_1")
     )
     assert not torch.allclose(first, second, atol=0.01)
@@ -123,7 +123,7 @@ def test_worlds_of_other_seeds_have_other_directions() -> None:
 
 def test_the_worlds_of_superposition_are_not_orthogonal() -> None:
     def mean_abs_cosine(name: str) -> float:
-        directions = make_world(SUPERPOSITION.worlds[name], 0, name=name).directions
+        directions = make_world(SUPERPOSITION.toy_world(name), 0, name=name).directions
         cosines = directions.T @ directions
         return cosines[~torch.eye(5, dtype=torch.bool)].abs().mean().item()
 
@@ -432,8 +432,9 @@ def shrunken(spec: ExperimentSpec, *saes: str) -> ExperimentSpec:
         spec,
         worlds={
             name: replace(world, ortho_num_steps=min(world.ortho_num_steps, 50))
-            for name, world in spec.worlds.items()
+            for name in spec.worlds
             if name in {sae.world for sae in chosen}
+            for world in [spec.toy_world(name)]
         },
         saes=chosen,
         training=replace(

@@ -39,7 +39,7 @@ def test_the_jumprelu_experiment_is_the_notebooks() -> None:
         }
     added = [sae.config["l0_coefficient"] for sae in JUMPRELU.saes if sae.added]
     assert sum(coefficient > 1.5 for coefficient in added) >= 5  # the side below the truth
-    probabilities = JUMPRELU.worlds[ONLY_WORLD].firing_probabilities
+    probabilities = JUMPRELU.toy_world(ONLY_WORLD).firing_probabilities
     assert probabilities[0] == pytest.approx(0.3881)
     assert probabilities[-1] == pytest.approx(0.05)
     assert sum(probabilities) == pytest.approx(10.9525)

@@ -6,26 +6,31 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import click
 from torch import Tensor
 
-from sparse_but_wrong.activations.stored import SUFFIXES, StoredActivations, read_activations
-from sparse_but_wrong.activations.toy import ToyActivations
+from sparse_but_wrong.activations.in_order import contiguous_batches
+from sparse_but_wrong.activations.shuffled import ShuffledActivations
+from sparse_but_wrong.activations.split import hold_out
+from sparse_but_wrong.activations.stored import is_activations, is_hub_name, open_activations
 from sparse_but_wrong.atomic import is_free
 from sparse_but_wrong.cli.quiet import quiet_training
+from sparse_but_wrong.experiments.data import load_data, training_stream
 from sparse_but_wrong.experiments.make import make_world
-from sparse_but_wrong.experiments.registry import get_experiment
+from sparse_but_wrong.experiments.registry import EXPERIMENTS, get_experiment
 from sparse_but_wrong.experiments.seeds import world_seed
+from sparse_but_wrong.experiments.spec import ActivationsSpec
 from sparse_but_wrong.experiments.spec_file import is_spec_file, read_spec
+from sparse_but_wrong.experiments.stored_world import StoredWorld
 from sparse_but_wrong.l0.find import FindOptions, find_l0
 from sparse_but_wrong.l0.recommend import L0Recommendation, recommend_l0
-from sparse_but_wrong.l0.sweep import measure_sweep
+from sparse_but_wrong.l0.sweep import EVALUATION_SAMPLES, measure_sweep
 from sparse_but_wrong.report.recommendation import write_recommendation
 from sparse_but_wrong.runs.folder import RunFolder, fresh_path, is_run
 from sparse_but_wrong.runs.provenance import provenance
-from sparse_but_wrong.toy_models.world import World
 
 RUNS = Path("runs")
 BATCH_SIZE = 1024
@@ -39,10 +44,15 @@ class _Activations:
     n_features: int | None
     """Where they are known."""
 
+    evaluation_samples: int = FindOptions.evaluation_samples
+    """With which the stream begins, and which do not come again."""
+
 
 def find(
-    source: str,
+    source: str | None,
     *,
+    activations: str | None,
+    column: str | None,
     world: str | None,
     architecture: str | None,
     d_sae: int | None,
@@ -56,27 +66,38 @@ def find(
     Raises:
         ValueError, OSError: bad input; the message is meant for the user.
     """
+    if (source is None) == (activations is None):
+        raise ValueError(
+            "name either a SOURCE (an experiment, a YAML file, a run) or --activations."
+        )
+    if save and source is not None and _is_run(source):
+        raise ValueError(f"{source} is a run, whose SAEs are judged; leave out --save.")
     path = out if out is not None else fresh_path(RUNS, "find-l0")
     if not is_free(path):
         raise FileExistsError(f"{path} is not empty, and nothing is overwritten; choose another.")
     started = time.monotonic()
-    if is_run(Path(source)):
+    if source is not None and _is_run(source):
         for option, value in (("--architecture", architecture), ("--d-sae", d_sae)):
             if value is not None:
                 raise ValueError(f"{source} is a run, whose SAEs are judged; leave out {option}.")
         title, recommendation = _judge_run(Path(source), world, seed)
         facts: dict[str, object] = {"Sweep": source}
     else:
-        found = _activations(source, world, seed)
+        found = (
+            _world(source, column, world, seed)
+            if source is not None and not _is_stored(source)
+            else _stored(activations or source or "", column, world, seed)
+        )
         title = found.title
         width = d_sae if d_sae is not None else found.n_features
         if width is None:
             raise ValueError(
-                "how many latents the SAEs are to have does not follow from a file; say it with "
-                "--d-sae."
+                "how many latents the SAEs are to have does not follow from stored activations; "
+                "say it with --d-sae."
             )
         options = FindOptions(
             architecture=architecture or "batchtopk",
+            evaluation_samples=found.evaluation_samples,
             seed=seed,
             threads=threads,
             progress=sys.stderr.isatty(),
@@ -97,19 +118,46 @@ def find(
     _print(recommendation, path, report, save)
 
 
-def _activations(source: str, world: str | None, seed: int) -> _Activations:
-    if source.endswith(SUFFIXES):
-        if world is not None:
-            raise ValueError(f"{source} holds activations and no worlds; leave out --world.")
-        activations = read_activations(Path(source))
-        stream = StoredActivations(activations, min(BATCH_SIZE, len(activations)), seed)
-        return _Activations(Path(source).name, stream, activations.shape[1], None)
+def _is_stored(source: str) -> bool:
+    if is_activations(source):
+        return True
+    if is_spec_file(source) or source in EXPERIMENTS:
+        return False
+    # A folder of something else is no experiment either; opening it tells what it lacks.
+    return is_hub_name(source) or Path(source).is_dir()
+
+
+def _is_run(source: str) -> bool:
+    # A cache of activations has a manifest too.
+    return not is_activations(source) and is_run(Path(source))
+
+
+def _stored(where: str, column: str | None, world: str | None, seed: int) -> _Activations:
+    if world is not None:
+        raise ValueError(f"{where} holds activations and no worlds; leave out --world.")
+    stored = open_activations(where, column)
+    # Most of them are trained on; what directions are counted on is held out.
+    batch_size = max(1, min(BATCH_SIZE, stored.n_samples // 8))
+    most = min(FindOptions.evaluation_samples, stored.n_samples // 4)
+    n_held_out = batch_size * max(1, most // batch_size)
+    rest, held_out = hold_out(stored, n_held_out)
+    stream = chain(
+        contiguous_batches(held_out, batch_size), ShuffledActivations(rest, batch_size, seed)
+    )
+    title = Path(where).resolve().name if Path(where).exists() else where
+    return _Activations(title, stream, stored.d_in, None, n_held_out)
+
+
+def _world(source: str, column: str | None, world: str | None, seed: int) -> _Activations:
     spec = read_spec(Path(source)) if is_spec_file(source) else get_experiment(source)
     name = _choose(world, list(spec.worlds), source)
-    made = make_world(spec.worlds[name], seed, name=name)
-    stream = ToyActivations(
-        made.model, made.sampler, BATCH_SIZE, seed=world_seed(seed, "stream", name)
-    )
+    of_spec = spec.worlds[name]
+    if isinstance(of_spec, ActivationsSpec):
+        return _stored(of_spec.activations, column or of_spec.column, None, seed)
+    if column is not None:
+        raise ValueError(f"{source} has toy worlds and no data set; leave out --column.")
+    made = make_world(of_spec, seed, name=name)
+    stream = training_stream(made, BATCH_SIZE, world_seed(seed, "stream", name))
     d_in, n_features = made.directions.shape
     return _Activations(f"The world of {spec.name}", stream, d_in, n_features)
 
@@ -123,13 +171,17 @@ def _judge_run(path: Path, world: str | None, seed: int) -> tuple[str, L0Recomme
     if not done:
         raise ValueError(f"{path} holds no finished SAE of the world {name!r}.")
     saes = [folder.load_sae(sae_id, "cpu") for sae_id in done]
-    made = World.load(folder.world_path(name))
-    # A stream of its own: not the samples that the SAEs were trained on.
-    stream = ToyActivations(
-        made.model, made.sampler, BATCH_SIZE, seed=world_seed(seed, "find-l0", name)
-    )
+    data = load_data(folder.world_path(name))
+    # A stream of its own: of a toy world not the samples that the SAEs were trained on, of stored
+    # activations those held out first.
+    stream = training_stream(data, BATCH_SIZE, world_seed(seed, "find-l0", name))
+    n_samples = EVALUATION_SAMPLES
+    if isinstance(data, StoredWorld):
+        n_samples = min(n_samples, data.n_held_out)
+        stream = chain(data.held_out(), stream)
     click.echo(f"{len(saes)} SAEs of {path}")
-    return f"The sweep in {path}", recommend_l0(measure_sweep(saes, stream, done, seed=seed))
+    sweep = measure_sweep(saes, stream, done, seed=seed, evaluation_samples=n_samples)
+    return f"The sweep in {path}", recommend_l0(sweep)
 
 
 def _choose(world: str | None, worlds: list[str], source: str) -> str:

@@ -101,7 +101,12 @@ def paper(
 
 
 @cli.command("find-l0")
-@click.argument("source")
+@click.argument("source", required=False)
+@click.option(
+    "--activations",
+    help="Instead: a cache, a folder of shards, a .npy or .safetensors file, or a dataset.",
+)
+@click.option("--column", help="Of a dataset, which holds the activations.")
 @click.option("--world", help="Which, where SOURCE has several.")
 @click.option("--architecture", help="Of the SAEs, as sae_lens names it. [default: batchtopk]")
 @click.option(
@@ -116,7 +121,9 @@ def paper(
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. [default: all cores]")
 @click.option("--save", is_flag=True, help="Keep an SAE at the recommended L0, ready to use.")
 def find_l0(
-    source: str,
+    source: str | None,
+    activations: str | None,
+    column: str | None,
     world: str | None,
     architecture: str | None,
     d_sae: int | None,
@@ -127,13 +134,15 @@ def find_l0(
 ) -> None:
     """Find the L0 that SAEs should have, with an interval and reasons, or why there is none.
 
-    SOURCE is an experiment or a YAML file (its world), a .npy or .safetensors file of activations
-    [samples, d_in], or the folder of a run, whose SAEs are judged as they are.
+    SOURCE is an experiment or a YAML file (its world), or the folder of a run, whose SAEs are
+    judged as they are. Activations [samples, d_in] may stand in its place, too.
     """
     from sparse_but_wrong.cli.find_l0 import find
 
     find(
         source,
+        activations=activations,
+        column=column,
         world=world,
         architecture=architecture,
         d_sae=d_sae,
@@ -141,6 +150,184 @@ def find_l0(
         seed=seed,
         threads=threads,
         save=save,
+    )
+
+
+@cli.command()
+@click.argument("saes", nargs=-1, required=True, metavar="SAE...")
+@click.option(
+    "--activations",
+    required=True,
+    help="A cache, a folder of shards, a .npy or .safetensors file, or a dataset of activations.",
+)
+@click.option("--column", help="Of a dataset, which holds the activations.")
+@click.option("--samples", type=click.IntRange(min=1), help="At most. [default: all]")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=4096,
+    show_default=True,
+    help="Samples in a row that standard errors take for one.",
+)
+@click.option("--device", default="cpu", show_default=True, help="Where to measure.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads. [default: all cores]")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder; must be new or empty. [default: runs/diagnose, or the next free number]",
+)
+def diagnose(
+    saes: tuple[str, ...],
+    activations: str,
+    column: str | None,
+    samples: int | None,
+    batch_size: int,
+    device: str,
+    threads: int | None,
+    out: Path | None,
+) -> None:
+    """Measure SAEs on activations: L0, dead latents, s_n^dec for every n, similarity, and more.
+
+    SAE is a folder of sae_lens, dictionary_learning or sparsify, RELEASE/SAE_ID of a published one,
+    or the folder of a run, all of whose SAEs are measured.
+    """
+    from sparse_but_wrong.cli.diagnose import diagnose as measure
+
+    measure(
+        saes,
+        activations=activations,
+        column=column,
+        samples=samples,
+        batch_size=batch_size,
+        device=device,
+        threads=threads,
+        out=out,
+    )
+
+
+@cli.command("cache-activations")
+@click.option(
+    "--model",
+    required=True,
+    help="A Hugging Face id, a folder with a model, or a .gguf file.",
+)
+@click.option(
+    "--hook",
+    required=True,
+    help="A module, as model.layers.14, or a TransformerLens name, as blocks.8.hook_resid_post.",
+)
+@click.option(
+    "--text",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="A .txt, .jsonl or .parquet file, or a folder of them. Can be given several times.",
+)
+@click.option("--dataset", help="A Hugging Face data set instead, or a folder with a saved one.")
+@click.option("--dataset-config", help="Of a data set that has several.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Folder; must be new or empty, or a cache to --resume.",
+)
+@click.option(
+    "--tokens",
+    type=click.IntRange(min=1),
+    default=1_000_000,
+    show_default=True,
+    help="Activations to keep.",
+)
+@click.option(
+    "--context-size",
+    type=click.IntRange(min=1),
+    default=128,
+    show_default=True,
+    help="Tokens in a sequence.",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    help="Sequences that run at once.",
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["bfloat16", "float32"]),
+    default="bfloat16",
+    show_default=True,
+    help="Of what is stored.",
+)
+@click.option(
+    "--model-class",
+    type=click.Choice(["AutoModelForCausalLM", "HookedTransformer"]),
+    help="What runs the model. [default: follows from the hook's name]",
+)
+@click.option(
+    "--model-dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default="float32",
+    show_default=True,
+    help="Of the model's weights.",
+)
+@click.option("--device", default="cpu", show_default=True, help="Where the model runs.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads. [default: all cores]")
+@click.option("--keep-special-tokens", is_flag=True, help="Keep BOS, EOS, PAD and SEP as well.")
+@click.option(
+    "--skip-positions",
+    type=click.IntRange(min=0),
+    default=2,
+    show_default=True,
+    help="How many at the start of every sequence to leave out.",
+)
+@click.option("--no-bos", is_flag=True, help="Start no sequence with BOS.")
+@click.option("--resume", is_flag=True, help="Go on with a cache, mend it, or extend it.")
+def cache_activations(
+    model: str,
+    hook: str,
+    text: tuple[Path, ...],
+    dataset: str | None,
+    dataset_config: str | None,
+    out: Path,
+    tokens: int,
+    context_size: int,
+    batch_size: int,
+    dtype: str,
+    model_class: str | None,
+    model_dtype: str,
+    device: str,
+    threads: int | None,
+    keep_special_tokens: bool,
+    skip_positions: int,
+    no_bos: bool,
+    resume: bool,
+) -> None:
+    """Run a language model over text and keep its activations at one hook point on disk.
+
+    Left out are those that distort every measure: of BOS and other special tokens, and of the
+    first token of each sequence. Ctrl-C keeps what is done; --resume goes on from there.
+    """
+    from sparse_but_wrong.cli.cache_activations import cache
+
+    cache(
+        model=model,
+        hook=hook,
+        text=text,
+        dataset=dataset,
+        dataset_config=dataset_config,
+        out=out,
+        tokens=tokens,
+        context_size=context_size,
+        batch_size=batch_size,
+        dtype=dtype,
+        model_class=model_class,
+        model_dtype=model_dtype,
+        device=device,
+        threads=threads,
+        keep_special_tokens=keep_special_tokens,
+        skip_positions=skip_positions,
+        no_bos=no_bos,
+        resume=resume,
     )
 
 

@@ -139,20 +139,20 @@ def _table(results: Results) -> Table:
         for name, l0 in list(results.true_l0.items())[:4]
     )
     table = Table(box=SIMPLE_HEAD, title=title, title_justify="left")
-    measured = ("L0", "dead", "MSE", "var. expl.", "MCC", "c_dec", *(f"s_{n}" for n in shown_n))
-    for column in (*(_SHORT.get(name, name) for name in factors), *measured):
+    measured = {name: form for name, form in _MEASURED.items() if name in results.table.columns}
+    heads = (_HEADS.get(name, name) for name in measured)
+    for column in (
+        *(_SHORT.get(name, name) for name in factors),
+        *heads,
+        *map("s_{}".format, shown_n),
+    ):
         table.add_column(escape(column), justify="right", no_wrap=True)
     for row in results.table.sort_values(by="l0").to_dict("records"):
         values = [_short(row[name]) for name in factors]
         values[-1] += "*" if row["added"] else ""
         table.add_row(
             *(escape(value) for value in values),
-            f"{row['l0']:.2f}",
-            f"{row['dead_latents']}",
-            f"{row['mse']:.3f}",
-            f"{row['variance_explained']:.4f}",
-            f"{row['mcc']:.3f}",
-            f"{row['c_dec']:.3f}",
+            *(format(row[name], form) for name, form in measured.items()),
             *(f"{row[f's_{n}']:.4f}" for n in shown_n),
         )
     return table
@@ -160,6 +160,24 @@ def _table(results: Results) -> Table:
 
 _MOST_ROWS = 40
 """Above that a table is no help in a terminal."""
+
+_MEASURED = {
+    "l0": ".2f",
+    "dead_latents": "",
+    "mse": ".3f",
+    "variance_explained": ".4f",
+    "mcc": ".3f",
+    "c_dec": ".3f",
+}
+"""What is shown of a row, and how; those that its table has."""
+
+_HEADS = {
+    "l0": "L0",
+    "dead_latents": "dead",
+    "mse": "MSE",
+    "variance_explained": "var. expl.",
+    "mcc": "MCC",
+}
 
 _SHORT = {"l0_coefficient": "coef."}
 

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sparse_but_wrong.diagnostics.stream import StreamScore
 from sparse_but_wrong.experiments.seeds import world_seed
 from sparse_but_wrong.experiments.spec import ExperimentSpec
 from sparse_but_wrong.experiments.verdict import Verdict
@@ -69,9 +70,11 @@ class Results:
         self.folder, self.spec, self.seed, self.device = folder, spec, seed, device
         self.table, self.curves = table, curves
         self.true_l0 = dict(true_l0)
-        """Features active per sample over the evaluation samples, by world."""
+        """Features active per sample over the evaluation samples, by toy world."""
         self.tables: dict[str, MeasuredTable] = {}
         """What the analysis measured, by name."""
+        self.scores: dict[str, StreamScore] = {}
+        """Of the SAEs on stored activations: all that was measured, by the SAE's name."""
         self.verdict = Verdict()
         """What the claim came to, once it is judged."""
 
@@ -82,7 +85,7 @@ class Results:
         return name
 
     def world(self, name: str) -> World:
-        """A world of the run."""
+        """A toy world of the run."""
         return World.load(self.folder.world_path(name), self.device)
 
     def sae(self, sae_id: str) -> sae_lens.SAE[Any]:
@@ -90,7 +93,7 @@ class Results:
         return inference_sae(self.folder, sae_id, self.device)
 
     def activations(self, world: str) -> Float[Tensor, "samples d_in"]:
-        """The samples on which the SAEs of a world are scored."""
+        """The samples on which the SAEs of a toy world are scored."""
         return evaluation_samples(self.spec, self.world(world), world, self.seed)[0]
 
 

@@ -50,7 +50,7 @@ class Intuition(Analysis):
             raise ValueError(f"{where} trains nothing, but there are {len(spec.saes)} SAEs.")
         if len(spec.worlds) != 1:
             raise ValueError(f"{where} looks at one world, and there are {len(spec.worlds)}.")
-        (world,) = spec.worlds.values()
+        (world,) = map(spec.toy_world, spec.worlds)
         if world.correlation is None:
             raise ValueError(f"{where} needs a world whose features are correlated.")
         if world.n_features <= 2 * _N:

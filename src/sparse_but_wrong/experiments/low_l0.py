@@ -73,7 +73,7 @@ class LowL0(Analysis):
         require_k_as_trained(spec)
         require_latent_per_feature(spec)
         require_k_around_the_truth(spec, NEAR, above=True)
-        (world,) = spec.worlds.values()
+        (world,) = map(spec.toy_world, spec.worlds)
         if world.correlation is None:
             raise ValueError(
                 f"the analysis {spec.analysis!r} compares what is mixed with what is correlated, "
@@ -91,7 +91,7 @@ class LowL0(Analysis):
         import pandas as pd
 
         between = firing_correlations(results)
-        (world,) = results.spec.worlds.values()
+        (world,) = map(results.spec.toy_world, results.spec.worlds)
         recovered, mixed = [], []
         for sae in results.spec.saes:
             cosines = _cosines(results, sae.sae_id)

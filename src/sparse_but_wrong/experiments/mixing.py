@@ -113,7 +113,7 @@ class Mixing(Analysis):
                     f"{where} needs SAEs that start at the true features; SAE {sae.sae_id!r} has "
                     f"init = {sae.init!r}."
                 )
-            n_features = spec.worlds[sae.world].n_features
+            n_features = spec.toy_world(sae.world).n_features
             if sae.config.get("d_sae") != n_features or n_features < 2:
                 raise ValueError(
                     f"{where} needs as many latents as features, at least 2; SAE {sae.sae_id!r} "
@@ -121,7 +121,7 @@ class Mixing(Analysis):
                 )
             _require_correlation_of_world(spec, sae)
         require_k_as_trained(spec)
-        sizes = sorted({spec.worlds[sae.world].n_features for sae in spec.saes})
+        sizes = sorted({spec.toy_world(sae.world).n_features for sae in spec.saes})
         if len(sizes) > 1:
             raise ValueError(
                 f"{where} compares latents of worlds of one size, but the worlds of its SAEs have "
@@ -150,7 +150,8 @@ def measure_mixing(results: Results) -> pd.DataFrame:
         for sae_id, l0, mse in zip(scored["sae_id"], scored["l0"], scored["mse"], strict=True)
     }
     rows = {}
-    for name, world_spec in results.spec.worlds.items():
+    for name in results.spec.worlds:
+        world_spec = results.spec.toy_world(name)
         directions = results.world(name).directions
         for sae_spec in results.spec.of_world(name):
             mixing = feature_mixing(results.sae(sae_spec.sae_id), directions)
@@ -286,7 +287,7 @@ def lowering_in_words(spec: ExperimentSpec) -> str:
 
 
 def _require_correlation_of_world(spec: ExperimentSpec, sae: SAESpec) -> None:
-    correlation = _correlation_of(spec.worlds[sae.world])
+    correlation = _correlation_of(spec.toy_world(sae.world))
     if correlation is None:
         raise ValueError(
             f"the analysis {spec.analysis!r} needs worlds where feature 0 has one correlation with "

@@ -20,6 +20,7 @@ from sparse_but_wrong.experiments.strength import (
 )
 from sparse_but_wrong.experiments.sweep import Sweep
 from sparse_but_wrong.experiments.transition import TRANSITION, Transition
+from sparse_but_wrong.experiments.unknown import UnknownL0
 
 EXPERIMENTS: dict[str, ExperimentSpec] = {
     spec.name: spec
@@ -42,6 +43,7 @@ EXPERIMENTS: dict[str, ExperimentSpec] = {
 
 ANALYSES: dict[str, Analysis] = {
     "sweep": Sweep(),
+    "activations": UnknownL0(),
     "jumprelu": JumpReLU(),
     "small": Small(),
     "correlation-strength": CorrelationStrength(),

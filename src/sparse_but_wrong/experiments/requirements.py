@@ -52,7 +52,7 @@ def require_latent_per_feature(spec: ExperimentSpec) -> None:
         ValueError: the message names the SAE.
     """
     for sae in spec.saes:
-        n_features = spec.worlds[sae.world].n_features
+        n_features = spec.toy_world(sae.world).n_features
         if sae.config.get("d_sae") != n_features:
             raise ValueError(
                 f"the analysis {spec.analysis!r} compares with an SAE that has a latent for every "
@@ -63,7 +63,7 @@ def require_latent_per_feature(spec: ExperimentSpec) -> None:
 
 def true_l0_of(spec: ExperimentSpec, world: str) -> float:
     """Features active per sample of a world: fired, and with a magnitude not clipped to 0."""
-    of_world = spec.worlds[world]
+    of_world = spec.toy_world(world)
     return sum(
         p * _above_zero(mean, std)
         for p, mean, std in zip(

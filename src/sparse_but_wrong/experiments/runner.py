@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sparse_but_wrong import atomic
-from sparse_but_wrong.activations.toy import ToyActivations
 from sparse_but_wrong.diagnostics.score import score_sae
+from sparse_but_wrong.diagnostics.stream import StreamScore, measure_stream
 from sparse_but_wrong.experiments.analysis import Results, evaluation_samples, inference_sae
+from sparse_but_wrong.experiments.data import load_data, make_data, training_stream, width
 from sparse_but_wrong.experiments.findings import l0_change_at_end, moving_in_words
-from sparse_but_wrong.experiments.make import make_saes, make_world
+from sparse_but_wrong.experiments.make import make_saes
 from sparse_but_wrong.experiments.registry import get_analysis
 from sparse_but_wrong.experiments.seeds import world_seed
 from sparse_but_wrong.experiments.spec import ExperimentSpec, SAESpec
+from sparse_but_wrong.experiments.stored_world import StoredWorld
 from sparse_but_wrong.experiments.verdict import Verdict
 from sparse_but_wrong.figures.save import save_figure
 from sparse_but_wrong.report.write import write_report
@@ -48,7 +50,7 @@ class RunSettings:
 
 
 def start_run(spec: ExperimentSpec, out: Path, settings: RunSettings, *, quick: bool) -> RunFolder:
-    """A new run folder for a spec, with its manifest and its world.
+    """A new run folder for a spec, with its manifest and its worlds.
 
     Args:
         spec: the experiment, at full budget.
@@ -63,10 +65,7 @@ def start_run(spec: ExperimentSpec, out: Path, settings: RunSettings, *, quick: 
     spec = spec.quick() if quick else spec
     _check_device(settings.device)
     get_analysis(spec.analysis).check(spec)
-    worlds = {
-        name: make_world(world, settings.seed, settings.device, name)
-        for name, world in spec.worlds.items()
-    }
+    worlds = {name: make_data(spec, name, settings.seed, settings.device) for name in spec.worlds}
     for name, world in worlds.items():  # so that a bad SAE is refused now
         try:
             if group := spec.of_world(name):
@@ -145,9 +144,9 @@ def finish_run(folder: RunFolder, spec: ExperimentSpec, settings: RunSettings) -
             if folder.has_sae(sae.sae_id):
                 folder.load_sae(sae.sae_id)
                 folder.read_log(sae.sae_id)
-        for name, world in spec.worlds.items():
+        for name in spec.worlds:
             if not folder.world_path(name).exists():  # killed right after the manifest was written
-                make_world(world, settings.seed, name=name).save(folder.world_path(name))
+                make_data(spec, name, settings.seed).save(folder.world_path(name))
         _train_all(folder, spec, settings)
         results = _measure(folder, spec, settings)
         _draw(folder, results)
@@ -161,12 +160,14 @@ def _measure(folder: RunFolder, spec: ExperimentSpec, settings: RunSettings) -> 
     """Score the SAEs, and let the experiment's analysis measure and judge."""
     started = time.perf_counter()
     logs = {sae.sae_id: folder.read_log(sae.sae_id) for sae in spec.saes}
-    table, true_l0 = _score_all(folder, spec, settings, logs)
+    scored = _score_all(folder, spec, settings, logs)
+    table, true_l0 = scored.table, scored.true_l0
     curves = _collect_curves(logs)
     if spec.saes:
         folder.write_table("results", table)
         folder.write_table("training_curves", curves)
     results = Results(folder, spec, settings.seed, settings.device, table, curves, true_l0)
+    results.scores.update(scored.streamed)
     analysis = get_analysis(spec.analysis)
     results.tables.update(analysis.measure(results))
     for name, measured in results.tables.items():
@@ -233,18 +234,16 @@ def _make_training(
     spec: ExperimentSpec,
     group: Sequence[SAESpec],
     name: str,
-    world: World,
+    world: World | StoredWorld,
     settings: RunSettings,
 ) -> Training:
     """The training of some SAEs of a world, at its start."""
     options = replace(spec.training, threads=settings.threads, progress=settings.progress)
-    source = ToyActivations(
-        world.model,
-        world.sampler,
-        options.train_batch_size_samples,
-        world_seed(settings.seed, "stream", name),
+    source = training_stream(
+        world, options.train_batch_size_samples, world_seed(settings.seed, "stream", name)
     )
-    saes = make_saes(group, world.directions.shape[0], settings.seed, settings.device, world.model)
+    features = world.model if isinstance(world, World) else None
+    saes = make_saes(group, width(world), settings.seed, settings.device, features)
     return Training(saes, source, options, [sae.control for sae in group])
 
 
@@ -264,7 +263,7 @@ def run_group(
         checkpoint: of this very group, to go on from.
     """
     training = _make_training(
-        spec, group, world, World.load(folder.world_path(world), settings.device), settings
+        spec, group, world, load_data(folder.world_path(world), settings.device), settings
     )
     seconds_before = 0.0
     if checkpoint is not None:
@@ -302,32 +301,67 @@ def run_group(
     folder.write_manifest()
 
 
+@dataclass(frozen=True, eq=False)
+class _Scored:
+    table: pd.DataFrame
+    """A row per SAE in the order of the spec."""
+
+    true_l0: dict[str, float]
+    """Of each toy world."""
+
+    streamed: dict[str, StreamScore]
+    """Of each SAE on stored activations."""
+
+
 def _score_all(
     folder: RunFolder, spec: ExperimentSpec, settings: RunSettings, logs: Mapping[str, SAELog]
-) -> tuple[pd.DataFrame, dict[str, float]]:
-    """A row per SAE in the order of the spec, and the true L0 of each world."""
+) -> _Scored:
+    """Score the SAEs of every world, all of a world on the same samples."""
     import pandas as pd
 
     true_l0: dict[str, float] = {}
-    rows: dict[str, dict[str, Any]] = {}
+    measured: dict[str, dict[str, Any]] = {}
+    streamed: dict[str, StreamScore] = {}
     for name in spec.worlds:
-        world = World.load(folder.world_path(name), settings.device)
-        activations, true_l0[name] = evaluation_samples(spec, world, name, settings.seed)
-        for sae_spec in spec.of_world(name):
-            log = logs[sae_spec.sae_id]
-            sae = inference_sae(folder, sae_spec.sae_id, settings.device)
-            rows[sae_spec.sae_id] = {
-                "sae_id": sae_spec.sae_id,
-                "world": name,
-                "architecture": sae_spec.architecture,
-                "added": sae_spec.added,
-                **sae_spec.factors,
-                "diverged_at_step": log.diverged_at,
-                "l0_change_at_end": l0_change_at_end(log.steps, log.columns["l0"]),
-                **score_sae(sae, activations, world.directions).as_row(),
-            }
-    table = pd.DataFrame([rows[sae.sae_id] for sae in spec.saes])
-    return table.astype({"diverged_at_step": "Int64"}) if rows else table, true_l0
+        world = load_data(folder.world_path(name), settings.device)
+        saes = {
+            sae.sae_id: inference_sae(folder, sae.sae_id, settings.device)
+            for sae in spec.of_world(name)
+        }
+        if isinstance(world, StoredWorld):
+            scores = dict(
+                zip(saes, measure_stream(list(saes.values()), world.held_out()), strict=True)
+            )
+            streamed |= scores
+            measured |= {sae_id: _as_row(score) for sae_id, score in scores.items()}
+        else:
+            activations, true_l0[name] = evaluation_samples(spec, world, name, settings.seed)
+            for sae_id, sae in saes.items():
+                measured[sae_id] = score_sae(sae, activations, world.directions).as_row()
+    rows = [
+        {
+            "sae_id": sae.sae_id,
+            "world": sae.world,
+            "architecture": sae.architecture,
+            "added": sae.added,
+            **sae.factors,
+            "diverged_at_step": logs[sae.sae_id].diverged_at,
+            "l0_change_at_end": l0_change_at_end(
+                logs[sae.sae_id].steps, logs[sae.sae_id].columns["l0"]
+            ),
+            **measured[sae.sae_id],
+        }
+        for sae in spec.saes
+    ]
+    table = pd.DataFrame(rows)
+    return _Scored(
+        table.astype({"diverged_at_step": "Int64"}) if rows else table, true_l0, streamed
+    )
+
+
+def _as_row(score: StreamScore) -> dict[str, float | int]:
+    values = score.projections.values.tolist()
+    return {**score.as_row(), **{f"s_{n}": value for n, value in enumerate(values)}}
 
 
 def _collect_curves(logs: Mapping[str, SAELog]) -> pd.DataFrame:

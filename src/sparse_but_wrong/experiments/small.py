@@ -161,7 +161,7 @@ def _has_fewer_dimensions(table: pd.DataFrame) -> Bool[np.ndarray, " rows"]:
 
 def _by_noise(results: Results, table: pd.DataFrame) -> list[pd.DataFrame]:
     """The rows of each number of steps that orthogonalised the directions, the fewest first."""
-    steps = np.array([results.spec.worlds[name].ortho_num_steps for name in table["world"]])
+    steps = np.array([results.spec.toy_world(name).ortho_num_steps for name in table["world"]])
     return [table.loc[steps == n] for n in np.unique(steps)]
 
 

@@ -21,8 +21,10 @@ _COLUMNS = (
     *("sae_id", "world", "architecture", "added", "diverged_at_step", "l0_change_at_end"),
     *("l0", "dead_latents", "shrinkage", "mse", "variance_explained", "c_dec", "c_enc"),
     *("mean_max_cosine", "mcc"),
+    *("l0_standard_error", "l0_p05", "l0_median", "l0_p95", "dense_latents", "d_sae"),
+    *("mse_standard_error", "variance_explained_standard_error", "n_samples", "n_batches"),
 )
-"""What every row of the table of results has, whatever the spec."""
+"""What a row of the table of results may have, whatever the spec."""
 
 ONLY_WORLD = "world"
 """The name of a world that is the only one."""
@@ -100,6 +102,19 @@ class WorldSpec:
 
 
 @dataclass(frozen=True)
+class ActivationsSpec:
+    """Stored activations, of which nobody knows the features."""
+
+    __pydantic_config__ = _STRICT
+
+    activations: str
+    """What `sbw find-l0 --activations` takes: a cache, a folder of shards, a file, a dataset."""
+
+    column: str | None = None
+    """Of a dataset, which holds the activations; the only one that can, if left out."""
+
+
+@dataclass(frozen=True)
 class SAESpec:
     """One SAE of an experiment."""
 
@@ -151,13 +166,15 @@ class ExperimentSpec:
     claim: str
     """What the paper says should be seen."""
 
-    worlds: Mapping[str, WorldSpec] = field(default_factory=dict)
-    """Toy worlds by name. Directions and data of each follow from the run's seed and its name."""
+    worlds: Mapping[str, WorldSpec | ActivationsSpec] = field(default_factory=dict)
+    """Toy worlds, or stored activations, by name. Directions and data of a toy world follow from
+    the run's seed and its name; the order in which stored activations are read likewise."""
 
     saes: tuple[SAESpec, ...] = ()
     training: TrainOptions = field(default_factory=TrainOptions)
     evaluation_samples: int = 100_000
-    """Samples of its world on which every SAE is scored, the same for all of that world."""
+    """Samples of its world on which every SAE is scored, the same for all of that world. Of stored
+    activations they are held out from training."""
 
     projection_n: tuple[int, ...] = ()
     """The n whose s_n^dec is drawn against L0."""
@@ -204,6 +221,20 @@ class ExperimentSpec:
                         f"{where}: projection_n has {n}, but SAE {sae.sae_id!r} has d_sae = "
                         f"{d_sae}; n must be below it."
                     )
+
+    def toy_world(self, name: str) -> WorldSpec:
+        """A toy world by its name.
+
+        Raises:
+            ValueError: it is one of stored activations.
+        """
+        world = self.worlds[name]
+        if not isinstance(world, WorldSpec):
+            raise ValueError(
+                f"the analysis {self.analysis!r} needs a toy world, whose features are known, but "
+                f"{name!r} is one of stored activations; for those write analysis: activations."
+            )
+        return world
 
     def of_world(self, name: str) -> tuple[SAESpec, ...]:
         """The SAEs that are trained on a world."""
@@ -273,7 +304,10 @@ def _quick_sae(sae: SAESpec, shrink: int) -> SAESpec:
     return replace(sae, config=config, control=control)
 
 
-_MEMBERS = ("CorrelationSpec", "CorrelatedPairs", "KTransition", "TargetL0")
+_MEMBERS = (
+    *("CorrelationSpec", "CorrelatedPairs", "KTransition", "TargetL0"),
+    *("WorldSpec", "ActivationsSpec"),
+)
 """Of unions: their names stand in the paths of pydantic's errors, and are no fields of a user's."""
 
 

@@ -54,7 +54,7 @@ class Sweep(Analysis):
 
 
 def require_one_world(spec: ExperimentSpec) -> None:
-    """Refuse a spec without SAEs or with several worlds.
+    """Refuse a spec without SAEs, with several worlds, or with one of stored activations.
 
     Raises:
         ValueError: what is missing.
@@ -66,6 +66,7 @@ def require_one_world(spec: ExperimentSpec) -> None:
             f"the analysis {spec.analysis!r} looks at one world, but the spec {spec.name!r} has "
             f"{len(spec.worlds)}: {', '.join(spec.worlds)}."
         )
+    spec.toy_world(*spec.worlds)
 
 
 def judge_projections(table: pd.DataFrame, ns: Sequence[int], true_l0: float) -> Verdict:

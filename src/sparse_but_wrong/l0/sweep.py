@@ -12,8 +12,7 @@ from torch import Tensor
 
 from sparse_but_wrong.diagnostics.projections import decoder_projection_curve
 from sparse_but_wrong.diagnostics.samples import check_activations
-from sparse_but_wrong.diagnostics.similarity import decoder_similarity
-from sparse_but_wrong.diagnostics.sparsity import sparsity
+from sparse_but_wrong.diagnostics.stream import measure_stream
 from sparse_but_wrong.l0.directions import (
     Directions,
     decoder_directions,
@@ -57,6 +56,25 @@ class Sweep:
     n_samples: int
     """On which directions were counted."""
 
+    not_counted: str = ""
+    """Why directions were neither learned nor counted, where that was left out; in words."""
+
+
+EVALUATION_SAMPLES = 24_576
+"""On which directions are counted."""
+
+COUNT_UP_TO = 512
+"""Latents of the widest SAEs from whose decoders directions are learned. The time grows with the
+third power of their number: 256 take minutes, 1,000 would take hours."""
+
+
+def too_wide(d_sae: int, count_up_to: int) -> str:
+    """Why directions are not learned from SAEs of a width, in words."""
+    return (
+        f"the SAEs have {d_sae:,} latents, and directions are learned and counted from up to "
+        f"{count_up_to:,} (count_up_to), because the time it takes grows with their third power"
+    )
+
 
 def measure_sweep(
     saes: Sequence[sae_lens.SAE[Any]],
@@ -65,8 +83,9 @@ def measure_sweep(
     groups: Sequence[str] | None = None,
     *,
     seed: int = 0,
-    evaluation_samples: int = 24_576,
+    evaluation_samples: int = EVALUATION_SAMPLES,
     learning_batches: int = 200,
+    count_up_to: int = COUNT_UP_TO,
 ) -> Sweep:
     """Measure SAEs that were trained elsewhere, for `recommend_l0`.
 
@@ -80,6 +99,8 @@ def measure_sweep(
         seed: of what is drawn while directions are learned.
         evaluation_samples: drawn first, to measure and count on.
         learning_batches: drawn next, to learn directions from.
+        count_up_to: the widest SAEs from whose decoders directions are learned and counted. The
+            time it takes grows with the third power of their latents.
     Raises:
         ValueError: no SAEs, SAEs of different shapes, lists of other lengths, or activations of
             another width.
@@ -100,11 +121,17 @@ def measure_sweep(
     d_sae, d_in = saes[0].W_dec.shape
     held_out = draw_samples(source, evaluation_samples)
     check_activations(held_out, d_in)
+    if d_sae > count_up_to:
+        table = measure_saes(saes, held_out[:MEASURED_SAMPLES], names, own)
+        return Sweep(table, (), d_sae, len(held_out), not_counted=too_wide(d_sae, count_up_to))
     batches = [draw_batch(source, d_in) for _ in range(learning_batches)]
     table = measure_saes(saes, held_out[:MEASURED_SAMPLES], names, own)
     counts = count_from(saes, names, own, batches, held_out, seed=seed)
     return Sweep(table, counts, d_sae, len(held_out))
 
+
+_BATCH = 1024
+_SORTED_UP_TO = 4096
 
 MEASURED_SAMPLES = 8192
 """On which the curves are measured; counts take all samples."""
@@ -134,16 +161,21 @@ def measure_saes(
     rows = []
     for sae, sae_id, group in zip(saes, ids, groups, strict=True):
         used = inference_copy(sae)
-        measured = sparsity(used, activations)
-        curve = decoder_projection_curve(used, activations)
+        (measured,) = measure_stream([used], activations.split(_BATCH))
+        # Sorted where that is quick: counted values are off by up to 1/2048 of themselves.
+        values = (
+            decoder_projection_curve(used, activations).values
+            if measured.d_sae <= _SORTED_UP_TO
+            else measured.projections.values
+        )
         rows.append(
             {
                 "sae_id": sae_id,
                 "group": group,
-                "l0": measured.l0,
+                "l0": measured.l0.value,
                 "dead_latents": measured.dead_latents,
-                "c_dec": decoder_similarity(used),
-                **{f"s_{n}": s for n, s in zip(curve.n, curve.values.tolist(), strict=True)},
+                "c_dec": measured.c_dec,
+                **{f"s_{n}": s for n, s in enumerate(values.tolist())},
             }
         )
     return pd.DataFrame(rows)

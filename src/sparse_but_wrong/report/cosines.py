@@ -63,7 +63,7 @@ def _directions(folder: RunFolder, worlds: set[str]) -> dict[str, Float[Tensor, 
     return {
         name: World.load(folder.world_path(name)).directions
         for name in sorted(worlds)
-        if folder.world_path(name).is_dir()
+        if World.is_saved_in(folder.world_path(name))
     }
 
 

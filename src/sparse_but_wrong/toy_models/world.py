@@ -80,6 +80,11 @@ class World:
             self.model.save(unfinished / _MODEL_FOLDER)
             atomic.write_bytes(unfinished / _FEATURES_FILE, save(tensors))
 
+    @staticmethod
+    def is_saved_in(folder: Path) -> bool:
+        """Whether there is a world to load."""
+        return (folder / _FEATURES_FILE).is_file()
+
     @classmethod
     def load(cls, folder: Path, device: torch.device | str = "cpu") -> World:
         """The world that `save` wrote.

@@ -1,0 +1,179 @@
+"""`sbw run` on stored activations: trained, scored on what is held out, drawn, resumed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sparse_but_wrong.activations.shuffled import ShuffledActivations
+from sparse_but_wrong.diagnostics.stream import measure_stream
+from sparse_but_wrong.experiments.analysis import inference_sae
+from sparse_but_wrong.experiments.runner import RunSettings, finish_run, resume_run, start_run
+from sparse_but_wrong.experiments.spec import ActivationsSpec, ExperimentSpec, SAESpec
+from sparse_but_wrong.experiments.stored_world import StoredWorld
+from sparse_but_wrong.runs.folder import RunFolder
+from sparse_but_wrong.training.options import TrainOptions
+
+SETTINGS = RunSettings(seed=1, progress=False)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three shards of 10 features in 8 dimensions, in bfloat16."""
+    folder = tmp_path_factory.mktemp("shards")
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.nn.functional.normalize(torch.randn(10, 8, generator=generator), dim=1)
+    for i, n in enumerate((1500, 900, 1600)):
+        fires = (torch.rand(n, 10, generator=generator) < 0.2).float()
+        save_file({"activations": (5 * fires @ rows).bfloat16()}, folder / f"shard-{i}.safetensors")
+    return folder
+
+
+def spec_of(shards: Path) -> ExperimentSpec:
+    return ExperimentSpec(
+        name="stored",
+        title="Stored activations",
+        claim="none",
+        worlds={"acts": ActivationsSpec(str(shards))},
+        saes=tuple(
+            SAESpec(
+                f"k_{k}",
+                "batchtopk",
+                {"d_sae": 16, "k": k, "normalize_activations": "expected_average_only_in"},
+                world="acts",
+                factors={"k": k},
+            )
+            for k in (1, 2, 4)
+        ),
+        training=TrainOptions(
+            total_training_samples=200 * 64,
+            train_batch_size_samples=64,
+            n_batches_for_norm_estimate=10,
+            lr=3e-3,
+            log_every=50,
+        ),
+        evaluation_samples=800,
+        projection_n=(4, 6),
+        analysis="activations",
+    )
+
+
+def test_what_a_run_on_activations_leaves_behind(shards: Path, tmp_path: Path) -> None:
+    spec = spec_of(shards)
+    folder = start_run(spec, tmp_path / "run", SETTINGS, quick=False)
+    results = finish_run(folder, spec, SETTINGS)
+    table = pd.read_parquet(tmp_path / "run/results.parquet")
+    assert table["sae_id"].tolist() == ["k_1", "k_2", "k_4"]
+    assert table["n_samples"].tolist() == [800] * 3
+    assert table["n_batches"].tolist() == [16] * 3
+    # The row is what measuring the saved SAE on the held-out samples gives, s_n for every n.
+    world = StoredWorld(str(shards), None, 800)
+    (score,) = measure_stream([inference_sae(folder, "k_2", "cpu")], world.held_out())
+    row = table.set_index("sae_id").loc["k_2"]
+    assert row["l0"] == score.l0.value
+    assert row["s_7"] == pytest.approx(float(score.projections.values[7]))
+    assert row["variance_explained"] > 0.5
+    assert results.verdict.checks == ()
+    assert "find-l0" in results.verdict.remarks[0]
+    manifest = json.loads((tmp_path / "run/manifest.json").read_text())
+    assert manifest["status"] == "finished"
+    assert manifest["true_l0"] == {}
+    for name in ("overview", "projections/s_4", "training_curves"):
+        assert (tmp_path / f"run/plots/{name}.png").is_file()
+    assert "k_4" in (tmp_path / "run/report.html").read_text(encoding="utf-8")
+
+
+def test_held_out_samples_are_not_trained_on(shards: Path) -> None:
+    world = StoredWorld(str(shards), None, 800)
+    stream = world.stream(64, 0)
+    seen = torch.cat([next(stream) for _ in range(50)])
+    assert len(seen) == 3200
+    held_out = torch.cat(list(world.held_out()))
+    together = torch.cat([seen, held_out]).sort(0).values
+    everything = world.stored.read(0, 4000).float().sort(0).values
+    assert torch.equal(together, everything)
+
+
+def test_an_interrupted_run_ends_as_one_that_was_not(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = spec_of(shards)
+    whole = start_run(spec, tmp_path / "whole", SETTINGS, quick=False)
+    finish_run(whole, spec, SETTINGS)
+    start_run(spec, tmp_path / "cut", SETTINGS, quick=False)
+
+    original = ShuffledActivations.__next__
+    drawn = []
+
+    def stops(self: ShuffledActivations) -> torch.Tensor:
+        drawn.append(0)
+        if len(drawn) > 90:
+            raise KeyboardInterrupt
+        return original(self)
+
+    monkeypatch.setattr(ShuffledActivations, "__next__", stops)
+    folder, again, settings = resume_run(tmp_path / "cut")
+    with pytest.raises(KeyboardInterrupt):
+        finish_run(folder, again, settings)
+    assert folder.checkpoint_path.exists()
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    folder, again, settings = resume_run(tmp_path / "cut")
+    finish_run(folder, again, replace(settings, progress=False))
+    for sae_id in ("k_1", "k_2", "k_4"):
+        a, b = (
+            load_file(RunFolder.open(tmp_path / name).sae_path(sae_id) / "sae_weights.safetensors")
+            for name in ("whole", "cut")
+        )
+        for name, tensor in a.items():
+            assert torch.equal(tensor, b[name]), (sae_id, name)
+
+
+def test_other_activations_than_at_the_start_are_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "acts.npy", np.ones((400, 8), dtype=np.float32))
+    world = StoredWorld(str(tmp_path / "acts.npy"), None, 100)
+    world.save(tmp_path / "world")
+    assert StoredWorld.load(tmp_path / "world").d_in == 8
+    np.save(tmp_path / "acts.npy", np.ones((500, 8), dtype=np.float32))
+    with pytest.raises(ValueError, match="has 500 samples of width 8, but had 400 of width 8"):
+        StoredWorld.load(tmp_path / "world")
+    (tmp_path / "world/activations.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"activations\.json is damaged"):
+        StoredWorld.load(tmp_path / "world")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"analysis": "sweep"}, "for those write analysis: activations"),
+        ({"saes": ()}, "has no SAEs"),
+        ({"worlds": {"acts": ActivationsSpec("missing.npy")}}, "missing.npy"),
+        ({"evaluation_samples": 3000}, "3,000 cannot be held out"),
+    ],
+)
+def test_what_cannot_be_run_is_refused_before_anything_is_written(
+    shards: Path, tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    spec = replace(spec_of(shards), **change)  # type: ignore[arg-type]
+    with pytest.raises((ValueError, OSError), match=message):
+        start_run(spec, tmp_path / "run", SETTINGS, quick=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_spec_is_read_back_as_it_was_written(shards: Path) -> None:
+    spec = spec_of(shards)
+    assert ExperimentSpec.from_dict(spec.to_dict()) == spec
+    with pytest.raises(ValueError, match=r"worlds.acts.colunm is not a field"):
+        ExperimentSpec.from_dict(
+            {
+                **spec.to_dict(),
+                "worlds": {"acts": {"activations": "x", "colunm": "y"}},
+            }
+        )

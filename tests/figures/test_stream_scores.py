@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+
+from sparse_but_wrong.diagnostics.moments import Estimate
+from sparse_but_wrong.diagnostics.stream import StreamedProjections, StreamScore
+from sparse_but_wrong.figures.stream_scores import SHARES, stream_scores
+
+H = 40
+
+
+def score(l0: float, d_sae: int = H) -> StreamScore:
+    values = torch.linspace(5, -5, d_sae) / (1 + l0)
+    return StreamScore(
+        n_samples=100,
+        n_batches=10,
+        d_sae=d_sae,
+        l0=Estimate(l0, 0.1),
+        l0_counts=torch.bincount(torch.tensor([int(l0)] * 100), minlength=d_sae + 1),
+        densities=torch.linspace(0, 0.5, d_sae),
+        dead_latents=1,
+        dense_latents=3,
+        mse=Estimate(1.0, 0.1),
+        variance_explained=Estimate(0.9, 0.01),
+        projections=StreamedProjections(
+            values=values,
+            standard_errors=torch.full((d_sae,), 0.01),
+            relative_error=1 / 2048,
+            edges=torch.linspace(-1, 1, 11),
+            counts=torch.arange(10),
+        ),
+        c_dec=0.1 + l0 / 100,
+        c_enc=0.2,
+    )
+
+
+def test_curves_hold_the_numbers_of_the_scores_in_order_of_l0():
+    figure = stream_scores({"b": score(8.0), "a": score(2.0)})
+    all_n, over_l0, similarity, l0, density, _ = figure.axes
+    assert [line.get_label() for line in all_n.get_lines()] == ["2", "8"]
+    drawn = all_n.get_lines()[0]
+    at = np.asarray(drawn.get_xdata(), dtype=int)
+    assert at[0] == 1
+    assert at[-1] == H // 2
+    assert np.allclose(drawn.get_ydata(), score(2.0).projections.values[at])
+    first = over_l0.containers[0].lines[0]
+    assert first.get_xdata().tolist() == [2.0, 8.0]
+    n = int(SHARES[0] * H)
+    assert np.allclose(first.get_ydata(), [score(x).projections.values[n] for x in (2.0, 8.0)])
+    assert np.allclose(similarity.get_lines()[0].get_ydata(), [0.12, 0.18])
+    # All samples have two active latents: one bar, from 2 to 3.
+    values, edges, _ = l0.patches[0].get_data()
+    assert values.tolist() == [1.0]
+    assert edges.tolist() == [2.0, 3.0]
+    values, _, _ = density.patches[0].get_data()
+    assert values.sum() == H - 1  # the dead one has no place on the axis
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [{"one": score(3.0)}, {"a": score(3.0), "other width": score(4.0, 12)}],
+    ids=["one", "two-widths"],
+)
+def test_is_drawn_whatever_there_is(scores):
+    buffer = io.BytesIO()
+    stream_scores(scores).savefig(buffer)
+    assert buffer.tell() > 10_000
+
+
+def test_nothing_is_refused():
+    with pytest.raises(ValueError, match="no scores"):
+        stream_scores({})
