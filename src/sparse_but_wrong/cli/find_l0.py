@@ -44,8 +44,8 @@ class _Activations:
     n_features: int | None
     """Where they are known."""
 
-    evaluation_samples: int = FindOptions.evaluation_samples
-    """With which the stream begins, and which do not come again."""
+    n_held_out: int | None = None
+    """With how many samples the stream begins that do not come again; None where none do."""
 
 
 def find(
@@ -97,7 +97,7 @@ def find(
             )
         options = FindOptions(
             architecture=architecture or "batchtopk",
-            evaluation_samples=found.evaluation_samples,
+            **({} if found.n_held_out is None else {"evaluation_samples": found.n_held_out}),
             seed=seed,
             threads=threads,
             progress=sys.stderr.isatty(),
@@ -138,7 +138,7 @@ def _stored(where: str, column: str | None, world: str | None, seed: int) -> _Ac
     stored = open_activations(where, column)
     # Most of them are trained on; what directions are counted on is held out.
     batch_size = max(1, min(BATCH_SIZE, stored.n_samples // 8))
-    most = min(FindOptions.evaluation_samples, stored.n_samples // 4)
+    most = min(EVALUATION_SAMPLES, stored.n_samples // 4)
     n_held_out = batch_size * max(1, most // batch_size)
     rest, held_out = hold_out(stored, n_held_out)
     stream = chain(
