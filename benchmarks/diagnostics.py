@@ -28,7 +28,7 @@ from sparse_but_wrong.diagnostics.projection_counts import (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description="What all n-th decoder projections cost.")
     parser.add_argument("--d-in", type=int, default=2304)
     parser.add_argument("--d-sae", type=int, default=32_768)
     parser.add_argument("--batch", type=int, default=1024)

@@ -13,11 +13,14 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
+from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
 
 from sparse_but_wrong.cli import bench_l0, find_l0
 from sparse_but_wrong.cli.main import cli
 from sparse_but_wrong.l0.find import FindOptions
+from tests.activations.tiny_model import D_IN, make_tiny_model, write_text
 from tests.experiments import tiny
+from tests.test_language_model import SPEC as SWEEP_ON_ACTIVATIONS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -60,7 +63,7 @@ def test_the_sweep_runs_as_it_stands() -> None:
 
 def test_make_commands_exist() -> None:
     commands = re.findall(r"(?:^|`)make (\w+)", README, re.MULTILINE)
-    assert {"run", "paper", "test", "bench", "notebook"} <= set(commands)
+    assert {"run", "paper", "real", "test", "bench", "notebook"} <= set(commands)
     for target in commands:
         # A dry run fails for a target that is not there.
         found = subprocess.run(
@@ -90,6 +93,10 @@ def test_sbw_commands_run_as_they_stand(tmp_path: Path, monkeypatch: pytest.Monk
     )
     monkeypatch.setattr(find_l0, "measure_sweep", measure)
     monkeypatch.chdir(tmp_path)
+    make_tiny_model(tmp_path / "my_model")
+    write_text(tmp_path / "plays", n_words=2_000)
+    JumpReLUSAE(JumpReLUSAEConfig(d_in=D_IN, d_sae=48)).save_model(tmp_path / "my_sae")
+    (tmp_path / "sweep.yaml").write_text(SWEEP_ON_ACTIVATIONS)
     lines = [
         line.split("#")[0].strip()
         for block in blocks("")

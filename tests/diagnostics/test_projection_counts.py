@@ -81,7 +81,7 @@ def test_counts_add_up_over_chunks_and_tiles(monkeypatch):
     b_dec = torch.randn(D, generator=generator)
     whole = count_projections(x, directions, b_dec)
     assert int(whole.sum()) == B * H
-    by_chunk = sum(count_projections(part, directions, b_dec) for part in x.split(64))
+    by_chunk = torch.stack([count_projections(part, directions, b_dec) for part in x.split(64)])
     monkeypatch.setattr(
         "sparse_but_wrong.diagnostics.projection_counts._TILE_ELEMENTS", {"cpu": 5 * B}
     )
@@ -89,7 +89,7 @@ def test_counts_add_up_over_chunks_and_tiles(monkeypatch):
     # Products of other shapes may round otherwise, and what lies at an edge change bins; what is
     # found stays within the bound.
     exact = projected(x, directions, b_dec)
-    for other in (by_chunk, tiled):
+    for other in (by_chunk.sum(0), tiled):
         assert int(other.sum()) == B * H
         assert_within_the_bound(sorted_entries(other, torch.arange(B * H)), exact)
 

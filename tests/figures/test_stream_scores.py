@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import io
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.container import ErrorbarContainer
+from matplotlib.patches import StepPatch
 
 from sparse_but_wrong.diagnostics.moments import Estimate
 from sparse_but_wrong.diagnostics.stream import StreamedProjections, StreamScore
@@ -47,16 +50,16 @@ def test_curves_hold_the_numbers_of_the_scores_in_order_of_l0():
     assert at[0] == 1
     assert at[-1] == H // 2
     assert np.allclose(drawn.get_ydata(), score(2.0).projections.values[at])
-    first = over_l0.containers[0].lines[0]
-    assert first.get_xdata().tolist() == [2.0, 8.0]
+    (first, *_) = cast(ErrorbarContainer, over_l0.containers[0]).lines
+    assert np.allclose(first.get_xdata(), [2.0, 8.0])
     n = int(SHARES[0] * H)
     assert np.allclose(first.get_ydata(), [score(x).projections.values[n] for x in (2.0, 8.0)])
     assert np.allclose(similarity.get_lines()[0].get_ydata(), [0.12, 0.18])
     # All samples have two active latents: one bar, from 2 to 3.
-    values, edges, _ = l0.patches[0].get_data()
+    values, edges, _ = cast(StepPatch, l0.patches[0]).get_data()
     assert values.tolist() == [1.0]
     assert edges.tolist() == [2.0, 3.0]
-    values, _, _ = density.patches[0].get_data()
+    values, _, _ = cast(StepPatch, density.patches[0]).get_data()
     assert values.sum() == H - 1  # the dead one has no place on the axis
 
 

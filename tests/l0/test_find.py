@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
 from sae_lens import BatchTopKTrainingSAEConfig, JumpReLUTrainingSAE
 
+from sparse_but_wrong.l0 import find
+from sparse_but_wrong.l0.directions import Directions
 from sparse_but_wrong.l0.find import FindOptions, find_l0
 from sparse_but_wrong.l0.recommend import L0Recommendation, recommend_l0
-from sparse_but_wrong.l0.sweep import measure_sweep
+from sparse_but_wrong.l0.sweep import Count, measure_sweep
 from sparse_but_wrong.training.lens import inference_copy
 from sparse_but_wrong.training.loop import train_saes
 from sparse_but_wrong.training.make import make_saes
 from sparse_but_wrong.training.options import TrainOptions
-from tests.l0.worlds import samples, small_world, stream
+from tests.l0.evidence import presence
+from tests.l0.worlds import samples, small_world, stream, true_directions
 
 SMALL = FindOptions(
-    batch_size=256,
     coarse_steps=300,
     n_coarse=4,
     fine_steps=300,
@@ -36,6 +39,10 @@ SMALL = FindOptions(
 def search(architecture: str = "batchtopk", d_sae: int = 20, seed: int = 0) -> L0Recommendation:
     options = replace(SMALL, architecture=architecture, seed=seed)
     return find_l0(stream(small_world(), seed=seed, batch_size=256), d_sae, options)
+
+
+def count_of(directions: Directions, l0: float) -> Count:
+    return Count("by_hand", "seed_0", directions, presence(l0))
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +68,11 @@ def test_the_sae_that_comes_with_it_has_that_l0_and_the_true_features(
     with torch.no_grad():
         l0 = (inference_copy(found.sae).encode(x) > 0).sum(1).float().mean().item()
         cosines = torch.nn.functional.normalize(found.sae.W_dec, dim=1) @ world.directions
-    assert l0 == pytest.approx(found.l0, rel=0.05)
+    assert l0 == pytest.approx(found.sae_l0, rel=0.05)
+    assert found.interval is not None
+    assert found.sae_l0 is not None
+    assert found.interval[0] <= found.sae_l0 <= found.interval[1]
+    assert found.sae_l0 in set(found.sweep.table["l0"])
     assert int((cosines.max(0).values > 0.99).sum()) >= 19
 
 
@@ -87,9 +98,21 @@ def test_two_seeds_agree_within_their_intervals(found: L0Recommendation) -> None
 def test_jumprelu(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.ERROR)
     found = search("jumprelu")
-    _, truth = samples(small_world(), 100_000)
-    assert found.counted == pytest.approx(truth, rel=0.02)
-    assert found.l0 is None or isinstance(found.sae, JumpReLUTrainingSAE)
+    world = small_world()
+    _, truth = samples(world, 100_000)
+    # L0 sticks at the true one: no SAE goes below, though it was asked for less.
+    assert found.l0 == pytest.approx(truth, rel=0.02)
+    assert found.sweep.table["l0"].to_numpy(float).min() > 0.92 * truth
+    assert found.sweep.table["target_l0"].to_numpy(float).min() == 1.5
+    assert "stay at this one" in found.reasons[-1]
+    # The SAE is the one of which the recommended L0 was asked, and has it where it is measured.
+    assert isinstance(found.sae, JumpReLUTrainingSAE)
+    by_id = found.sweep.table.set_index("sae_id")["l0"]
+    assert found.sae_l0 == by_id[f"directions_{found.l0:.2f}"]
+    x, _ = samples(world, 8_192)
+    with torch.no_grad():
+        l0 = (inference_copy(found.sae).encode(x) > 0).sum(1).float().mean().item()
+    assert l0 == pytest.approx(found.sae_l0, rel=0.05)
 
 
 def test_matryoshka_saes_have_widths_without_being_told() -> None:
@@ -104,6 +127,116 @@ def test_too_narrow_saes_are_declined_and_the_width_is_named() -> None:
     assert found.l0 is None
     assert found.sae is None
     assert any("too narrow" in doubt and "Use d_sae ≥ 20" in doubt for doubt in found.doubts)
+
+
+def test_an_sae_that_misses_the_l0_is_not_given() -> None:
+    # Between two k of a TopK SAE; one more is trained, and misses too.
+    options = replace(SMALL, architecture="topk", fine_factors=(0.7, 0.9, 1.0, 1.1, 1.4))
+    found = find_l0(stream(small_world(l0=4.5), batch_size=256), 20, options)
+    _, truth = samples(small_world(l0=4.5), 100_000)
+    assert found.l0 == pytest.approx(truth, rel=0.02)
+    assert found.sae is None
+    assert found.sae_l0 is None
+    last = found.sweep.table.iloc[-1]
+    assert last["sae_id"] == f"last_directions_{found.l0:.2f}"
+    assert f"has an L0 of {last['l0']:.2f}, outside the interval" in found.reasons[-1]
+
+
+def test_one_more_sae_is_trained_where_none_has_the_l0(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = find._Search._from_directions
+
+    def too_high(
+        self: find._Search, stage: str, targets: list[float], directions: Directions
+    ) -> find._Trained:
+        higher = targets if stage == "last_directions" else [1.3 * t for t in targets]
+        return real(self, stage, higher, directions)
+
+    monkeypatch.setattr(find._Search, "_from_directions", too_high)
+    found = search()
+    last = found.sweep.table.iloc[-1]
+    assert last["sae_id"] == f"last_directions_{found.l0:.2f}"
+    assert found.sae is not None
+    assert found.sae_l0 == last["l0"] == pytest.approx(found.l0, rel=0.02)
+
+
+def test_saes_that_are_too_wide_to_count_are_read_by_their_curves() -> None:
+    options = replace(SMALL, count_up_to=19)
+    found = find_l0(stream(small_world(), batch_size=256), 20, options)
+    assert found.l0 is None
+    assert found.sae is None
+    assert found.counted is None
+    assert found.sweep.counts == ()
+    assert len(found.sweep.table) == 4 * 2
+    assert "the SAEs have 20 latents" in found.doubts[0]
+    assert "up to 19 (count_up_to)" in found.doubts[0]
+    assert found.reasons[0].startswith("By the curves alone: s_n^dec is smallest at")
+    assert "worlds with known answers" in found.reasons[-1]
+    assert [curve.metric for curve in found.curves] == ["c_dec", "s_5", "s_6", "s_7", "s_8", "s_9"]
+    again = recommend_l0(found.sweep)
+    assert (again.doubts, again.reasons) == (found.doubts, found.reasons)
+
+
+@pytest.mark.parametrize("batch_size", [64, 256])
+def test_steps_are_batches_of_the_source(batch_size: int) -> None:
+    drawn = 0
+
+    def counted() -> Iterator[torch.Tensor]:
+        nonlocal drawn
+        for batch in stream(small_world(), batch_size=batch_size):
+            drawn += 1
+            yield batch
+
+    options = replace(SMALL, count_up_to=2, coarse_steps=40, evaluation_samples=1_024)
+    find_l0(counted(), 20, options)
+    # Those to measure on, those that the norm is estimated on, and the steps.
+    assert drawn == 1_024 // batch_size + 40 + 40
+
+
+def test_l0s_that_are_out_of_reach_are_not_trained_twice() -> None:
+    held_out, _ = samples(small_world(), 256)
+    options = replace(
+        SMALL, n_seeds=1, fine_steps=2, fine_factors=(0.5, 1.0, 1.2, 1.4), progress=False
+    )
+    search_ = find._Search(stream(small_world(), batch_size=256), held_out, 256, 20, options)
+    directions = true_directions(small_world())
+    around = search_.around(count_of(directions, 17.0), "")
+    # 1.2 and 1.4 times 17 are cut to the same.
+    assert around.fine.ids == ["fine_8.50_seed_0", "fine_17.00_seed_0", "fine_19.60_seed_0"]
+    assert len(around.started.saes) == 3
+
+
+def test_saes_without_a_scale_start_in_the_units_of_the_activations() -> None:
+    held_out = samples(small_world(), 256)[0] + 3.0
+    directions = true_directions(small_world())
+    biased = replace(directions, bias=torch.full((30,), 3.0))
+    for normalisation, scale in (
+        ("none", 1.0),
+        ("expected_average_only_in", 30**0.5 / held_out.norm(dim=1).mean().item()),
+    ):
+        config = {"normalize_activations": normalisation}
+        options = replace(SMALL, sae_config=config)
+        search_ = find._Search(stream(small_world()), held_out, 256, 20, options)
+        (sae,) = search_._make([4.0], [0])
+        assert sae.cfg.normalize_activations == normalisation
+        find._start_at(sae, biased, search_._scale())
+        torch.testing.assert_close(sae.b_dec.detach(), torch.full((30,), 3.0 * scale))
+
+
+def test_directions_are_learned_on_as_many_threads_as_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = []
+
+    def count_nothing(*_: object, **__: object) -> tuple[()]:
+        seen.append(torch.get_num_threads())
+        return ()
+
+    monkeypatch.setattr(find, "count_from", count_nothing)
+    before = torch.get_num_threads()
+    options = replace(SMALL, coarse_steps=2, learning_batches=1, threads=before + 1)
+    find_l0(stream(small_world(), batch_size=256), 20, options)
+    assert seen == [before + 1]
+    assert torch.get_num_threads() == before
 
 
 def test_saes_trained_elsewhere() -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from sparse_but_wrong.l0.recommend import (
     SCORE_WEIGHT,
     SMALLEST_HALF_WIDTH,
-    Curve,
+    UNCONFIRMED,
     recommend_l0,
-    useful_n,
 )
+from sparse_but_wrong.l0.sweep import too_wide
 from tests.l0.evidence import D_SAE, count, presence, sweep, table
 
 
@@ -41,6 +44,32 @@ def test_an_unclear_count_widens_the_interval() -> None:
 
 
 @pytest.mark.parametrize(
+    "others", [[], [count(presence())], [count(presence(12.0, residual=0.05), "seed_1")]]
+)
+def test_a_count_that_no_other_group_bears_out_is_less_sure(others: list) -> None:
+    # None at all, one of the same SAEs, and one that ended in a poor minimum.
+    found = recommend_l0(sweep([count(presence()), *others]))
+    half = SMALLEST_HALF_WIDTH + SCORE_WEIGHT * 0.003 + 2 * 0.02 / 10 + UNCONFIRMED
+    assert found.half_width == pytest.approx(half)
+    assert "agreement of different SAEs was not seen" in found.reasons[2]
+    assert "wider by ± 2%" in found.reasons[2]
+
+
+def test_all_clear_counts_have_to_agree() -> None:
+    best = count(presence(10.0, above_cut=9.999, residual=0.0005))
+    # Far worse than the best, but clear too.
+    other = count(presence(15.0, above_cut=14.9, residual=0.002), "seed_1")
+    found = recommend_l0(sweep([best, other]))
+    assert found.l0 is None
+    assert any("they count from 10.00 to 15.00" in doubt for doubt in found.doubts)
+    assert "are apart by up to 50.0%" in found.reasons[2]
+    # A few per cent widen the interval instead.
+    near = recommend_l0(sweep([best, count(presence(10.4, residual=0.01), "seed_1")]))
+    assert near.interval is not None
+    assert near.interval[1] > 10.4
+
+
+@pytest.mark.parametrize(
     ("given", "doubt"),
     [
         ({"counts": [count(presence(n_directions=60))]}, r"too narrow.*about 60.*Use d_sae ≥ 60"),
@@ -55,8 +84,27 @@ def test_an_unclear_count_widens_the_interval() -> None:
             },
             r"starts disagree: they count from 10\.00 to 12\.00",
         ),
-        ({"curves": table([11, 14, 20])}, r"does not reach below.*extend it to lower L0"),
-        ({"curves": table([3, 5, 8])}, r"does not reach up to.*extend it to\s+higher L0"),
+        (
+            {"curves": table([11, 14, 20])},
+            r"no SAE clearly below.*4\.5 to 9\.2; extend it to lower",
+        ),
+        ({"curves": table([10, 10, 10, 14])}, r"no SAE clearly below"),
+        ({"curves": table([1, 10, 14])}, r"no SAE clearly below.*4\.5 to 9\.2; train some there"),
+        (
+            {"curves": table([3, 5, 8])},
+            r"no SAE clearly above.*more than 10\.8; extend it to higher",
+        ),
+        ({"curves": table([5, 8, 9.3])}, r"no SAE clearly above"),
+        ({"curves": table([5, 14])}, r"no SAE near.*next has an L0 of 14\.00\); train some there"),
+        (
+            {
+                "counts": [count(presence(above_cut=9.6))],
+                "curves": table([5, 10, 12]).assign(
+                    **{f"s_{n}": [0.4 if n < 19 else 0.1, 0.2, 0.2] for n in range(D_SAE)}
+                ),
+            },
+            r"the n disagree:.*rises for 3 of 6 n \(s_12, s_15, s_17\) and falls for 3 \(s_19",
+        ),
         ({"curves": table([5, 8, 10, 12], n_dead=30)}, r"most latents are dead.*30 of 50"),
         (
             {
@@ -98,8 +146,64 @@ def test_a_clear_count_stands_against_the_curves() -> None:
 
 def test_saes_that_stick_at_the_l0_bracket_it() -> None:
     # JumpReLU SAEs of several coefficients, none of which came down below the truth.
-    assert recommend_l0(sweep(curves=table([10.01, 10.02, 10.3, 14]))).l0 == 10
-    assert recommend_l0(sweep(curves=table([10.01, 10.02, 14]))).l0 is None
+    stuck = table([10.01, 10.02, 10.3, 14])
+    assert recommend_l0(sweep(curves=stuck)).l0 is None
+    found = recommend_l0(sweep(curves=stuck.assign(coefficient=[1.0, 1.5, 2.0, 0.5])))
+    assert found.l0 == 10
+    assert "of which a lower L0 was asked stay at this one" in found.reasons[-1]
+    assert recommend_l0(sweep(curves=stuck.assign(target_l0=[6.0, 8.0, 10.0, 14.0]))).l0 == 10
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"coefficient": [1.0, 1.0, 1.0, 0.5]},
+        {"coefficient": [1.0, 1.1, 1.2, 0.5]},
+        {"coefficient": [math.nan] * 4},
+        {"target_l0": [6.0, 6.0, 10.0, 14.0]},
+        {"target_l0": [9.5, 10.0, 12.0, 14.0]},
+    ],
+)
+def test_what_was_not_asked_to_go_lower_does_not_stick(settings: dict) -> None:
+    found = recommend_l0(sweep(curves=table([10.01, 10.02, 10.3, 14]).assign(**settings)))
+    assert found.l0 is None
+    assert "no SAE clearly below" in found.doubts[0]
+
+
+@pytest.mark.parametrize("l0s", [[7, 9, 11, 13], [8, 12], [6, 8, 10, 12], [4.6, 10.7, 11]])
+def test_coarse_grids_bracket_it_too(l0s: list[float]) -> None:
+    # Every second k, also where the truth lies between two.
+    assert recommend_l0(sweep(curves=table(l0s))).l0 == 10
+
+
+def test_too_wide_to_count() -> None:
+    wide = replace(sweep([]), not_counted=too_wide(2_048, 512))
+    found = recommend_l0(wide)
+    assert found.l0 is None
+    assert found.counted is None
+    assert "2,048 latents" in found.doubts[0]
+    assert "up to 512 (count_up_to)" in found.doubts[0]
+    assert "Raise count_up_to" in found.doubts[0]
+    # Flat from 16 down to 9.9, and risen at 8.
+    assert "is smallest at an L0 of 16 (s_12 to s_24)" in found.reasons[0]
+    assert "down to an L0 of 9.9" in found.reasons[1]
+    assert "risen by more at an L0 of 8" in found.reasons[1]
+    assert found.reasons[2] == "The n agree on where that is."
+    assert [(curve.elbow, curve.risen_at) for curve in found.curves] == [(9.9, 8.0)] * 7
+    assert {curve.verdict for curve in found.curves} == {"unknown"}
+
+
+def test_how_far_curves_alone_can_be_trusted_is_what_the_benchmark_says() -> None:
+    rows = pd.read_csv(Path(__file__).parents[2] / "benchmarks/l0/seed_0.csv")
+    wide = (rows["d_sae"] >= rows["n_features"]).to_numpy(bool)
+    s_n, c_dec = (
+        float(np.median(np.abs(rows[name].to_numpy(float)[wide])))
+        for name in ("error_argmin_s_n", "error_argmin_c_dec")
+    )
+    said = recommend_l0(replace(sweep([]), not_counted="why")).reasons[-1]
+    assert f"on {wide.sum()} worlds" in said
+    assert f"off by {s_n:.0%} at the median" in said
+    assert f"c_dec by {c_dec:.0%}" in said
 
 
 def test_saes_that_diverged_do_not_matter() -> None:
@@ -110,16 +214,16 @@ def test_saes_that_diverged_do_not_matter() -> None:
     assert [curve.verdict for curve in found.curves] == ["rises"] * 7
 
 
-def test_verdicts_of_a_curve() -> None:
-    assert Curve("c_dec", near=0.1, below=0.2).verdict == "rises"
-    assert Curve("c_dec", near=0.2, below=0.1).verdict == "falls"
-    assert Curve("c_dec", near=0.1, below=0.12).verdict == "flat"
-    assert Curve("c_dec", near=0.1, below=math.nan).verdict == "unknown"
-
-
-def test_useful_n() -> None:
-    assert useful_n(10, 50) == (12, 15, 17, 19, 22, 24)
-    assert useful_n(2, 50) == (12, 15, 17, 19, 22, 24)
-    assert useful_n(15, 50)[0] == 19
-    assert useful_n(30, 50) == ()
-    assert all(n < 4 / 2 for n in useful_n(1, 4))
+def test_saes_that_are_mostly_dead_are_left_out_of_the_curves() -> None:
+    # The lowest has the smallest s_n, because nothing trained most of its directions.
+    curves = table([4, 8, 10, 12])
+    for column in ("c_dec", *(f"s_{n}" for n in range(50))):
+        curves.loc[0, column] = 1e-6
+    curves.loc[0, "dead_latents"] = 26
+    wide = replace(sweep([], curves), not_counted="they are wide")
+    found = recommend_l0(wide)
+    assert found.l0 is None
+    assert any("more than half of the latents of sae_0 are dead" in doubt for doubt in found.doubts)
+    assert {(curve.smallest_at, curve.elbow) for curve in found.curves} == {(12, 10)}
+    curves["dead_latents"] = 0
+    assert all(curve.smallest_at == 4 for curve in recommend_l0(replace(wide)).curves)

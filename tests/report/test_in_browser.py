@@ -16,9 +16,11 @@ from PIL import Image
 from playwright.sync_api import Locator, Page
 
 from sparse_but_wrong.l0.recommend import recommend_l0
+from sparse_but_wrong.report.diagnosis import write_diagnosis
 from sparse_but_wrong.report.index import write_index
 from sparse_but_wrong.report.recommendation import write_recommendation
 from sparse_but_wrong.report.write import write_report
+from tests.diagnostics.streamed import streamed
 from tests.l0 import evidence
 from tests.report.conftest import Watched
 from tests.report.folders import Sweep, results, write_bare_run, write_run
@@ -365,3 +367,21 @@ def test_a_recommendation_opens_and_its_tables_sort(
     for _ in range(2):
         page.locator("#sweep").get_by_role("button", name="l0", exact=True).click()
     assert l0s.all_inner_texts() == ["16", "12", "10", "9.9", "8", "6", "4"]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_diagnosis_opens_and_its_table_sorts(
+    tmp_path: Path, open_page: OpenPage, scheme: str
+) -> None:
+    path = write_diagnosis(streamed(), tmp_path / "out", "acts", {"Command": "sbw diagnose"})
+    page = open_page(path, scheme).page
+    image = page.locator("figure img")
+    assert image.evaluate("img => img.naturalWidth") > 1000
+    table = page.locator("#saes")
+    column = table.locator("th button", has_text="dead_latents")
+    column.click()
+    names = table.locator("tbody tr td:first-child")
+    assert names.all_inner_texts() == ["narrow", "wide"]
+    column.click()
+    assert names.all_inner_texts() == ["wide", "narrow"]
+    assert page.locator("#remarks li").count() >= 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
@@ -97,11 +97,12 @@ def find(
             )
         options = FindOptions(
             architecture=architecture or "batchtopk",
-            **({} if found.n_held_out is None else {"evaluation_samples": found.n_held_out}),
             seed=seed,
             threads=threads,
             progress=sys.stderr.isatty(),
         )
+        if found.n_held_out is not None:
+            options = replace(options, evaluation_samples=found.n_held_out)
         click.echo(f"{title}: {options.architecture} SAEs, d_in {found.d_in}, d_sae {width}")
         with quiet_training():
             recommendation = find_l0(found.stream, width, options)
@@ -207,6 +208,11 @@ def _print(recommendation: L0Recommendation, path: Path, report: Path, save: boo
     click.echo("Why:" if recommendation.l0 is not None else "What was seen:")
     for reason in recommendation.reasons:
         click.echo(f"  - {reason}")
-    if save and recommendation.sae is not None:
-        click.echo(f"An SAE at that L0, for sae_lens.SAE.load_from_disk: {path / 'sae'}")
+    if save and recommendation.sae is not None and recommendation.sae_l0 is not None:
+        click.echo(
+            f"An SAE of L0 {recommendation.sae_l0:.4g}, for sae_lens.SAE.load_from_disk: "
+            f"{path / 'sae'}"
+        )
+    elif save:
+        click.echo("No SAE is kept: none was trained at an L0 that is recommended.")
     click.echo(f"Report: {report}")

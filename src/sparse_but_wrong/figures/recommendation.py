@@ -17,10 +17,12 @@ from matplotlib.ticker import (
 
 from sparse_but_wrong.figures.style import BLUE, GREEN, GREY, VERMILLION, paper_style
 from sparse_but_wrong.figures.sweep_axes import numbers
+from sparse_but_wrong.l0.curves import useful_n
 from sparse_but_wrong.l0.presence import HISTOGRAM_TOP
-from sparse_but_wrong.l0.recommend import L0Recommendation, useful_n
+from sparse_but_wrong.l0.recommend import L0Recommendation
 
 _LINEAR_BELOW = 1e-3
+_ONE_SIZE = 0.05
 
 
 def recommendation_figure(recommendation: L0Recommendation) -> Figure:
@@ -60,9 +62,16 @@ def _draw_projections(axes: Axes, recommendation: L0Recommendation) -> None:
     colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.8, max(1, len(ns))))
     for i, (n, color) in enumerate(zip(ns, map(tuple, colors), strict=False)):
         _draw_curve(axes, sweep.table, f"s_{n}", color, "os^D"[i % 4], label=f"$n = {n}$")
-    axes.set_yscale("symlog", linthresh=_LINEAR_BELOW, linscale=0.4)
-    axes.yaxis.set_major_locator(FixedLocator([0, 1e-3, 1e-2, 1e-1, 1]))
-    axes.yaxis.set_minor_locator(NullLocator())
+    drawn = np.concatenate([numbers(sweep.table, f"s_{n}") for n in ns] or [np.zeros(0)])
+    drawn = drawn[np.isfinite(drawn)]
+    # At the right L0 of a toy world s_n is a thousandth of what it is elsewhere; in language models
+    # all are of one size, and a logarithmic axis would have no mark.
+    if drawn.min(initial=np.inf) < _ONE_SIZE * drawn.max(initial=0.0):
+        axes.set_yscale("symlog", linthresh=_LINEAR_BELOW, linscale=0.4)
+        axes.yaxis.set_major_locator(FixedLocator([0, *(10.0**i for i in range(-3, 7))]))
+        axes.yaxis.set_minor_locator(NullLocator())
+    else:
+        axes.margins(y=0.3)  # room for the legend
     axes.set_ylabel("$s_n$")
     axes.set_title("$n$-th decoder projection")
 
@@ -103,6 +112,10 @@ def _mark(axes: Axes, recommendation: L0Recommendation) -> None:
             label=f"{named}: {recommendation.counted:.4g}",
             zorder=1,
         )
+    elif recommendation.curves:
+        for curve in recommendation.curves:
+            # Faint: one beside the other shows how well the n agree.
+            axes.axvline(curve.elbow, color=VERMILLION, linewidth=0.6, alpha=0.5, zorder=1)
 
 
 def _draw_codes(axes: Axes, recommendation: L0Recommendation) -> None:

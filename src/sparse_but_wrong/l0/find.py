@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from sparse_but_wrong.l0.directions import Directions
+from sparse_but_wrong.l0.options import SCALED, config_class
+from sparse_but_wrong.l0.options import FindOptions as FindOptions
 from sparse_but_wrong.l0.recommend import L0Recommendation, recommend_l0
 from sparse_but_wrong.l0.stream import draw_batch, draw_samples
-from sparse_but_wrong.l0.sweep import MEASURED_SAMPLES, Count, Sweep, count_from, measure_saes
+from sparse_but_wrong.l0.sweep import (
+    MEASURED_SAMPLES,
+    Count,
+    Sweep,
+    count_from,
+    measure_saes,
+    too_wide,
+)
 from sparse_but_wrong.training.controls import Control, TargetL0
 from sparse_but_wrong.training.loop import train_saes
 from sparse_but_wrong.training.make import make_saes
 from sparse_but_wrong.training.options import TrainOptions
 
 if TYPE_CHECKING:
+    import pandas as pd
     import sae_lens
 
 _JUMPRELU = {
@@ -30,91 +42,8 @@ _JUMPRELU = {
 """Those of the published toy models; `TargetL0` was measured with them."""
 
 
-ARCHITECTURES = ("batchtopk", "gated", "jumprelu", "matryoshka_batchtopk", "standard", "topk")
-"""Those whose L0 can be set: they have a k, or a coefficient that a `TargetL0` can move."""
-
 _SLOWNESS = 2
 """A coefficient takes time to bring an SAE to its L0; a k does not."""
-
-
-@dataclass(frozen=True)
-class FindOptions:
-    """How much work goes into a recommendation.
-
-    Raises:
-        ValueError: a value that cannot be worked with; the message names the field.
-    """
-
-    architecture: str = "batchtopk"
-    """Of the SAEs, as registered with sae_lens; one of `ARCHITECTURES`."""
-
-    sae_config: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of the sae_lens training config besides d_in, d_sae and what sets the L0. Matryoshka
-    SAEs have widths of a quarter, half and all of d_sae unless it says otherwise."""
-
-    seed: int = 0
-    """Of initial weights; the stream is the caller's."""
-
-    batch_size: int = 1024
-    """Samples per batch that the source gives."""
-
-    coarse_steps: int = 2000
-    """Of the SAEs that look for the region."""
-
-    n_coarse: int = 8
-    """L0s of the coarse sweep, in equal ratios from 1.5 to 0.45 d_sae."""
-
-    fine_steps: int = 3000
-    """Of the SAEs around it."""
-
-    fine_factors: tuple[float, ...] = (0.6, 0.75, 0.87, 1.0, 1.15, 1.33, 1.6)
-    """L0s of the fine sweep, in units of what was counted; 1 must be among them."""
-
-    n_seeds: int = 2
-    """SAEs with initial weights of their own at every L0."""
-
-    lr: float = 1e-3
-    """Learning rate; the last fifth of each run decays to 0."""
-
-    reinit_dead_every: int = 200
-    """As in `TrainOptions`."""
-
-    evaluation_samples: int = 24_576
-    """Drawn first, to measure and count on."""
-
-    learning_batches: int = 200
-    """Batches from which directions are learned."""
-
-    threads: int | None = None
-    """As in `TrainOptions`."""
-
-    progress: bool = True
-    """Show a progress bar."""
-
-    def __post_init__(self) -> None:
-        if self.architecture not in ARCHITECTURES:
-            raise ValueError(
-                f"FindOptions.architecture: the L0 of {self.architecture!r} SAEs cannot be set; "
-                f"use one of {', '.join(ARCHITECTURES)}."
-            )
-        for name in (
-            "batch_size",
-            "coarse_steps",
-            "n_coarse",
-            "fine_steps",
-            "n_seeds",
-            "evaluation_samples",
-            "learning_batches",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"FindOptions.{name} must be at least 1, got {getattr(self, name)}."
-                )
-        if 1.0 not in self.fine_factors or min(self.fine_factors) <= 0:
-            raise ValueError(
-                "FindOptions.fine_factors must be positive, with 1.0 among them, got "
-                f"{self.fine_factors}."
-            )
 
 
 def find_l0(
@@ -124,18 +53,29 @@ def find_l0(
 
     A coarse sweep of SAEs is trained in one stack. From the decoders of the most promising ones the
     directions are learned that the activations are made of, and counted (`refine_directions`,
-    `measure_presence`). A finer sweep around the count then shows whether the curves of s_n^dec and
-    c_dec bear it out (`recommend_l0`). No ground truth is used; how well SAEs reconstruct does
-    not enter.
+    `measure_presence`). A finer sweep around the count shows whether the curves of s_n^dec and
+    c_dec bear it out; they decide only where the count is not clear (`recommend_l0`). No ground
+    truth is used. Nor is how well the SAEs reconstruct; how much the learned directions leave over
+    is.
+
+    What is counted on is drawn first. If the source is finite and comes round again, as stored
+    activations do, the same samples are learned from later, and those that come round while they
+    are drawn are counted more than once, as if they were independent of each other: the interval is
+    too narrow then. Let such a source begin with `options.evaluation_samples` that do not come
+    again.
 
     Args:
-        source: yields activations of shape [batch, d_in]; read for about 2 × (coarse_steps +
-            fine_steps) batches.
+        source: yields activations of shape [batch, d_in]; read for about coarse_steps +
+            2 × fine_steps batches, twice that where L0 is set by a coefficient or the first count
+            is not clear. The learning rate is scheduled for batches of the first one's size.
         d_sae: latents of the SAEs.
         options: how much work goes into it.
     Returns:
-        The recommendation. Its `sae` is trained at the recommended L0 from the learned directions;
-        None where nothing is recommended.
+        The recommendation. Its `sae` is trained from the learned directions, and its L0 (`sae_l0`)
+        lies in the interval; it is None where nothing is recommended, and, with a reason, where no
+        SAE came there (the k of a TopK SAE is a whole number). SAEs of more than
+        `options.count_up_to` latents are trained in the coarse sweep alone: nothing is recommended,
+        and the reasons say what the curves show.
     Raises:
         ValueError: a d_sae below 2, activations that are not finite, of several shapes or all the
             same, a source that ends, or as `train_saes`.
@@ -146,27 +86,47 @@ def find_l0(
             f"d_sae must be at least 2, got {d_sae}: there is no L0 to choose below it."
         )
     options = options or FindOptions()
-    held_out = draw_samples(source, options.evaluation_samples)
-    search = _Search(source, held_out, d_sae, options)
+    with _threads(options.threads):
+        return _find(source, d_sae, options)
+
+
+def _find(source: Iterator[Tensor], d_sae: int, options: FindOptions) -> L0Recommendation:
+    first = draw_batch(source)
+    held_out = draw_samples(chain([first], source), options.evaluation_samples)
+    search = _Search(source, held_out, len(first), d_sae, options)
     coarse = search.coarse()
+    if d_sae > options.count_up_to:
+        why = too_wide(d_sae, options.count_up_to)
+        return recommend_l0(replace(search.sweep([coarse], ()), not_counted=why))
     batches = [draw_batch(source) for _ in range(options.learning_batches)]
     counts = count_from(
         coarse.saes, coarse.ids, coarse.groups, batches, held_out, seed=options.seed
     )
     if not counts:
         return recommend_l0(search.sweep([coarse], ()))
-    around = search.around(counts[0])
+    around = search.around(counts[0], "")
+    trained = [coarse, around.fine]
     if counts[0].presence.score > _CLEAR:
         # The coarse sweep may have had no SAE near enough; the fine one has some now.
         fine = around.fine
         more = count_from(fine.saes, fine.ids, fine.groups, batches, held_out, seed=options.seed)
         counts = tuple(sorted([*counts, *more], key=lambda count: count.presence.score))
         if abs(counts[0].presence.l0 / around.l0 - 1) > _NEAR:
-            around = search.around(counts[0])
-    recommendation = recommend_l0(search.sweep([coarse, around.fine, around.started], counts))
-    if recommendation.l0 is None:
-        return recommendation
-    return replace(recommendation, sae=around.started.saes[options.fine_factors.index(1.0)])
+            around = search.around(counts[0], "again_")
+            trained.append(around.fine)
+    found = recommend_l0(search.sweep([*trained, around.started], counts))
+    return found if found.l0 is None else search.with_sae(found, found.l0, around.started)
+
+
+@contextmanager
+def _threads(n: int | None) -> Iterator[None]:
+    """While open, PyTorch's CPU operations run on n threads; on as many as before for None."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 _CLEAR = 0.03
@@ -181,6 +141,8 @@ class _Trained:
     saes: list[sae_lens.TrainingSAE[Any]]
     ids: list[str]
     groups: list[str]
+    targets: list[float]
+    """The L0 asked of each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,50 +159,96 @@ class _Search:
     """The sweeps of one search, on one stream."""
 
     def __init__(
-        self, source: Iterator[Tensor], held_out: Tensor, d_sae: int, options: FindOptions
+        self,
+        source: Iterator[Tensor],
+        held_out: Tensor,
+        batch_size: int,
+        d_sae: int,
+        options: FindOptions,
     ) -> None:
-        from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
-
         self.source, self.held_out = source, held_out
+        self.batch_size = batch_size
         self.d_in, self.d_sae = held_out.shape[1], d_sae
         self.options = options
-        self._config_class: type[Any] = SAE_TRAINING_CLASS_REGISTRY[options.architecture][1]
-        has_k = any(f.name == "k" for f in fields(self._config_class))
-        self._slowness = 1 if has_k else _SLOWNESS
+        self._config_class = config_class(options.architecture)
+        self._has_k = any(f.name == "k" for f in fields(self._config_class))
+        self._fine_steps = options.fine_steps * (1 if self._has_k else _SLOWNESS)
 
     def coarse(self) -> _Trained:
         n = self.options.n_coarse
         low, high = 1.5, 0.45 * self.d_sae
         targets = [low * (high / low) ** (i / max(1, n - 1)) for i in range(n)]
-        return self._train("coarse", targets, self.options.coarse_steps)
+        return self._train("coarse", _distinct(targets), self.options.coarse_steps)
 
-    def around(self, count: Count) -> _Around:
-        l0 = min(count.presence.l0, 0.9 * self.d_sae)
-        steps = self.options.fine_steps * self._slowness
-        fine = self._train("fine", self._targets(l0), steps)
-        return _Around(l0, fine, self._from_directions(l0, count.directions, steps))
+    def around(self, count: Count, prefix: str) -> _Around:
+        """Fine sweeps around a count; the prefix tells their ids from those of others."""
+        l0 = self._reachable(count.presence.l0)
+        targets = _distinct([self._reachable(l0 * f, 0.98) for f in self.options.fine_factors])
+        fine = self._train(f"{prefix}fine", targets, self._fine_steps)
+        started = self._from_directions(f"{prefix}directions", targets, count.directions)
+        return _Around(l0, fine, started)
 
-    def _from_directions(self, l0: float, directions: Directions, steps: int) -> _Trained:
-        targets = self._targets(l0)
+    def with_sae(self, found: L0Recommendation, l0: float, started: _Trained) -> L0Recommendation:
+        """A recommendation with an SAE whose measured L0 lies in its interval.
+
+        Args:
+            found: a recommendation.
+            l0: that is recommended.
+            started: SAEs of its sweep that may be given.
+        """
+        if (sae := _nearest(found, started)) is not None:
+            return sae
+        again = self._from_directions(
+            "last_directions", [self._reachable(l0)], found.sweep.counts[0].directions
+        )
+        import pandas as pd
+
+        table = pd.concat([found.sweep.table, self._measure(again)], ignore_index=True)
+        judged = recommend_l0(replace(found.sweep, table=table))
+        if judged.l0 is None:
+            return judged
+        if (sae := _nearest(judged, again)) is not None:
+            return sae
+        missed = (
+            f"No SAE is given: the one that was trained for it has an L0 of "
+            f"{table['l0'].iloc[-1]:.2f}, outside the interval."
+        )
+        return replace(judged, reasons=(*judged.reasons, missed))
+
+    def _from_directions(
+        self, stage: str, targets: list[float], directions: Directions
+    ) -> _Trained:
         saes = self._make(targets, [0] * len(targets))
-        mean_norm = self.held_out.norm(dim=1).mean().item()
         for sae in saes:
-            _start_at(sae, directions, math.sqrt(self.d_in) / mean_norm)
-        self._fit(saes, targets, steps, reinit=None)
-        ids = [f"directions_{target:.2f}" for target in targets]
-        return _Trained(saes, ids, ["directions"] * len(saes))
+            _start_at(sae, directions, self._scale())
+        self._fit(saes, targets, self._fine_steps, reinit=None)
+        ids = [f"{stage}_{target:.2f}" for target in targets]
+        return _Trained(saes, ids, ["directions"] * len(saes), targets)
+
+    def _scale(self) -> float:
+        """From the units of the activations to those that SAEs train on."""
+        if self.options.sae_config.get("normalize_activations", SCALED) == "none":
+            return 1.0
+        return math.sqrt(self.d_in) / self.held_out.norm(dim=1).mean().item()
 
     def sweep(self, trained: Sequence[_Trained], counts: tuple[Count, ...]) -> Sweep:
-        ids = [name for part in trained for name in part.ids]
-        groups = [name for part in trained for name in part.groups]
-        saes = [sae for part in trained for sae in part.saes]
-        table = measure_saes(saes, self.held_out[:MEASURED_SAMPLES], ids, groups)
+        import pandas as pd
+
+        table = pd.concat([self._measure(part) for part in trained], ignore_index=True)
         return Sweep(table, counts, self.d_sae, len(self.held_out))
 
-    def _targets(self, l0: float) -> list[float]:
-        return [min(l0 * factor, 0.98 * self.d_sae) for factor in self.options.fine_factors]
+    def _measure(self, trained: _Trained) -> pd.DataFrame:
+        samples = self.held_out[:MEASURED_SAMPLES]
+        table = measure_saes(trained.saes, samples, trained.ids, trained.groups)
+        if not self._has_k:
+            # What was asked of SAEs that do not have it is evidence: L0 may stick.
+            table["target_l0"] = trained.targets
+        return table
 
-    def _train(self, stage: str, targets: Sequence[float], steps: int) -> _Trained:
+    def _reachable(self, l0: float, most: float = 0.9) -> float:
+        return min(l0, most * self.d_sae)
+
+    def _train(self, stage: str, targets: list[float], steps: int) -> _Trained:
         seeds = range(self.options.n_seeds)
         everywhere = [(seed, target) for seed in seeds for target in targets]
         saes = self._make([t for _, t in everywhere], [s for s, _ in everywhere])
@@ -249,21 +257,21 @@ class _Search:
             saes,
             [f"{stage}_{target:.2f}_seed_{seed}" for seed, target in everywhere],
             [f"seed_{seed}" for seed, _ in everywhere],
+            [target for _, target in everywhere],
         )
 
     def _make(
         self, targets: Sequence[float], seeds: Sequence[int]
     ) -> list[sae_lens.TrainingSAE[Any]]:
-        named = {f.name for f in fields(self._config_class)}
         shared = {
             "d_in": self.d_in,
             "d_sae": self.d_sae,
-            "normalize_activations": "expected_average_only_in",
+            "normalize_activations": SCALED,
             **self._defaults(),
             **self.options.sae_config,
         }
         cfgs = [
-            self._config_class(**shared, **({"k": self._k(target)} if "k" in named else {}))
+            self._config_class(**shared, **({"k": self._k(target)} if self._has_k else {}))
             for target in targets
         ]
         own = [(self.options.seed * 1_000_003 + seed) * 1_000 + i for i, seed in enumerate(seeds)]
@@ -295,8 +303,8 @@ class _Search:
             saes,
             self.source,
             TrainOptions(
-                total_training_samples=steps * options.batch_size,
-                train_batch_size_samples=options.batch_size,
+                total_training_samples=steps * self.batch_size,
+                train_batch_size_samples=self.batch_size,
                 lr=options.lr,
                 lr_decay_steps=steps // 5,
                 reinit_dead_every=reinit,
@@ -306,6 +314,37 @@ class _Search:
             ),
             controls=controls,
         )
+
+
+def _distinct(targets: list[float]) -> list[float]:
+    """Without those that have the name of an earlier one."""
+    named: dict[str, float] = {}
+    for target in targets:
+        named.setdefault(f"{target:.2f}", target)
+    return list(named.values())
+
+
+def _nearest(found: L0Recommendation, started: _Trained) -> L0Recommendation | None:
+    """A recommendation with the one of some SAEs whose L0 is nearest; None if none is in it."""
+    assert found.l0 is not None
+    assert found.interval is not None
+    low, high = found.interval
+    table = found.sweep.table
+    measured = dict(zip(table["sae_id"], table["l0"].to_numpy(float).tolist(), strict=True))
+    l0s = [measured[sae_id] for sae_id in started.ids]
+    inside = [place for place, l0 in enumerate(l0s) if low <= l0 <= high]
+    if not inside:
+        return None
+    wanted = found.l0
+    # Where L0 sticks many are as near; of those, the one of which it was asked.
+    best = min(
+        inside,
+        key=lambda place: (
+            round(abs(l0s[place] / wanted - 1), 2),
+            abs(started.targets[place] - wanted),
+        ),
+    )
+    return replace(found, sae=started.saes[best], sae_l0=l0s[best])
 
 
 @torch.no_grad()

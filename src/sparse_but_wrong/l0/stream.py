@@ -33,7 +33,7 @@ def draw_samples(source: Iterator[Tensor], n_samples: int) -> Float[Tensor, "sam
 
 
 def draw_batch(source: Iterator[Tensor], d_in: int | None = None) -> Float[Tensor, "batch d_in"]:
-    """The next batch of a stream, on the CPU, in float32.
+    """The next batch of a stream, on the CPU, in float32, in memory of its own.
 
     Raises:
         TypeError: a source that is no iterator, or one that yields something else than tensors.
@@ -56,5 +56,11 @@ def draw_batch(source: Iterator[Tensor], d_in: int | None = None) -> Float[Tenso
             f"the source yields {type(batch).__name__} objects; give one that yields tensors of "
             "shape [batch, d_in]."
         )
-    check_activations(batch, d_in if d_in is not None else batch.shape[-1])
-    return batch.detach().float().cpu()
+    if batch.ndim != 2:
+        raise ValueError(
+            f"the source yields activations of shape {list(batch.shape)}; give one that yields "
+            "tensors of shape [batch, d_in]."
+        )
+    check_activations(batch, batch.shape[1] if d_in is None else d_in)
+    # A copy: a source may fill the same tensor anew.
+    return batch.detach().to("cpu", torch.float32, copy=True)

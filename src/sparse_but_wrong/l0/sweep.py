@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -46,7 +47,8 @@ class Sweep:
     """SAEs of one width, measured on the same activations."""
 
     table: pd.DataFrame
-    """A row per SAE: `sae_id`, `group`, `l0`, `dead_latents`, `c_dec`, and s_n^dec as `s_0` …
+    """A row per SAE: `sae_id`, `group`, `l0`, `coefficient` (NaN where a k sets the L0, and for
+    SAEs that are for inference only), `dead_latents`, `c_dec`, and s_n^dec as `s_0` …
     `s_{d_sae − 1}`."""
 
     counts: tuple[Count, ...]
@@ -130,6 +132,15 @@ def measure_sweep(
     return Sweep(table, counts, d_sae, len(held_out))
 
 
+def _coefficient(sae: sae_lens.SAE[Any]) -> float:
+    """What sets the L0 of an SAE that is set by no k, as it was trained; NaN for all others."""
+    for name in ("l0_coefficient", "l1_coefficient"):
+        value = getattr(sae.cfg, name, None)
+        if value is not None:
+            return float(getattr(value, "value", value))
+    return math.nan
+
+
 _BATCH = 1024
 _SORTED_UP_TO = 4096
 
@@ -173,6 +184,7 @@ def measure_saes(
                 "sae_id": sae_id,
                 "group": group,
                 "l0": measured.l0.value,
+                "coefficient": _coefficient(sae),
                 "dead_latents": measured.dead_latents,
                 "c_dec": measured.c_dec,
                 **{f"s_{n}": s for n, s in enumerate(values.tolist())},

@@ -89,7 +89,7 @@ def run_benchmark(
 
 
 def _run(entry: BenchmarkWorld, options: FindOptions) -> Row:
-    made = make(entry, options.seed, options.batch_size)
+    made = make(entry, options.seed)
     started = time.monotonic()
     found = find_l0(made.source, entry.d_sae, options)
     seconds = time.monotonic() - started

@@ -26,8 +26,8 @@ from sparse_but_wrong.report.write import shown_time
 
 _CAPTION = (
     "Left and middle: an SAE per mark, hollow where it started from the learned directions; the "
-    "band is the interval. Right: how much of each direction a sample holds; what lies above the "
-    "cut is present."
+    "band is the interval, and where nothing was counted a thin line per curve is its elbow. "
+    "Right: how much of each direction a sample holds; what lies above the cut is present."
 )
 
 
@@ -111,6 +111,7 @@ def _as_json(recommendation: L0Recommendation, facts: Mapping[str, Any]) -> dict
         "l0": recommendation.l0,
         "interval": recommendation.interval,
         "counted": recommendation.counted,
+        "sae_l0": recommendation.sae_l0,
         "reasons": recommendation.reasons,
         "doubts": recommendation.doubts,
         "curves": [
@@ -118,6 +119,9 @@ def _as_json(recommendation: L0Recommendation, facts: Mapping[str, Any]) -> dict
                 "metric": curve.metric,
                 "near": _finite(curve.near),
                 "below": _finite(curve.below),
+                "smallest_at": _finite(curve.smallest_at),
+                "elbow": _finite(curve.elbow),
+                "risen_at": _finite(curve.risen_at),
                 "verdict": curve.verdict,
             }
             for curve in recommendation.curves

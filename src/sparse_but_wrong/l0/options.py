@@ -1,0 +1,142 @@
+"""What a search for an L0 may be told, validated once when made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from sparse_but_wrong.l0.sweep import COUNT_UP_TO
+
+ARCHITECTURES = ("batchtopk", "gated", "jumprelu", "matryoshka_batchtopk", "standard", "topk")
+"""Those whose L0 can be set: they have a k, or a coefficient that a `TargetL0` can move."""
+
+SCALED = "expected_average_only_in"
+_NORMALISATIONS = ("none", SCALED)
+"""In the others SAEs see activations of which those in the stream are no multiple."""
+
+_SET_BY_THE_SEARCH = (
+    "d_in",
+    "d_sae",
+    "k",
+    "l0_coefficient",
+    "l0_warm_up_steps",
+    "l1_coefficient",
+    "l1_warm_up_steps",
+)
+
+
+@dataclass(frozen=True)
+class FindOptions:
+    """How much work goes into a recommendation.
+
+    Raises:
+        ValueError: a value that cannot be worked with; the message names the field.
+    """
+
+    architecture: str = "batchtopk"
+    """Of the SAEs, as registered with sae_lens; one of `ARCHITECTURES`."""
+
+    sae_config: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the sae_lens training config besides d_in, d_sae and what sets the L0: k, or a
+    coefficient and its warm-up. Matryoshka SAEs have widths of a quarter, half and all of d_sae
+    unless it says otherwise; `normalize_activations` is one of "none" and
+    "expected_average_only_in", the latter if left out."""
+
+    seed: int = 0
+    """Of initial weights; the stream is the caller's."""
+
+    coarse_steps: int = 2000
+    """Of the SAEs that look for the region; a step is a batch of the source."""
+
+    n_coarse: int = 8
+    """L0s of the coarse sweep, in equal ratios from 1.5 to 0.45 d_sae."""
+
+    fine_steps: int = 3000
+    """Of the SAEs around it."""
+
+    fine_factors: tuple[float, ...] = (0.6, 0.75, 0.87, 1.0, 1.15, 1.33, 1.6)
+    """L0s of the fine sweep, in units of what was counted; 1 must be among them."""
+
+    n_seeds: int = 2
+    """SAEs with initial weights of their own at every L0."""
+
+    lr: float = 1e-3
+    """Learning rate; the last fifth of each run decays to 0."""
+
+    reinit_dead_every: int = 200
+    """As in `TrainOptions`."""
+
+    evaluation_samples: int = 24_576
+    """Drawn first, to measure and count on."""
+
+    learning_batches: int = 200
+    """Batches from which directions are learned."""
+
+    count_up_to: int = COUNT_UP_TO
+    """Latents of the widest SAEs whose directions are learned and counted; 256 take minutes, and
+    the time grows with the third power. Wider ones are only read by their curves, and nothing is
+    recommended."""
+
+    threads: int | None = None
+    """CPU threads to train and to count on; PyTorch's own number if left out."""
+
+    progress: bool = True
+    """Show a progress bar."""
+
+    def __post_init__(self) -> None:
+        if self.architecture not in ARCHITECTURES:
+            raise ValueError(
+                f"FindOptions.architecture: the L0 of {self.architecture!r} SAEs cannot be set; "
+                f"use one of {', '.join(ARCHITECTURES)}."
+            )
+        for name in (
+            "coarse_steps",
+            "n_coarse",
+            "fine_steps",
+            "n_seeds",
+            "evaluation_samples",
+            "learning_batches",
+            "count_up_to",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f"FindOptions.{name} must be at least 1, got {getattr(self, name)}."
+                )
+        if 1.0 not in self.fine_factors or min(self.fine_factors) <= 0:
+            raise ValueError(
+                "FindOptions.fine_factors must be positive, with 1.0 among them, got "
+                f"{self.fine_factors}."
+            )
+        if self.threads is not None and self.threads < 1:
+            raise ValueError(f"FindOptions.threads must be at least 1, got {self.threads}.")
+        if self.sae_config:
+            self._check_sae_config()
+
+    def _check_sae_config(self) -> None:
+        known = {f.name for f in fields(config_class(self.architecture))}
+        for name in self.sae_config:
+            if name in _SET_BY_THE_SEARCH:
+                raise ValueError(
+                    f"FindOptions.sae_config: {name!r} is set by the search; leave it out "
+                    "(d_sae is an argument of find_l0)."
+                )
+            if name not in known:
+                raise ValueError(
+                    f"FindOptions.sae_config: {self.architecture} SAEs have no field {name!r}; "
+                    f"they have {', '.join(sorted(known.difference(_SET_BY_THE_SEARCH)))}."
+                )
+        normalisation = self.sae_config.get("normalize_activations", SCALED)
+        if normalisation not in _NORMALISATIONS:
+            raise ValueError(
+                "FindOptions.sae_config: with normalize_activations="
+                f"{normalisation!r} SAEs do not see multiples of the activations whose directions "
+                f"are counted; use one of {', '.join(_NORMALISATIONS)}."
+            )
+
+
+def config_class(architecture: str) -> type[Any]:
+    """The sae_lens training config of an architecture."""
+    from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
+
+    return SAE_TRAINING_CLASS_REGISTRY[architecture][1]
