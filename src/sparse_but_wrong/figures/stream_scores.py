@@ -113,7 +113,9 @@ def _draw_over_l0(axes: Axes, scores: Mapping[str, StreamScore]) -> None:
     _log_l0(axes)
     axes.set_ylabel("$s_n$")
     axes.set_title("$n$-th decoder projection")
-    axes.legend(loc="best", handlelength=1.2)
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, high + 0.3 * (high - low))  # room for the legend
+    axes.legend(loc="upper center", handlelength=1.2, ncols=2)
 
 
 def _draw_similarity(axes: Axes, scores: Mapping[str, StreamScore]) -> None:
