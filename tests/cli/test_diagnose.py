@@ -68,6 +68,17 @@ def test_prints_a_table_and_writes_a_report(place: Path, tmp_path: Path) -> None
     assert (out / "report.html").is_file()
 
 
+def test_there_are_enough_batches_for_standard_errors(place: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = run(place, str(place / "jumprelu"), "--out", str(out))
+    assert done.exit_code == 0, done.output
+    table = pd.read_csv(out / "saes.csv")
+    # 500 samples: batches of 31, and one of what is left.
+    assert table["n_batches"].tolist() == [17]
+    assert table["n_samples"].tolist() == [500]
+    assert 0 < table["mse_standard_error"].tolist()[0] < table["mse"].tolist()[0]
+
+
 def test_fewer_samples_are_whole_batches(place: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     done = run(

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import sae_lens
 
 RUNS = Path("runs")
+N_BATCHES = 16
+LARGEST_BATCH = 4096
 
 
 def diagnose(
@@ -32,7 +34,7 @@ def diagnose(
     activations: str,
     column: str | None,
     samples: int | None,
-    batch_size: int,
+    batch_size: int | None,
     device: str,
     threads: int | None,
     out: Path | None,
@@ -57,6 +59,8 @@ def diagnose(
                 f"have {stored.d_in}; they are of another model or hook."
             )
     n_samples = stored.n_samples if samples is None else min(samples, stored.n_samples)
+    if batch_size is None:
+        batch_size = max(1, min(LARGEST_BATCH, n_samples // N_BATCHES))
     click.echo(
         f"{len(saes)} SAE{'s' if len(saes) > 1 else ''} on {n_samples:,} of {stored.n_samples:,} "
         f"samples of {stored.name}, d_in {stored.d_in}"

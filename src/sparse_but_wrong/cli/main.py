@@ -165,9 +165,8 @@ def find_l0(
 @click.option(
     "--batch-size",
     type=click.IntRange(min=1),
-    default=4096,
-    show_default=True,
-    help="Samples in a row that standard errors take for one.",
+    help="Samples in a row, which standard errors take for one. [default: a sixteenth of all, at "
+    "most 4096]",
 )
 @click.option("--device", default="cpu", show_default=True, help="Where to measure.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. [default: all cores]")
@@ -181,7 +180,7 @@ def diagnose(
     activations: str,
     column: str | None,
     samples: int | None,
-    batch_size: int,
+    batch_size: int | None,
     device: str,
     threads: int | None,
     out: Path | None,
