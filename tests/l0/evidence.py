@@ -30,8 +30,9 @@ def presence(l0: float = 10.0, **changes: Any) -> Presence:
     return Presence(**{**figures, **changes})
 
 
-def count(of: Presence, group: str = "seed_0") -> Count:
-    return Count(f"from_{group}", group, Directions(torch.eye(3), torch.zeros(3), 0.01), of)
+def count(of: Presence, group: str = "seed_0", noise_cost: float = 5.0) -> Count:
+    directions = Directions(torch.eye(3), torch.zeros(3), 0.01)
+    return Count(f"from_{group}", group, directions, of, noise_cost)
 
 
 def table(l0s: Sequence[float], truth: float = 10.0, n_dead: int = 0) -> pd.DataFrame:

@@ -8,7 +8,13 @@ import pytest
 import torch
 from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
 
-from sparse_but_wrong.l0.directions import Directions, decoder_directions, refine_directions
+from sparse_but_wrong.l0.directions import (
+    Directions,
+    _without_constants,
+    decoder_directions,
+    refine_directions,
+)
+from sparse_but_wrong.l0.presence import measure_presence
 from tests.l0.worlds import samples, small_world, stream, true_directions
 
 
@@ -81,11 +87,56 @@ def test_decoder_directions() -> None:
         sae.W_dec.copy_(torch.randn(4, 6) * 3)
         sae.W_dec[1] = 0.0
         sae.W_dec[2] = torch.nan
-        sae.b_dec.copy_(torch.arange(6.0))
     x = torch.randn(500, 6, generator=torch.Generator().manual_seed(0)) * 2
     directions = decoder_directions(sae, x)
     assert directions.rows.shape == (2, 6)
     torch.testing.assert_close(directions.rows[0] * sae.W_dec[0].norm(), sae.W_dec.detach()[0])
-    torch.testing.assert_close(directions.bias, torch.arange(6.0))
     spread = x.var(dim=0, correction=0).sum().sqrt().item()
     assert directions.penalty == pytest.approx(0.008 * spread)
+
+
+def test_the_bias_follows_what_is_added_to_all_samples() -> None:
+    true = true_directions(small_world())
+    sae = BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(d_in=30, d_sae=20, k=4))
+    with torch.no_grad():
+        sae.W_dec.copy_(true.rows)
+        sae.b_dec.fill_(100.0)
+    x, _ = samples(small_world(), 4_096)
+    offset = torch.linspace(-5, 8, 30)
+    plain, moved = decoder_directions(sae, x), decoder_directions(sae, x + offset)
+    torch.testing.assert_close(moved.bias, plain.bias + offset, rtol=0, atol=1e-3)
+    # Nearly that of the world, which has none, and not the SAE's own.
+    assert float(plain.bias.norm()) < 0.2
+
+
+@pytest.mark.parametrize("offset", [0.0, 5.0])
+def test_a_feature_that_is_nearly_always_active(offset: float) -> None:
+    # At the first penalties of the annealing it costs less if the bias holds the feature.
+    world = small_world(common=0.9)
+    added = offset * torch.nn.functional.normalize(torch.linspace(-1, 2, 30), dim=0)
+    true = true_directions(world)
+    rows = true.rows.clone()
+    rows[0] *= -1
+    reversed_ = Directions(rows, true.rows[0] + added, 0.016)
+    source = stream(world)
+    batches = [next(source) + added for _ in range(120)]
+    held_out, truth = samples(world, 8_192)
+    directions, presence = refine_directions(reversed_, batches, held_out + added, seed=0)
+    assert float((directions.rows @ world.directions[:, 0]).max()) > 0.99
+    assert presence.l0 == pytest.approx(truth, rel=0.015)
+
+
+def test_a_direction_that_is_in_all_samples_goes_into_the_bias() -> None:
+    world = small_world()
+    true = true_directions(world)
+    generator = torch.Generator().manual_seed(0)
+    extra = torch.nn.functional.normalize(torch.randn(1, 30, generator=generator), dim=1)
+    x, truth = samples(world, 8_192)
+    start = Directions(torch.cat([true.rows, extra]), -0.4 * extra[0], 0.005)
+    assert measure_presence(start, x).l0 == pytest.approx(truth + 1, rel=0.01)
+    without = _without_constants(start, x)
+    assert without.rows.shape == (20, 30)
+    assert measure_presence(without, x).l0 == pytest.approx(truth, rel=0.01)
+    assert float(without.bias.norm()) < 0.05
+    # Nothing else is: the features come and go.
+    assert _without_constants(without, x) is without

@@ -42,7 +42,7 @@ def search(architecture: str = "batchtopk", d_sae: int = 20, seed: int = 0) -> L
 
 
 def count_of(directions: Directions, l0: float) -> Count:
-    return Count("by_hand", "seed_0", directions, presence(l0))
+    return Count("by_hand", "seed_0", directions, presence(l0), 5.0)
 
 
 @pytest.fixture(scope="module")
@@ -296,3 +296,49 @@ def test_bad_input_is_refused() -> None:
     nan = iter([torch.full((9_000, 30), torch.nan)])
     with pytest.raises(ValueError, match="not finite"):
         find_l0(nan, 20, SMALL)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config"),
+    [
+        ("batchtopk", {}),
+        ("jumprelu", {"apply_b_dec_to_input": False}),
+        ("gated", {"apply_b_dec_to_input": False}),
+    ],
+)
+def test_a_vector_added_to_all_activations_changes_nothing(
+    architecture: str, config: dict[str, object]
+) -> None:
+    # Five times as long as the activations themselves.
+    added = 10 * torch.nn.functional.normalize(torch.linspace(-1, 2, 30), dim=0)
+    options = replace(SMALL, architecture=architecture, sae_config=config)
+
+    def source() -> Iterator[torch.Tensor]:
+        return stream(small_world(), batch_size=256)
+
+    plain = find_l0(source(), 20, options)
+    moved = find_l0((batch + added for batch in source()), 20, options)
+    assert plain.l0 is not None
+    assert plain.sae is not None
+    assert moved.sae is not None
+    assert moved.l0 == pytest.approx(plain.l0, rel=0.01)
+    biases = [found.sweep.counts[0].directions.bias for found in (plain, moved)]
+    torch.testing.assert_close(biases[1], biases[0] + added, rtol=0, atol=0.1)
+    # The SAE that is given is for the activations as they are.
+    x, _ = samples(small_world(), 4_096)
+    used = inference_copy(moved.sae)
+    with torch.no_grad():
+        codes = used.encode(x + added)
+        residual = x + added - used.decode(codes)
+    assert float((codes > 0).sum(1).float().mean()) == pytest.approx(moved.sae_l0, rel=0.03)
+    assert float(residual.square().sum() / (x - x.mean(0)).square().sum()) < 0.05
+
+
+def test_noise_is_not_recommended_from() -> None:
+    generator = torch.Generator().manual_seed(0)
+    source = iter(lambda: torch.randn(256, 12, generator=generator), None)
+    found = find_l0(source, 24, SMALL)
+    assert found.l0 is None
+    assert found.sae is None
+    assert found.sweep.counts[0].noise_cost == pytest.approx(1, abs=0.1)
+    assert "there is no sign of features" in found.doubts[0]

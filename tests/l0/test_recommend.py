@@ -73,6 +73,7 @@ def test_all_clear_counts_have_to_agree() -> None:
     ("given", "doubt"),
     [
         ({"counts": [count(presence(n_directions=60))]}, r"too narrow.*about 60.*Use d_sae ≥ 60"),
+        ({"counts": [count(presence(), noise_cost=1.2)]}, r"no sign of features.*cost 1\.20 times"),
         ({"counts": [count(presence(above_cut=8.0))]}, r"do not part: 20%"),
         ({"counts": [count(presence(residual=0.3))]}, r"leave 30% of the variance over"),
         (

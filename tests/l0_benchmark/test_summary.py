@@ -43,6 +43,9 @@ ROWS = [
     row("declined", math.nan),
     row("narrow, declined", math.nan, d_sae=38),
     row("narrow, wrong", 9.0, d_sae=38),
+    row("noise, declined", math.nan, n_features=0, true_l0=math.nan),
+    row("noise, recommended", 10.0, n_features=0, true_l0=math.nan),
+    row("more noise, declined", math.nan, n_features=0, true_l0=math.nan),
 ]
 
 
@@ -62,7 +65,10 @@ def test_the_figures() -> None:
     narrow = found["nothing recommended, or the interval holds the truth"]
     assert narrow.value == 0.5
     assert narrow.is_met is False
-    assert found["hours"].value == pytest.approx(6 * 36 / 3600)
+    assert found["worlds without features"].value == 3
+    assert found["nothing recommended there"].value == pytest.approx(2 / 3)
+    assert found["nothing recommended there"].is_met is False
+    assert found["hours"].value == pytest.approx(9 * 36 / 3600)
     lines = in_lines(list(found.values()))
     assert "median error: 4.0% (aim ≤ 1.5%: missed)" in lines
     assert "nothing recommended: 25.0% (aim ≤ 10.0%: missed)" in lines

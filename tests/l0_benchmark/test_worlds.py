@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
@@ -12,6 +15,7 @@ from sparse_but_wrong.l0_benchmark.worlds import (
     BenchmarkWorld,
     Blocks,
     HierarchyRecipe,
+    NoiseRecipe,
     ToyRecipe,
     make,
     read_worlds,
@@ -34,6 +38,9 @@ def test_the_reported_worlds_cover_what_they_are_to_cover() -> None:
     assert {toy.sigma for toy in TOYS} == {0.15, 0.5}
     assert any(toy.d_in < toy.n_features for toy in TOYS)
     assert any(isinstance(world.world, HierarchyRecipe) for world in REPORTED)
+    assert any(isinstance(world.world, NoiseRecipe) for world in REPORTED)
+    assert max(toy.offset for toy in TOYS) == 10
+    assert max(toy.noise for toy in TOYS) == 0.05
     correlations = [toy.correlation for toy in TOYS]
     assert None in correlations
     assert any(isinstance(correlation, Blocks) for correlation in correlations)
@@ -114,3 +121,36 @@ def test_hierarchy_and_the_global_generator() -> None:
     assert batches[0].shape == (64, 24)
     # Three trees of 1 + 2 + 4 features at most; a child needs all above it.
     assert 3 * 0.3 < one.true_l0 < 20 * 0.3
+
+
+def test_offset_and_noise_are_added() -> None:
+    recipe = ToyRecipe(n_features=10, d_in=16, l0=2.0)
+    disturbed = replace(recipe, offset=7.0, noise=0.3)
+    plain, moved = (
+        torch.cat([batch for batch, _ in zip(made.source, range(10), strict=False)])
+        for made in (make(world("same", r), seed=3) for r in (recipe, disturbed))
+    )
+    added = moved - plain
+    assert float(added.mean(0).norm()) == pytest.approx(7, rel=0.01)
+    assert float(added.std(0).mean()) == pytest.approx(0.3, rel=0.01)
+    torch.testing.assert_close(
+        next(make(world("same", disturbed), seed=3).source), moved[:1024], rtol=0, atol=0
+    )
+    other = next(make(world("same", disturbed), seed=4).source)
+    assert not torch.equal(other, moved[:1024])
+    # The offset belongs to the world, not to the stream.
+    torch.testing.assert_close(other.mean(0), moved[:1024].mean(0), rtol=0, atol=0.15)
+
+
+def test_noise_alone() -> None:
+    made = make(world("noise", NoiseRecipe(d_in=8, latents=12, decay=1.0)), seed=0)
+    assert math.isnan(made.true_l0)
+    x = torch.cat([next(made.source) for _ in range(40)])
+    deviations = torch.linalg.eigvalsh(torch.cov(x.T)).sqrt().flip(0)
+    torch.testing.assert_close(deviations, 1 / torch.arange(1.0, 9.0), rtol=0.03, atol=0)
+    entry = WORLDS["noise-only"]
+    assert (entry.world.n_features, entry.d_sae) == (0, 40)
+
+
+def world(name: str, recipe: ToyRecipe | NoiseRecipe) -> BenchmarkWorld:
+    return BenchmarkWorld(name, "tune", "batchtopk", recipe)

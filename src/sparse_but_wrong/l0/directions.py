@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sparse_but_wrong.l0.codes import sparse_codes
@@ -32,8 +32,16 @@ wider than that of the samples cost only penalty, and a small one alone would na
 Features found from ten poor starts in two worlds (50 features; 80 in 40 dimensions): 68 % with the
 final penalty throughout, 94 % from 8 times, 91 % from 30 times."""
 
-_FLIPPED = 0.5
-"""Share of its level that the bias must hold of a direction's reverse for it to be turned round."""
+_NARROWER = 1.5
+"""By what factor a direction's amounts must spread less where it is on than where it is off for it
+to be turned round."""
+
+_FLOOR = 0.05
+"""Added to either spread, in units of the direction's level: less is no sign of anything."""
+
+_TOLD_BY = 2048
+_IN_EITHER = 20
+"""Of at most so many samples, how many must be on either side to tell."""
 
 _UNUSED = 1e-3
 """Share of samples below which a direction counts as unused."""
@@ -59,20 +67,46 @@ class Directions:
 
 @torch.no_grad()
 def decoder_directions(sae: sae_lens.SAE[Any], activations: Float[Tensor, "B D"]) -> Directions:
-    """Where an SAE's decoder points, and its bias. Rows without a direction are left out."""
+    """Where an SAE's decoder points, with the bias that fits. Rows of length 0 are left out.
+
+    The SAE's own bias is not used: one that started at 0 may still be far from where the
+    activations are, if they have a large mean.
+    """
     rows = sae.W_dec.detach().float().cpu()
     rows = rows[rows.isfinite().all(1) & (rows.norm(dim=1) > 0)]
-    spread = activations.var(dim=0, correction=0).sum().sqrt().item()
-    return Directions(
-        rows=torch.nn.functional.normalize(rows, dim=1),
-        bias=sae.b_dec.detach().float().cpu(),
-        penalty=_PENALTY * spread,
-    )
+    rows = torch.nn.functional.normalize(rows, dim=1)
+    penalty = _PENALTY * activations.var(dim=0, correction=0).sum().sqrt().item()
+    return Directions(rows, _cheapest_bias(rows, activations, penalty), penalty)
 
 
 _PENALTY = 0.008
 """Of the spread of the activations: a hundredth to a fiftieth of the magnitude of a feature where 2
 to 20 are active."""
+
+
+def _cheapest_bias(
+    rows: Float[Tensor, "A D"], activations: Float[Tensor, "B D"], penalty: float
+) -> Float[Tensor, " D"]:
+    """The bias with which the lasso over some directions costs least.
+
+    It follows a vector that is added to all samples. Its cost is convex in codes and bias together;
+    each is solved for in turn, from the mean. That is above the bias sought, along directions that
+    are present at times, and is left at once; from below the penalty alone would drive it.
+    """
+    samples = activations[:_BIAS_SAMPLES]
+    bias = activations.mean(0)
+    if len(rows):
+        for _ in range(_BIAS_ROUNDS):
+            centred = samples - bias
+            codes = sparse_codes(centred, rows, penalty, _ITERATIONS)
+            bias = bias + (centred - codes @ rows).mean(0)
+    return bias
+
+
+_BIAS_SAMPLES = 2048
+_BIAS_ROUNDS = 8
+"""Each leaves of what is wrong along a direction as much as the share of samples that have it; what
+is left is learned with the directions."""
 
 
 @torch.no_grad()
@@ -87,13 +121,13 @@ def refine_directions(
     """Learn the directions that activations are made of, and how many.
 
     Each cycle has two halves. Online dictionary learning with non-negative codes, the penalty
-    annealed; the bias is learned with it, directions that stay unused start again on what is left
-    over, and one whose reverse the bias holds (a feature that is active more often than not, seen
-    from the other side) is turned round. Then directions are taken out one after the other, the
-    one first that the others express best, until the residual rises: what is wholly a sum of others
-    goes. On the way the set is kept whose codes split most clearly into present and absent
-    (`Presence.score`). Last, directions are set apart that hold a share of one another
-    (`_unmixed`), if that set is the better one.
+    annealed; the bias is learned with it, and directions that stay unused start again on what is
+    left over. Then directions are taken out one after the other, the one first that the others
+    express best, until the residual rises: what is wholly a sum of others goes. On the way the set
+    is kept whose codes split most clearly into present and absent (`Presence.score`). Last,
+    directions are set apart that hold a share of one another (`_unmixed`), those that show a
+    feature from the other side (on where the feature is not) are turned round, and what is in all
+    samples goes into the bias, each if that makes the set better.
 
     Args:
         start: often `decoder_directions` of an SAE.
@@ -114,6 +148,7 @@ def refine_directions(
         rows = _left_over(batches[0], start, n_extra, generator)
         directions = replace(start, rows=torch.cat([start.rows, rows]))
     best: tuple[Directions, Presence] | None = None
+    counted_on = held_out[:_PRUNE_SAMPLES]
     for _ in range(n_cycles):
         learner = _Learner(directions, generator)
         stages = len(_ANNEALING)
@@ -123,13 +158,12 @@ def refine_directions(
                 part,
                 directions.penalty * _FIRST_PENALTY**exponent,
                 renew=stage < stages - 2,
-                flip=stage < stages - 1,
             )
-        directions, presence = _prune(learner, batches, held_out[:_PRUNE_SAMPLES])
-        unmixed = _unmixed(directions, presence, held_out)
-        presence_unmixed = measure_presence(unmixed, held_out[:_PRUNE_SAMPLES])
-        if presence_unmixed.score < presence.score:
-            directions, presence = unmixed, presence_unmixed
+        directions, presence = _prune(learner, batches, counted_on)
+        unmixed = _without_constants(_unmixed(directions, presence, held_out), counted_on)
+        directions, presence = _better(directions, presence, unmixed, counted_on)
+        turned = _without_constants(_turned(directions, counted_on), counted_on)
+        directions, presence = _better(directions, presence, turned, counted_on)
         if best is not None and presence.score > 0.9 * best[1].score:
             if presence.score < best[1].score:
                 best = directions, presence
@@ -162,11 +196,9 @@ class _Learner:
     def directions(self) -> Directions:
         return Directions(self.rows.clone(), self.bias.clone(), self.penalty)
 
-    def learn(self, batches: Sequence[Tensor], penalty: float, *, renew: bool, flip: bool) -> None:
+    def learn(self, batches: Sequence[Tensor], penalty: float, *, renew: bool) -> None:
         for i, batch in enumerate(batches):
             codes, residual = self._step(batch, penalty)
-            if flip and i % 20 == 10:
-                self._turn_round()
             if renew and i % 20 == 19:
                 self._renew(codes, residual)
 
@@ -187,15 +219,6 @@ class _Learner:
             moved = self.rows[j] + pull / self._codes_codes[j, j]
             self.rows[j] = moved / moved.norm()
         return codes, residual
-
-    def _turn_round(self) -> None:
-        level = self._fourth / self._third.clamp_min(1e-30)
-        for j in range(len(self.rows)):
-            held = -float(self.rows[j] @ self.bias)
-            if held > _FLIPPED * float(level[j]) > 0:
-                self.bias += held * self.rows[j]
-                self.rows[j] *= -1
-                self._forget(torch.tensor([j]))
 
     def _renew(self, codes: Tensor, residual: Tensor) -> None:
         unused = ((codes > 0).float().mean(0) < _UNUSED).nonzero().flatten()
@@ -234,7 +257,7 @@ def _prune(
         learner.keep(kept)
         part = [batches[(at + i) % len(batches)] for i in range(_PRUNE_BATCHES)]
         at += _PRUNE_BATCHES
-        learner.learn(part, learner.penalty, renew=False, flip=False)
+        learner.learn(part, learner.penalty, renew=False)
         directions = learner.directions
         presence = measure_presence(directions, held_out)
         if presence.score < best[1].score:
@@ -287,6 +310,69 @@ _UNMIXING_STEP = 0.7
 """A whole step overshoots: codes are not negative, so a difference is seen larger than it is."""
 
 
+def _better(
+    directions: Directions, presence: Presence, other: Directions, samples: Tensor
+) -> tuple[Directions, Presence]:
+    """Of two sets, the one that splits more clearly into present and absent."""
+    if other is directions:
+        return directions, presence
+    presence_of_other = measure_presence(other, samples)
+    if presence_of_other.score < presence.score:
+        return other, presence_of_other
+    return directions, presence
+
+
+@torch.no_grad()
+def _turned(directions: Directions, samples: Tensor) -> Directions:
+    """With those turned round that show a feature from the other side: on where it is off.
+
+    The bias holds such a feature, but a vector that is in all samples may do the same, so that the
+    bias tells nothing. What does is the spread of the amounts: those of a feature that is off are
+    all the same, those of one that is on vary.
+
+    This waits until all is learned: while the penalty is higher, a feature that is active more
+    often than not costs less if the bias holds it, and one turned round early is lost again.
+    """
+    samples = samples[:_TOLD_BY]
+    rows, bias = directions.rows.clone(), directions.bias.clone()
+    centred = samples - bias
+    codes = sparse_codes(centred, rows, directions.penalty, 120)
+    level = (codes**4).sum(0) / (codes**3).sum(0).clamp_min(1e-30)
+    # With what a direction would take where it is not allowed to be negative.
+    amounts = codes + (centred - codes @ rows) @ rows.T
+    on = _upper_of_two(amounts)
+    n_on = on.sum(0)
+    told = (n_on >= _IN_EITHER) & (len(samples) - n_on >= _IN_EITHER) & (level > 0)
+    middle_on, spread_on = _middle_and_spread(amounts, on)
+    _, spread_off = _middle_and_spread(amounts, ~on)
+    which = told & (spread_off + _FLOOR * level > _NARROWER * (spread_on + _FLOOR * level))
+    if not bool(which.any()):
+        return directions
+    bias += middle_on[which] @ rows[which]
+    rows[which] *= -1
+    return replace(directions, rows=rows, bias=bias)
+
+
+@torch.no_grad()
+def _without_constants(directions: Directions, samples: Tensor) -> Directions:
+    """Without those that are in all samples alike: their amount goes into the bias."""
+    rows = directions.rows
+    codes = sparse_codes(samples - directions.bias, rows, directions.penalty, 120)
+    in_all = codes.kthvalue(1 + int(_RARELY_LESS * len(codes)), dim=0).values
+    if not bool((in_all > 0).any()):
+        return directions
+    moving = (codes - in_all).square().sum(0)
+    kept = (in_all == 0) | (moving > _CONSTANT * codes.square().sum(0))
+    return replace(directions, rows=rows[kept], bias=directions.bias + in_all @ rows)
+
+
+_RARELY_LESS = 0.02
+"""Share of samples that may hold less of a direction than what is taken to be in all."""
+
+_CONSTANT = 0.02
+"""Share of its energy that must vary for a direction not to be taken for a constant."""
+
+
 def _worth(directions: Directions, samples: Tensor) -> Float[Tensor, " A"]:
     """The energy that each direction carries and the others cannot express."""
     rows = directions.rows
@@ -318,3 +404,27 @@ def _draw_residuals(
         chances, count, replacement=count > len(residual), generator=generator
     )
     return torch.nn.functional.normalize(residual[drawn], dim=1)
+
+
+def _upper_of_two(values: Float[Tensor, "B A"]) -> Bool[Tensor, "B A"]:
+    """Per column, which values belong to the upper one of two clusters."""
+    upper = values > values.amax(0) / 2
+    for _ in range(_CLUSTER_ROUNDS):
+        n_upper = upper.sum(0)
+        above = (values * upper).sum(0)
+        below = values.sum(0) - above
+        upper = (
+            values
+            > (above / n_upper.clamp_min(1) + below / (len(values) - n_upper).clamp_min(1)) / 2
+        )
+    return upper
+
+
+_CLUSTER_ROUNDS = 10
+
+
+def _middle_and_spread(values: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
+    """Per column, the median and the distance of the quartiles of those that are picked out."""
+    levels = torch.tensor([0.25, 0.5, 0.75], dtype=values.dtype)
+    low, middle, high = values.where(which, torch.nan).nanquantile(levels, dim=0)
+    return middle, high - low

@@ -58,6 +58,10 @@ def find_l0(
     truth is used. Nor is how well the SAEs reconstruct; how much the learned directions leave over
     is.
 
+    Its mean is subtracted from all activations first, so that nothing depends on a vector that is
+    added to all of them; the SAE that is returned, and the directions, are for the activations as
+    they are.
+
     What is counted on is drawn first. If the source is finite and comes round again, as stored
     activations do, the same samples are learned from later, and those that come round while they
     are drawn are counted more than once, as if they were independent of each other: the interval is
@@ -92,8 +96,14 @@ def find_l0(
 
 def _find(source: Iterator[Tensor], d_sae: int, options: FindOptions) -> L0Recommendation:
     first = draw_batch(source)
-    held_out = draw_samples(chain([first], source), options.evaluation_samples)
-    search = _Search(source, held_out, len(first), d_sae, options)
+    drawn = draw_samples(chain([first], source), options.evaluation_samples)
+    mean = drawn.mean(0)
+    search = _Search(_centred(source, mean), drawn - mean, len(first), d_sae, options)
+    return _moved(_found(search, d_sae, options), mean)
+
+
+def _found(search: _Search, d_sae: int, options: FindOptions) -> L0Recommendation:
+    source, held_out = search.source, search.held_out
     coarse = search.coarse()
     if d_sae > options.count_up_to:
         why = too_wide(d_sae, options.count_up_to)
@@ -116,6 +126,25 @@ def _find(source: Iterator[Tensor], d_sae: int, options: FindOptions) -> L0Recom
             trained.append(around.fine)
     found = recommend_l0(search.sweep([*trained, around.started], counts))
     return found if found.l0 is None else search.with_sae(found, found.l0, around.started)
+
+
+def _centred(source: Iterator[Tensor], mean: Tensor) -> Iterator[Tensor]:
+    while True:
+        yield draw_batch(source, len(mean)) - mean
+
+
+@torch.no_grad()
+def _moved(found: L0Recommendation, by: Tensor) -> L0Recommendation:
+    """What was found on centred activations, for the activations as they are."""
+    counts = tuple(
+        replace(count, directions=replace(count.directions, bias=count.directions.bias + by))
+        for count in found.sweep.counts
+    )
+    if found.sae is not None:
+        identity = torch.eye(len(by), dtype=by.dtype)
+        # Of the affine maps that sae_lens can fold into an SAE, the one that moves only.
+        found.sae.fold_activation_whitening(by, identity, identity)
+    return replace(found, sweep=replace(found.sweep, counts=counts))
 
 
 @contextmanager

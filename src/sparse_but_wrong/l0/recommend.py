@@ -40,6 +40,11 @@ CLEAR_SCORE = 0.03
 """Below it the count is clear: it stands against the curves, and has to agree with every other that
 is."""
 
+SMALLEST_NOISE_COST = 1.5
+"""`Count.noise_cost` below which nothing tells the activations from noise. Of eight kinds of noise
+(Gaussian of several spectra and ranks, uniform, Laplace) it was 0.99 to 1.02; of small worlds with
+features, noise and densities of up to 40 % among them, 2.5 and more."""
+
 LARGEST_SCORE = 0.10
 LARGEST_SPREAD = 0.10
 WIDTH_TOLERANCE = 1.03
@@ -95,9 +100,10 @@ def recommend_l0(sweep: Sweep) -> L0Recommendation:
     """Judge a measured sweep.
 
     The L0 is what was counted along the directions learned from the most promising decoders. It is
-    recommended if present and absent directions part clearly and the directions leave little of the
-    activations over, clear counts from different SAEs agree, the SAEs are wide enough for the
-    directions that there are, and the sweep has SAEs clearly below that L0, near it and above.
+    recommended if present and absent directions part clearly, the directions leave little of the
+    activations over and fit noise of the same mean and covariance far worse, clear counts from
+    different SAEs agree, the SAEs are wide enough for the directions that there are, and the sweep
+    has SAEs clearly below that L0, near it and above.
 
     The curves of s_n^dec and c_dec have a say where the count is not clear (`CLEAR_SCORE`): nothing
     is recommended if most of them fall where they should rise, towards lower L0, or if s_n rises
@@ -173,6 +179,12 @@ def _compared(counts: list[Count]) -> list[Count]:
 def _doubts_of_counts(sweep: Sweep, best: Count, close: list[Count], spread: float) -> list[str]:
     presence = best.presence
     doubts = []
+    if best.noise_cost < SMALLEST_NOISE_COST:
+        doubts.append(
+            "there is no sign of features: on Gaussian noise of the same mean and covariance the "
+            f"learned directions cost {best.noise_cost:.2f} times as much as on the activations, "
+            f"and at least {SMALLEST_NOISE_COST:g} times is asked for."
+        )
     if presence.n_directions > WIDTH_TOLERANCE * sweep.d_sae + 1:
         doubts.append(
             f"the SAEs are too narrow: the activations are made of about {presence.n_directions} "
@@ -291,7 +303,8 @@ def _reasons(
         f"{sweep.n_samples:,} samples.",
         f"Present and absent part at {presence.cut:.2f} of a direction's usual magnitude; "
         f"{presence.ambiguity:.1%} of the count lies where nothing tells them apart, and the "
-        f"directions leave {presence.residual:.1%} of the variance over.",
+        f"directions leave {presence.residual:.1%} of the variance over. On noise of the same mean "
+        f"and covariance they cost {best.noise_cost:.1f} times as much.",
     ]
     n_groups = len({count.group for count in close})
     said = (

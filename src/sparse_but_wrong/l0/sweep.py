@@ -19,6 +19,7 @@ from sparse_but_wrong.l0.directions import (
     decoder_directions,
     refine_directions,
 )
+from sparse_but_wrong.l0.noise import cost_on_noise
 from sparse_but_wrong.l0.presence import Presence, measure_presence
 from sparse_but_wrong.l0.stream import draw_batch, draw_samples
 from sparse_but_wrong.training.lens import inference_copy
@@ -40,6 +41,9 @@ class Count:
 
     directions: Directions
     presence: Presence
+    noise_cost: float
+    """What the same directions cost on samples without features (`cost_on_noise`), in units of
+    what they cost here (`Presence.cost`): about 1 where there are no features here either."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,12 +235,14 @@ def count_from(
         refined, presence = refine_directions(
             start, batches, held_out, seed=seed, n_extra=max(4, width // _EXTRA_SHARE)
         )
-        counts.append(Count(sae_id, group, refined, presence))
+        noise_cost = cost_on_noise(refined, held_out[:_CONTROL_SAMPLES], seed) / presence.cost
+        counts.append(Count(sae_id, group, refined, presence, noise_cost))
         if _agree(counts):
             break
     return tuple(sorted(counts, key=lambda count: count.presence.score))
 
 
+_CONTROL_SAMPLES = 8192
 _EXTRA_SHARE = 2
 _AGREED = 0.005
 _CLEAR = 0.02

@@ -29,6 +29,8 @@ class Row:
     d_in: int
     d_sae: int
     true_l0: float
+    """NaN where there are no features."""
+
     recommended: float
     """NaN where nothing was recommended."""
 
@@ -71,7 +73,8 @@ class Row:
                 f"{self.recommended:.2f}, {self.low:.2f} to {self.high:.2f}, "
                 f"error {self.error:+.1%}"
             )
-        return f"{self.world}: true L0 {self.true_l0:.2f}; {answer}; {self.seconds:.0f} s"
+        truth = "no features" if math.isnan(self.true_l0) else f"true L0 {self.true_l0:.2f}"
+        return f"{self.world}: {truth}; {answer}; {self.seconds:.0f} s"
 
 
 def run_benchmark(

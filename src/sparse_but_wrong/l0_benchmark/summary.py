@@ -39,16 +39,18 @@ def summarize(table: pd.DataFrame) -> list[Figure]:
     """The figures over all rows.
 
     SAEs with at least as many latents as the world has features are judged by their errors; of
-    narrower ones it is asked that nothing is recommended, or that the interval holds the truth. The
-    truth is in both cases the number of the world's features active per sample: what an SAE that is
-    wide enough has to reach.
+    narrower ones it is asked that nothing is recommended, or that the interval holds the truth;
+    where there are no features, that nothing is. The truth is always the number of the world's
+    features active per sample: what an SAE that is wide enough has to reach.
 
     Args:
         table: rows as `Row.as_dict` gives them.
     """
-    wide = (table["d_sae"] >= table["n_features"]).to_numpy(bool)
+    featureless = (table["n_features"] == 0).to_numpy(bool)
+    narrow = (table["d_sae"] < table["n_features"]).to_numpy(bool)
+    wide = ~featureless & ~narrow
     error = np.abs(table["error"].to_numpy(float))
-    given = np.isfinite(error)
+    given = np.isfinite(table["recommended"].to_numpy(float))
     judged = wide & given
     covered = table["covered"].to_numpy(bool)
     half = (table["high"] - table["low"]).to_numpy(float) / (
@@ -69,13 +71,15 @@ def summarize(table: pd.DataFrame) -> list[Figure]:
         Figure("within 5 %, argmin of s_n at n = d_sae / 2.5", _share(s_n < 0.05), None),
         Figure("median error, argmin of c_dec", _median(c_dec), None),
         Figure("within 5 %, argmin of c_dec", _share(c_dec < 0.05), None),
-        Figure("worlds with d_sae < features", int((~wide).sum()), None, share=False),
+        Figure("worlds with d_sae < features", int(narrow.sum()), None, share=False),
         Figure(
             "nothing recommended, or the interval holds the truth",
-            _share((~given | covered)[~wide]),
+            _share((~given | covered)[narrow]),
             0.90,
             at_most=False,
         ),
+        Figure("worlds without features", int(featureless.sum()), None, share=False),
+        Figure("nothing recommended there", _share(~given[featureless]), 0.90, at_most=False),
         Figure("hours", float(table["seconds"].to_numpy(float).sum()) / 3600, 2.0, share=False),
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -53,6 +54,12 @@ class ToyRecipe:
     """Standard deviation of magnitudes, whose mean is 1."""
 
     correlation: CorrelationSpec | Blocks | None = None
+
+    offset: float = 0.0
+    """Length of a vector that is added to all activations."""
+
+    noise: float = 0.0
+    """Standard deviation of Gaussian noise in each dimension."""
 
     def spec(self) -> WorldSpec:
         """The whole world.
@@ -111,6 +118,23 @@ class HierarchyRecipe:
 
 
 @dataclass(frozen=True)
+class NoiseRecipe:
+    """Gaussian noise without features: no L0 is right."""
+
+    __pydantic_config__ = _STRICT
+
+    d_in: int
+    latents: int
+    decay: float = 0.0
+    """Standard deviations are i^−decay, i = 1, 2, …, along the axes of a random rotation."""
+
+    @property
+    def n_features(self) -> int:
+        """None."""
+        return 0
+
+
+@dataclass(frozen=True)
 class BenchmarkWorld:
     """One entry of the benchmark."""
 
@@ -121,14 +145,17 @@ class BenchmarkWorld:
     """Whether settings may be chosen by it, or it is only reported."""
 
     architecture: Literal["batchtopk", "jumprelu"]
-    world: ToyRecipe | HierarchyRecipe
+    world: ToyRecipe | HierarchyRecipe | NoiseRecipe
     width: float = 1.0
-    """d_sae in units of n_features."""
+    """d_sae in units of n_features; of `latents`, where there are no features."""
 
     @property
     def d_sae(self) -> int:
         """Latents of the SAEs."""
-        return round(self.width * self.world.n_features)
+        world = self.world
+        return round(
+            self.width * (world.latents if isinstance(world, NoiseRecipe) else world.n_features)
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +165,7 @@ class Made:
     source: Iterator[Float[Tensor, "batch d_in"]]
     true_l0: float
     """Features with a magnitude above 0, per sample, whatever the SAEs' width: what an SAE that is
-    wide enough has to reach."""
+    wide enough has to reach. NaN where there are no features."""
 
 
 def read_worlds() -> dict[str, BenchmarkWorld]:
@@ -166,13 +193,36 @@ def make(entry: BenchmarkWorld, seed: int, batch_size: int = 1024) -> Made:
     stream = derive_seed(seed, "stream", entry.name)
     if isinstance(entry.world, HierarchyRecipe):
         return _make_hierarchy(entry.name, entry.world, stream, batch_size)
+    if isinstance(entry.world, NoiseRecipe):
+        return Made(_noise(entry.name, entry.world, stream, batch_size), math.nan)
     world = make_world(entry.world.spec(), 0, name=entry.name)
     generator = torch.Generator().manual_seed(derive_seed(0, "truth", entry.name))
     firing = world.sampler.sample(_TRUTH_SAMPLES, generator) > 0
-    return Made(
-        ToyActivations(world.model, world.sampler, batch_size, seed=stream),
-        firing.sum(1).double().mean().item(),
-    )
+    source: Iterator[Tensor] = ToyActivations(world.model, world.sampler, batch_size, seed=stream)
+    if entry.world.offset or entry.world.noise:
+        source = _disturbed(entry.name, entry.world, source, stream)
+    return Made(source, firing.sum(1).double().mean().item())
+
+
+def _disturbed(
+    name: str, recipe: ToyRecipe, source: Iterator[Tensor], stream: int
+) -> Iterator[Tensor]:
+    own = torch.Generator().manual_seed(derive_seed(0, "offset", name))
+    direction = torch.randn(recipe.d_in, generator=own)
+    offset = recipe.offset * direction / direction.norm()
+    generator = torch.Generator().manual_seed(derive_seed(stream, "noise", name))
+    for batch in source:
+        yield batch + offset + recipe.noise * torch.randn(batch.shape, generator=generator)
+
+
+def _noise(name: str, recipe: NoiseRecipe, stream: int, batch_size: int) -> Iterator[Tensor]:
+    own = torch.Generator().manual_seed(derive_seed(0, "world", name))
+    axes, _ = torch.linalg.qr(torch.randn(recipe.d_in, recipe.d_in, generator=own))
+    deviations = torch.arange(1, recipe.d_in + 1) ** -recipe.decay
+    generator = torch.Generator().manual_seed(stream)
+    while True:
+        drawn = torch.randn(batch_size, recipe.d_in, generator=generator)
+        yield drawn * deviations @ axes
 
 
 def _make_hierarchy(name: str, recipe: HierarchyRecipe, stream: int, batch_size: int) -> Made:
