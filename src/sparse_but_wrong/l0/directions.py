@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sparse_but_wrong.l0.codes import sparse_codes
-from sparse_but_wrong.l0.presence import Presence, measure_presence
+from sparse_but_wrong.l0.presence import Presence, levels_of, measure_presence
 
 if TYPE_CHECKING:
     import sae_lens
@@ -189,8 +189,6 @@ class _Learner:
         n, d_in = self.rows.shape
         self._codes_codes = self.rows.new_zeros(n, n)
         self._codes_samples = self.rows.new_zeros(n, d_in)
-        self._third = self.rows.new_zeros(n)
-        self._fourth = self.rows.new_zeros(n)
 
     @property
     def directions(self) -> Directions:
@@ -211,8 +209,6 @@ class _Learner:
         centred -= shift
         self._codes_codes.mul_(_MEMORY).addmm_(codes.T, codes)
         self._codes_samples.mul_(_MEMORY).addmm_(codes.T, centred)
-        self._third.mul_(_MEMORY).add_((codes**3).sum(0))
-        self._fourth.mul_(_MEMORY).add_((codes**4).sum(0))
         use = self._codes_codes.diagonal()
         for j in (use > 1e-6 * use.max()).nonzero().flatten().tolist():
             pull = self._codes_samples[j] - self._codes_codes[j] @ self.rows
@@ -230,15 +226,12 @@ class _Learner:
         self._codes_codes[rows] = 0.0
         self._codes_codes[:, rows] = 0.0
         self._codes_samples[rows] = 0.0
-        self._third[rows] = 0.0
-        self._fourth[rows] = 0.0
 
     def keep(self, kept: Tensor) -> None:
         """Drop all other directions."""
         self.rows = self.rows[kept].clone()
         self._codes_codes = self._codes_codes[kept][:, kept].clone()
         self._codes_samples = self._codes_samples[kept].clone()
-        self._third, self._fourth = self._third[kept].clone(), self._fourth[kept].clone()
 
 
 def _prune(
@@ -281,7 +274,7 @@ def _unmixed(directions: Directions, presence: Presence, samples: Tensor) -> Dir
     rows, bias = directions.rows.clone(), directions.bias
     for _ in range(_UNMIXING_ROUNDS):
         codes = sparse_codes(samples - bias, rows, directions.penalty, 120)
-        levels = (codes**4).sum(0) / (codes**3).sum(0).clamp_min(1e-30)
+        levels = levels_of(codes)
         present = (codes > max(presence.cut, 0.1) * levels).float()
         codes *= present
         both = present.T @ present
@@ -337,7 +330,7 @@ def _turned(directions: Directions, samples: Tensor) -> Directions:
     rows, bias = directions.rows.clone(), directions.bias.clone()
     centred = samples - bias
     codes = sparse_codes(centred, rows, directions.penalty, 120)
-    level = (codes**4).sum(0) / (codes**3).sum(0).clamp_min(1e-30)
+    level = levels_of(codes)
     # With what a direction would take where it is not allowed to be negative.
     amounts = codes + (centred - codes @ rows) @ rows.T
     on = _upper_of_two(amounts)

@@ -88,8 +88,7 @@ def measure_presence(directions: Directions, activations: Float[Tensor, "B D"]) 
     )
     residual = (activations - bias - codes @ rows).square().sum().item()
     variance = activations.var(dim=0, correction=0).sum().item() * n_samples
-    third, fourth = (codes**3).sum(0), (codes**4).sum(0)
-    levels = fourth / third.clamp_min(1e-30)
+    levels = levels_of(codes)
     cost = (0.5 * residual + directions.penalty * codes.sum().item()) / variance
     relative = codes.div_(levels.clamp_min(1e-30))
     width = HISTOGRAM_TOP / _BINS
@@ -113,6 +112,11 @@ def measure_presence(directions: Directions, activations: Float[Tensor, "B D"]) 
         histogram=density,
         n_directions=len(rows),
     )
+
+
+def levels_of(codes: Float[Tensor, "B A"]) -> Float[Tensor, " A"]:
+    """Σy⁴/Σy³ of each direction: its magnitude where it is present; 0 where it never is."""
+    return (codes**4).sum(0) / (codes**3).sum(0).clamp_min(1e-30)
 
 
 def _smoothed(values: Tensor) -> Tensor:
