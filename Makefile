@@ -16,9 +16,10 @@ paper: $(VENV)/.installed
 real: $(VENV)/.installed-gguf
 	scripts/real.sh $(BIN)
 
+# Tests run on one thread each, and so as many at a time as there are cores; each process takes a gigabyte.
 test: lint types
 	scripts/install_browser.sh
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check

@@ -116,7 +116,7 @@ def refine_directions(
     held_out: Float[Tensor, "N D"],
     seed: int,
     n_extra: int = 0,
-    n_cycles: int = 4,
+    n_cycles: int = 6,
 ) -> tuple[Directions, Presence]:
     """Learn the directions that activations are made of, and how many.
 
@@ -125,9 +125,9 @@ def refine_directions(
     left over. Then directions are taken out one after the other, the one first that the others
     express best, until the residual rises: what is wholly a sum of others goes. On the way the set
     is kept whose codes split most clearly into present and absent (`Presence.score`). Last,
-    directions are set apart that hold a share of one another (`_unmixed`), those that show a
-    feature from the other side (on where the feature is not) are turned round, and what is in all
-    samples goes into the bias, each if that makes the set better.
+    directions are set apart that hold a share of one another (`_unmixed`), one of two goes that are
+    each other's reverse (`_one_sided`), those that show a feature from the other side (on where the
+    feature is not) are turned round, and what is in all samples goes into the bias.
 
     Args:
         start: often `decoder_directions` of an SAE.
@@ -162,14 +162,18 @@ def refine_directions(
         directions, presence = _prune(learner, batches, counted_on)
         unmixed = _without_constants(_unmixed(directions, presence, held_out), counted_on)
         directions, presence = _better(directions, presence, unmixed, counted_on)
+        one_sided = _one_sided(directions, counted_on)
+        settled = one_sided is not directions
+        if settled:
+            # The score is no judge of that, and may rise until the others have learned of it.
+            directions = _without_constants(one_sided, counted_on)
+            presence = measure_presence(directions, counted_on)
         turned = _without_constants(_turned(directions, counted_on), counted_on)
         directions, presence = _better(directions, presence, turned, counted_on)
-        if best is not None and presence.score > 0.9 * best[1].score:
-            if presence.score < best[1].score:
-                best = directions, presence
-            break
-        best = directions, presence
-        if presence.score < _GOOD_ENOUGH:
+        improved = best is None or presence.score < 0.9 * best[1].score
+        if best is None or presence.score < best[1].score:
+            best = directions, presence
+        if best[1].score < _GOOD_ENOUGH or not (improved or settled):
             break
     assert best is not None
     return best[0], measure_presence(best[0], held_out)
@@ -313,6 +317,80 @@ def _better(
     if presence_of_other.score < presence.score:
         return other, presence_of_other
     return directions, presence
+
+
+@torch.no_grad()
+def _one_sided(directions: Directions, samples: Tensor) -> Directions:
+    """Without directions whose reverse a few others add up to.
+
+    With the bias somewhere between where a feature is and where it is not, two directions express
+    what one can, and one of them is present in any sample; three can do so for two features.
+    Neither residual nor histogram shows it. That is dropped without which the others cost least,
+    once the bias is at the end of what they span. If its sum with the others is not nothing, that
+    may be a direction of its own, which they expressed by being far larger than it is.
+    """
+    samples = samples[:_TOLD_BY]
+    settled = directions
+    for _ in range(_SETTLING_ROUNDS):
+        rows, bias = settled.rows.clone(), settled.bias
+        if not (found := _reverses(rows)):
+            break
+        codes = sparse_codes(samples - bias, rows, settled.penalty, 120)
+        ways = []
+        for i, others, weights in found:
+            amounts = codes[:, others] - codes[:, i : i + 1] * weights
+            low = amounts.quantile(_LOW, dim=0)
+            change = (amounts - low).sum(1).mean() - codes[:, [i, *others]].sum(1).mean()
+            ways.append((change.item(), i, others, weights, low))
+        touched = torch.zeros(len(rows), dtype=torch.bool)
+        kept = torch.ones(len(rows), dtype=torch.bool)
+        for _, i, others, weights, low in sorted(ways, key=lambda way: way[0]):
+            if bool(touched[[i, *others]].any()):
+                continue
+            touched[[i, *others]] = True
+            bias = bias + low @ rows[others]
+            rest = rows[i] + weights @ rows[others]
+            kept[i] = bool(rest.norm() > _REST)
+            rows[i] = rest / rest.norm().clamp_min(1e-30)
+        settled = replace(directions, rows=rows[kept], bias=bias)
+    return settled
+
+
+_SETTLING_ROUNDS = 10
+_LOW = 0.05
+"""Quantile of a direction's amounts that stands for their lower end."""
+
+_REST = 0.15
+
+
+def _reverses(rows: Float[Tensor, "A D"]) -> list[tuple[int, list[int], Tensor]]:
+    """Directions whose reverse is a positive sum of a few others; those others, and how much.
+
+    In few dimensions, where chance would bring that about, fewer others are tried.
+    """
+    at_most = min(_MOST_OTHERS, 1 + rows.shape[1] // _DIMENSIONS_PER_OTHER)
+    found = []
+    for i, row in enumerate(rows):
+        left = -row
+        others: list[int] = []
+        for _ in range(min(at_most, len(rows) - 1)):
+            closeness = rows @ left
+            closeness[[i, *others]] = -torch.inf
+            others.append(int(closeness.argmax()))
+            weights = -torch.linalg.lstsq(rows[others].T, row[:, None]).solution[:, 0]
+            left = -row - weights @ rows[others]
+            if left.square().sum() < 1 - _REVERSE**2:
+                if bool((weights > 0).all()):
+                    found.append((i, others, weights))
+                break
+    return found
+
+
+_MOST_OTHERS = 3
+_DIMENSIONS_PER_OTHER = 25
+_REVERSE = 0.9
+"""Cosine from which a sum is taken for a reverse. Among twice as many random directions as
+dimensions the best sum comes to less than 0.7."""
 
 
 @torch.no_grad()
