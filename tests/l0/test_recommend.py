@@ -196,7 +196,8 @@ def test_too_wide_to_count() -> None:
 
 def test_how_far_curves_alone_can_be_trusted_is_what_the_benchmark_says() -> None:
     rows = pd.read_csv(Path(__file__).parents[2] / "benchmarks/l0/seed_0.csv")
-    wide = (rows["d_sae"] >= rows["n_features"]).to_numpy(bool)
+    n_features = rows["n_features"].to_numpy()
+    wide = (n_features > 0) & (rows["d_sae"].to_numpy() >= n_features)
     s_n, c_dec = (
         float(np.median(np.abs(rows[name].to_numpy(float)[wide])))
         for name in ("error_argmin_s_n", "error_argmin_c_dec")

@@ -46,3 +46,9 @@ def samples(world: World, n: int, seed: int = 99) -> tuple[torch.Tensor, float]:
 def true_directions(world: World, penalty: float = 0.01) -> Directions:
     rows = torch.nn.functional.normalize(world.directions.T.contiguous(), dim=1)
     return Directions(rows, torch.zeros(rows.shape[1]), penalty)
+
+
+def found(directions: Directions, true: torch.Tensor) -> int:
+    """How many of the directions in the columns of `true` are among those learned."""
+    cosines = directions.rows @ torch.nn.functional.normalize(true, dim=0)
+    return int((cosines.max(0).values > 0.99).sum())

@@ -14,13 +14,10 @@ from torch import Tensor
 from sparse_but_wrong.diagnostics.projections import decoder_projection_curve
 from sparse_but_wrong.diagnostics.samples import check_activations
 from sparse_but_wrong.diagnostics.stream import measure_stream
-from sparse_but_wrong.l0.directions import (
-    Directions,
-    decoder_directions,
-    refine_directions,
-)
+from sparse_but_wrong.l0.directions import Directions, decoder_directions
 from sparse_but_wrong.l0.noise import cost_on_noise
 from sparse_but_wrong.l0.presence import Presence, measure_presence
+from sparse_but_wrong.l0.refine import refine_directions
 from sparse_but_wrong.l0.stream import draw_batch, draw_samples
 from sparse_but_wrong.training.lens import inference_copy
 

@@ -1,0 +1,77 @@
+"""Directions that express the samples and are not the true ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sparse_but_wrong.l0.directions import Directions
+from sparse_but_wrong.l0.mends import drop_constants, keep_one_side
+from sparse_but_wrong.l0.presence import measure_presence
+from tests.l0.worlds import found, samples, small_world, true_directions
+
+
+def test_a_direction_that_is_in_all_samples_goes_into_the_bias() -> None:
+    world = small_world()
+    true = true_directions(world)
+    generator = torch.Generator().manual_seed(0)
+    extra = torch.nn.functional.normalize(torch.randn(1, 30, generator=generator), dim=1)
+    x, truth = samples(world, 8_192)
+    start = Directions(torch.cat([true.rows, extra]), -0.4 * extra[0], 0.005)
+    assert measure_presence(start, x).l0 == pytest.approx(truth + 1, rel=0.01)
+    without = drop_constants(start, x)
+    assert without.rows.shape == (20, 30)
+    assert measure_presence(without, x).l0 == pytest.approx(truth, rel=0.01)
+    assert float(without.bias.norm()) < 0.05
+    # Nothing else is: the features come and go.
+    assert drop_constants(without, x) is without
+
+
+def test_of_a_direction_and_its_reverse_one_stays() -> None:
+    # Every sample has one or the other, and neither residual nor histogram minds.
+    world = small_world()
+    true = true_directions(world)
+    x, truth = samples(world, 8_192)
+    both = Directions(torch.cat([true.rows, -true.rows[:1]]), 0.4 * true.rows[0], 0.01)
+    presence = measure_presence(both, x)
+    assert presence.score < 0.02
+    assert presence.l0 > truth + 0.5
+    settled = keep_one_side(both, x)
+    assert settled.rows.shape == (20, 30)
+    assert measure_presence(settled, x).l0 == pytest.approx(truth, rel=0.01)
+    assert keep_one_side(settled, x) is settled
+
+
+def test_of_three_that_add_up_to_nothing_two_stay() -> None:
+    world = small_world()
+    true = true_directions(world)
+    x, truth = samples(world, 8_192)
+    third = torch.nn.functional.normalize(-true.rows[:1] - true.rows[1:2], dim=1)
+    star = Directions(torch.cat([true.rows, third]), 0.4 * (true.rows[0] + true.rows[1]), 0.01)
+    assert measure_presence(star, x).l0 > truth + 0.3
+    settled = keep_one_side(star, x)
+    assert settled.rows.shape == (20, 30)
+    assert found(settled, world.directions) == 20
+    assert measure_presence(settled, x).l0 == pytest.approx(truth, rel=0.01)
+
+
+def test_what_two_opposite_directions_express_together_stays() -> None:
+    # The second feature is what both hold a little of; no direction is its own.
+    true = true_directions(small_world())
+    first, second = true.rows[:2]
+    pair = torch.stack([first + 0.15 * second, 0.15 * second - first])
+    rows = torch.cat([torch.nn.functional.normalize(pair, dim=1), true.rows[2:]])
+    assert float((rows @ second).max()) < 0.2
+    x, _ = samples(small_world(), 8_192)
+    settled = keep_one_side(Directions(rows, true.bias, 0.01), x)
+    assert settled.rows.shape == (20, 30)
+    assert float((settled.rows @ first).max()) > 0.98
+    assert float((settled.rows @ second).max()) > 0.98
+
+
+def test_directions_in_superposition_are_left_as_they_are() -> None:
+    x, _ = samples(small_world(), 512)
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.nn.functional.normalize(torch.randn(60, 30, generator=generator), dim=1)
+    directions = Directions(rows, torch.zeros(30), 0.01)
+    assert keep_one_side(directions, x) is directions
