@@ -18,11 +18,26 @@ from sparse_but_wrong.cli import bench_l0, find_l0
 from sparse_but_wrong.cli.main import cli
 from sparse_but_wrong.l0.find import FindOptions
 from sparse_but_wrong.l0.recommend import L0Recommendation, recommend_l0
+from sparse_but_wrong.l0.sweep import Sweep
 from sparse_but_wrong.l0_benchmark.run import Row
 from tests.l0.evidence import count, presence, sweep
 from tests.l0_benchmark.test_summary import row
 
 CLEAR = recommend_l0(sweep())
+
+SPEC = """
+name: mine
+title: Mine
+claim: none
+worlds: {acts: {activations: acts.npy}}
+saes:
+  - {sae_id: k_1, architecture: batchtopk, config: {d_sae: 9, k: 1}, world: acts, factors: {k: 1}}
+  - {sae_id: k_2, architecture: batchtopk, config: {d_sae: 9, k: 2}, world: acts, factors: {k: 2}}
+training: {total_training_samples: 2048, train_batch_size_samples: 64, log_every: 10}
+evaluation_samples: 1200
+projection_n: [3, 4]
+analysis: activations
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -99,9 +114,44 @@ def test_what_is_counted_on_is_not_trained_on(monkeypatch: pytest.MonkeyPatch) -
     assert len(held_out.unique()) == 500
     assert not torch.isin(held_out, trained_on).any()
     assert len(trained_on.unique()) == 1_500
-    # Not one end of the text only.
+    # Not one end of the text only, nor its beginning first, and neighbours side by side.
     assert held_out.min() < 200
     assert held_out.max() > 1_800
+    assert ((held_out[1:] - held_out[:-1]) == 1).float().mean() > 0.9
+
+
+def test_a_run_is_judged_by_what_it_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The first column numbers the samples.
+    acts = np.random.default_rng(0).normal(size=(2_400, 7)).astype("float32")
+    acts[:, 0] = np.arange(2_400) / 1_000
+    np.save("acts.npy", acts)
+    Path("mine.yaml").write_text(SPEC)
+    assert sbw("run", "mine.yaml", "--out", "run").exit_code == 0
+    drawn: list[torch.Tensor] = []
+
+    def measure(saes: list[Any], source: Iterator[torch.Tensor], *_: Any, **asked: int) -> Sweep:
+        assert len(saes) == 2
+        assert asked["evaluation_samples"] == 1_200
+        assert torch.get_num_threads() == 1
+        drawn.extend(next(source) for _ in range(18))
+        return sweep()
+
+    monkeypatch.setattr(find_l0, "measure_sweep", measure)
+    threads = torch.get_num_threads()
+    try:
+        result = sbw("find-l0", "run", "--threads", "1")
+    finally:
+        torch.set_num_threads(threads)
+    assert result.exit_code == 0, result.output
+    blocks, learned_from = drawn[:16], torch.cat(drawn[16:])[:, 0]
+    held_out = torch.cat(blocks)[:, 0]
+    assert len(held_out.unique()) == 1_200
+    assert not torch.isin(held_out, learned_from).any()
+    # The first blocks are not the beginning of the text; within one, neighbours stay together.
+    assert torch.cat(blocks[:4])[:, 0].max() > 1.2
+    assert all(torch.all(block[1:, 0] > block[:-1, 0]) for block in blocks)
+    refused = sbw("find-l0", "run", "--column", "x")
+    assert "leave out --column" in str(refused.exception)
 
 
 def test_either_a_source_or_activations() -> None:
@@ -131,16 +181,15 @@ def test_a_folder_of_activations(asked: list[dict[str, Any]]) -> None:
     assert "leave out --world" in str(refused.exception)
 
 
-def test_no_recommendation_is_said(
-    asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_recommendation_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     declined = recommend_l0(sweep([count(presence(n_directions=60))]))
     monkeypatch.setattr(find_l0, "find_l0", lambda *_: declined)
     result = sbw("find-l0", "jumprelu", "--save")
     assert result.exit_code == 0
     assert "No recommendation:\n  - the SAEs are too narrow" in result.output
     assert "sae_lens.SAE.load_from_disk" not in result.output
-    assert asked == []
+    assert "No SAE is kept: none was trained" in result.output
+    assert not Path("runs/find-l0/sae").exists()
 
 
 @pytest.mark.parametrize(
@@ -182,8 +231,9 @@ def test_the_benchmark_keeps_what_is_done(monkeypatch: pytest.MonkeyPatch) -> No
     assert first.exit_code == 0, first.output
     assert "constant-small: true L0 10.00; 10.05" in first.output
     assert "within 5 %: 100.0% (aim ≥ 90.0%: met)" in first.output
-    second = sbw("bench-l0", "constant-small", "blocks")
+    second = sbw("bench-l0", "constant-small", "blocks", "blocks")
     assert second.exit_code == 0
+    assert "1 of the worlds are in runs/bench-l0/seed_0.csv already" in second.output
     assert run == ["constant-small", "blocks"]
     assert "worlds with d_sae ≥ features: 2" in second.output
     assert Path("runs/bench-l0/seed_0.csv").read_text().count("\n") == 3

@@ -48,6 +48,13 @@ def test_a_sweep_that_ends_before_the_rise() -> None:
     assert "the sweep ends before it rises; extend it to lower L0" in words[1]
 
 
+def test_a_sweep_that_ends_where_s_n_is_still_falling() -> None:
+    curves = read_curves(sweep(curves=table([2, 4, 6, 8])), None)
+    words = words_of_curves_alone(curves)
+    assert "For 6 of 6 n it is smaller there, where the sweep ends" in words[1]
+    assert "extend it to higher L0" in words[1]
+
+
 def test_n_that_disagree() -> None:
     curves = table([4, 8, 16, 30])
     for n in range(D_SAE):

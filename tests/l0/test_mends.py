@@ -6,9 +6,72 @@ import pytest
 import torch
 
 from sparse_but_wrong.l0.directions import Directions
-from sparse_but_wrong.l0.mends import drop_constants, keep_one_side
+from sparse_but_wrong.l0.mends import drop_constants, keep_one_side, turn_round, unmix
 from sparse_but_wrong.l0.presence import measure_presence
+from sparse_but_wrong.toy_models.world import World
 from tests.l0.worlds import found, samples, small_world, true_directions
+
+
+def _with_a_child(world: World, parent: int, child: int) -> torch.Tensor:
+    """Activations with a little noise, in which one feature only occurs where another does."""
+    generator = torch.Generator().manual_seed(99)
+    features = world.sampler.sample(8_192, generator)
+    features[:, child] *= features[:, parent] > 0
+    with torch.no_grad():
+        x = world.model.embed(features)
+    # Without noise the cut of presence is next to 0, which is too low to unmix by.
+    return x + 0.05 * torch.randn(x.shape, generator=generator)
+
+
+def test_a_child_gives_back_what_it_holds_of_its_parent() -> None:
+    world = small_world()
+    true = true_directions(world)
+    parent, child = 0, 2
+    x = _with_a_child(world, parent, child)
+    rows = true.rows.clone()
+    rows[child] = torch.nn.functional.normalize(rows[child] + 0.6 * rows[parent], dim=0)
+    mixed = Directions(rows, true.bias, true.penalty)
+    assert float(rows[child] @ true.rows[child]) < 0.95
+    unmixed = unmix(mixed, measure_presence(mixed, x), x)
+    assert float((unmixed.rows * true.rows).sum(1).min()) > 0.99
+
+
+def test_a_child_that_holds_nothing_of_its_parent_stays_as_it_is() -> None:
+    # It is the parent's magnitude that tells, not how often they occur together.
+    world = small_world()
+    true = true_directions(world)
+    x = _with_a_child(world, 0, 2)
+    unmixed = unmix(true, measure_presence(true, x), x)
+    assert float((unmixed.rows * true.rows).sum(1).min()) > 0.999
+
+
+@pytest.mark.parametrize("which", [0, 19])
+def test_a_direction_that_is_on_where_its_feature_is_off_is_turned_round(which: int) -> None:
+    world = small_world()
+    true = true_directions(world)
+    x, truth = samples(world, 8_192)
+    level = 1.2
+    rows = true.rows.clone()
+    rows[which] *= -1
+    reversed_ = Directions(rows, true.bias + level * true.rows[which], true.penalty)
+    # They express all there is, and too many are present.
+    presence = measure_presence(reversed_, x)
+    assert presence.score < 0.02
+    assert presence.l0 > truth + 0.3
+    turned = turn_round(reversed_, x)
+    assert torch.equal(turned.rows, true.rows)
+    assert float(turned.bias.norm()) < 0.05
+    assert measure_presence(turned, x).l0 == pytest.approx(truth, rel=0.01)
+    assert turn_round(turned, x) is turned
+
+
+@pytest.mark.parametrize("common", [None, 0.85])
+def test_directions_that_point_forward_are_not_turned_round(common: float | None) -> None:
+    # Neither is one whose feature is on more often than not.
+    world = small_world(common=common)
+    true = true_directions(world)
+    x, _ = samples(world, 8_192)
+    assert turn_round(true, x) is true
 
 
 def test_a_direction_that_is_in_all_samples_goes_into_the_bias() -> None:

@@ -64,3 +64,17 @@ def test_one_direction_too_few_leaves_a_residual() -> None:
     missing = measure_presence(replace(true, rows=true.rows[1:]), x)
     assert missing.residual > 0.02
     assert measure_presence(true, x).residual < 0.002
+
+
+def test_neighbours_that_are_alike_tell_less() -> None:
+    # The same hundred samples in a row, and mixed; half of them hold the second direction.
+    directions = Directions(torch.eye(2), torch.zeros(2), penalty=1e-4)
+    alike = torch.tensor([[1.0, 0.0], [1.0, 1.0]]).repeat_interleave(100, 0).repeat(32, 1)
+    mixed = alike[torch.randperm(6_400, generator=torch.Generator().manual_seed(0))]
+    apart = math.sqrt(0.25 / 6_400)
+    assert measure_presence(directions, mixed).standard_error == pytest.approx(apart, rel=0.3)
+    assert measure_presence(directions, mixed).standard_error >= 0.999 * apart
+    # Of the 64 blocks, each of which holds one kind.
+    assert measure_presence(directions, alike).standard_error == pytest.approx(
+        math.sqrt(0.25 / 63), rel=1e-3
+    )

@@ -73,6 +73,10 @@ def test_all_clear_counts_have_to_agree() -> None:
     ("given", "doubt"),
     [
         ({"counts": [count(presence(n_directions=60))]}, r"too narrow.*about 60.*Use d_sae ≥ 60"),
+        (
+            {"counts": [count(presence(n_directions=74))]},
+            r"made of at least 74 directions.*Use d_sae ≥ 74, better 100",
+        ),
         ({"counts": [count(presence(), noise_cost=1.2)]}, r"no sign of features.*cost 1\.20 times"),
         ({"counts": [count(presence(above_cut=8.0))]}, r"do not part: 20%"),
         ({"counts": [count(presence(residual=0.3))]}, r"leave 30% of the variance over"),
@@ -142,7 +146,17 @@ def test_a_clear_count_stands_against_the_curves() -> None:
     found = recommend_l0(sweep(curves=falling))
     assert found.l0 == 10
     assert "rises for 0 of 6" in found.reasons[-1]
-    assert "the count decides" in found.reasons[-1]
+    assert "The count is clear and decides." in found.reasons[-1]
+
+
+def test_a_count_that_is_not_clear_does_not_decide() -> None:
+    falling = table([5, 10, 12]).assign(
+        c_dec=[0.1, 0.2, 0.2], **{f"s_{n}": [0.1, 0.2, 0.2] for n in range(D_SAE)}
+    )
+    found = recommend_l0(sweep([count(presence(above_cut=9.6))], falling))
+    assert "the curves point lower" in found.doubts[0]
+    assert "may do that to these curves" in found.reasons[-1]
+    assert "decides" not in found.reasons[-1]
 
 
 def test_saes_that_stick_at_the_l0_bracket_it() -> None:
@@ -225,7 +239,11 @@ def test_saes_that_are_mostly_dead_are_left_out_of_the_curves() -> None:
     wide = replace(sweep([], curves), not_counted="they are wide")
     found = recommend_l0(wide)
     assert found.l0 is None
-    assert any("more than half of the latents of sae_0 are dead" in doubt for doubt in found.doubts)
+    assert any("more than half of the latents of sae_0 are silent" in d for d in found.doubts)
     assert {(curve.smallest_at, curve.elbow) for curve in found.curves} == {(12, 10)}
+    # On so few samples the mean latent is active but four times, and silence tells nothing.
+    few = recommend_l0(replace(wide, n_samples=50))
+    assert all(curve.smallest_at == 4 for curve in few.curves)
+    assert len(few.doubts) == 1
     curves["dead_latents"] = 0
     assert all(curve.smallest_at == 4 for curve in recommend_l0(replace(wide)).curves)

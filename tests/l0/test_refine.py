@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sparse_but_wrong.l0.directions import Directions
-from sparse_but_wrong.l0.refine import refine_directions
+from sparse_but_wrong.l0.refine import most_worth, refine_directions
 from tests.l0.worlds import found, samples, small_world, stream, true_directions
 
 
@@ -85,3 +85,14 @@ def test_a_feature_that_is_nearly_always_active(offset: float) -> None:
     directions, presence = refine_directions(reversed_, batches, held_out + added, seed=0)
     assert float((directions.rows @ world.directions[:, 0]).max()) > 0.99
     assert presence.l0 == pytest.approx(truth, rel=0.015)
+
+
+def test_of_more_directions_than_latents_those_worth_least_are_left_out() -> None:
+    world = small_world()
+    true = true_directions(world)
+    x, _ = samples(world, 2_048)
+    # One that the others express, put first, and 20 that nothing else does.
+    needless = torch.nn.functional.normalize(true.rows[:1] + true.rows[1:2], dim=1)
+    more = replace(true, rows=torch.cat([needless, true.rows]))
+    assert torch.equal(most_worth(more, x, 20).rows, true.rows)
+    assert most_worth(more, x, 21) is more

@@ -54,7 +54,7 @@ def test_the_figures() -> None:
     assert found["worlds with d_sae ≥ features"].value == 4
     assert found["median error"].value == pytest.approx(0.04)
     assert found["median error"].is_met is False
-    assert found["within 5 %"].value == pytest.approx(2 / 3)
+    assert found["within 5 %"].value == 0.5
     assert found["interval holds the truth"].value == pytest.approx(1 / 3)
     assert found["median half-width"].value == pytest.approx(0.02)
     assert found["median half-width"].is_met is True

@@ -91,11 +91,14 @@ def test_the_figure_shows_the_numbers() -> None:
     found = recommend_l0(sweep())
     projections, similarity, codes = recommendation_figure(found).axes
     labels = projections.get_legend_handles_labels()[1]
-    assert labels == ["$n = 12$", "$n = 17$", "$n = 22$", "L0: 10"]
+    assert labels == ["$n = 12$", "$n = 17$", "$n = 22$", "L0: 10", "elbow"]
     measured = found.sweep.table
     for axes, column in ((projections, "s_12"), (similarity, "c_dec")):
         drawn = np.asarray(axes.get_lines()[0].get_xydata())
         np.testing.assert_allclose(drawn, measured[["l0", column]].to_numpy(float))
+    # SAEs of 9.9 and 10 stand for one L0, of which the best counts.
+    (line,) = [line for line in similarity.get_lines() if line.get_linestyle() == ":"]
+    assert np.asarray(line.get_xdata()).tolist() == [found.curves[0].elbow] * 2 == [9.9] * 2
     (band,) = similarity.patches
     assert isinstance(band, Rectangle)
     assert found.interval is not None

@@ -20,17 +20,24 @@ def bench(names: Sequence[str], *, split: str, out: Path, seed: int, threads: in
 
     Raises:
         ValueError: a name that no world has, or a table that is damaged.
+        OSError: a folder that cannot be made.
     """
     worlds = read_worlds()
     for name in names:
         if name not in worlds:
             raise ValueError(f"there is no world {name!r}; there is: {', '.join(worlds)}.")
-    chosen = [worlds[name] for name in names] or [
+    chosen = [worlds[name] for name in dict.fromkeys(names)] or [
         entry for entry in worlds.values() if entry.split == split
     ]
     path = out / f"seed_{seed}.csv"
     done = set(read_table(path)["world"]) if path.is_file() else set()
     left = [entry for entry in chosen if entry.name not in done]
+    if len(left) < len(chosen):
+        click.echo(
+            f"{len(chosen) - len(left)} of the worlds are in {path} already and are not run again; "
+            "after a change give another --out."
+        )
+    out.mkdir(parents=True, exist_ok=True)
     with quiet_training():
         for row in run_benchmark(left, seed, FindOptions(threads=threads, progress=False)):
             append_row(path, row)

@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 
 import click
+import torch
 from torch import Tensor
 
 from sparse_but_wrong.activations.in_order import contiguous_batches
@@ -77,9 +78,12 @@ def find(
         raise FileExistsError(f"{path} is not empty, and nothing is overwritten; choose another.")
     started = time.monotonic()
     if source is not None and _is_run(source):
-        for option, value in (("--architecture", architecture), ("--d-sae", d_sae)):
+        given = (("--architecture", architecture), ("--d-sae", d_sae), ("--column", column))
+        for option, value in given:
             if value is not None:
                 raise ValueError(f"{source} is a run, whose SAEs are judged; leave out {option}.")
+        if threads is not None:
+            torch.set_num_threads(threads)
         title, recommendation = _judge_run(Path(source), world, seed)
         facts: dict[str, object] = {"Sweep": source}
     else:
@@ -143,7 +147,8 @@ def _stored(where: str, column: str | None, world: str | None, seed: int) -> _Ac
     n_held_out = batch_size * max(1, most // batch_size)
     rest, held_out = hold_out(stored, n_held_out)
     stream = chain(
-        contiguous_batches(held_out, batch_size), ShuffledActivations(rest, batch_size, seed)
+        _from_all_over(contiguous_batches(held_out, batch_size), seed),
+        ShuffledActivations(rest, batch_size, seed),
     )
     title = Path(where).resolve().name if Path(where).exists() else where
     return _Activations(title, stream, stored.d_in, None, n_held_out)
@@ -175,14 +180,28 @@ def _judge_run(path: Path, world: str | None, seed: int) -> tuple[str, L0Recomme
     data = load_data(folder.world_path(name))
     # A stream of its own: of a toy world not the samples that the SAEs were trained on, of stored
     # activations those held out first.
-    stream = training_stream(data, BATCH_SIZE, world_seed(seed, "find-l0", name))
-    n_samples = EVALUATION_SAMPLES
+    n_samples, batch_size = EVALUATION_SAMPLES, BATCH_SIZE
     if isinstance(data, StoredWorld):
         n_samples = min(n_samples, data.n_held_out)
-        stream = chain(data.held_out(), stream)
+        batch_size = min(batch_size, data.stored.n_samples - data.n_held_out)
+    stream = training_stream(data, batch_size, world_seed(seed, "find-l0", name))
+    if isinstance(data, StoredWorld):
+        neighbours = chain.from_iterable(block.split(_NEIGHBOURS) for block in data.held_out())
+        stream = chain(_from_all_over(neighbours, seed), stream)
     click.echo(f"{len(saes)} SAEs of {path}")
     sweep = measure_sweep(saes, stream, done, seed=seed, evaluation_samples=n_samples)
     return f"The sweep in {path}", recommend_l0(sweep)
+
+
+_NEIGHBOURS = 512
+
+
+def _from_all_over(batches: Iterator[Tensor], seed: int) -> Iterator[Tensor]:
+    """Batches of neighbours in random order: the first few of them come from all over the text,
+    and samples of one document still lie side by side."""
+    held = list(batches)
+    order = torch.randperm(len(held), generator=torch.Generator().manual_seed(seed))
+    return (held[i] for i in order.tolist())
 
 
 def _choose(world: str | None, worlds: list[str], source: str) -> str:

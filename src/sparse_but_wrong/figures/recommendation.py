@@ -42,6 +42,7 @@ def recommendation_figure(recommendation: L0Recommendation) -> Figure:
         similarity.set_title("Similarity of decoder rows")
         for axes in (projections, similarity):
             _mark(axes, recommendation)
+            _mark_elbows(axes, recommendation, of_projections=axes is projections)
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
@@ -112,10 +113,18 @@ def _mark(axes: Axes, recommendation: L0Recommendation) -> None:
             label=f"{named}: {recommendation.counted:.4g}",
             zorder=1,
         )
-    elif recommendation.curves:
-        for curve in recommendation.curves:
-            # Faint: one beside the other shows how well the n agree.
-            axes.axvline(curve.elbow, color=VERMILLION, linewidth=0.6, alpha=0.5, zorder=1)
+
+
+def _mark_elbows(axes: Axes, recommendation: L0Recommendation, *, of_projections: bool) -> None:
+    """A line for every L0 at which a curve has its elbow: several show that the n disagree."""
+    elbows = {
+        curve.elbow
+        for curve in recommendation.curves
+        if (curve.metric != "c_dec") == of_projections and np.isfinite(curve.elbow)
+    }
+    for i, elbow in enumerate(sorted(elbows)):
+        label = ("elbow" if len(elbows) == 1 else "elbows") if i == 0 else "_"
+        axes.axvline(elbow, color=GREY, linestyle=":", linewidth=0.8, label=label, zorder=1)
 
 
 def _draw_codes(axes: Axes, recommendation: L0Recommendation) -> None:

@@ -16,6 +16,7 @@ from sparse_but_wrong.l0.directions import Directions
 from sparse_but_wrong.l0.options import SCALED, config_class
 from sparse_but_wrong.l0.options import FindOptions as FindOptions
 from sparse_but_wrong.l0.recommend import L0Recommendation, recommend_l0
+from sparse_but_wrong.l0.refine import most_worth
 from sparse_but_wrong.l0.stream import draw_batch, draw_samples
 from sparse_but_wrong.l0.sweep import (
     MEASURED_SAMPLES,
@@ -125,7 +126,11 @@ def _found(search: _Search, d_sae: int, options: FindOptions) -> L0Recommendatio
             around = search.around(counts[0], "again_")
             trained.append(around.fine)
     found = recommend_l0(search.sweep([*trained, around.started], counts))
-    return found if found.l0 is None else search.with_sae(found, found.l0, around.started)
+    if found.l0 is None:
+        return found
+    # SAEs of other directions than those that are recommended from are not given.
+    started = around.started if around.count is counts[0] else None
+    return search.with_sae(found, found.l0, started)
 
 
 def _centred(source: Iterator[Tensor], mean: Tensor) -> Iterator[Tensor]:
@@ -176,9 +181,10 @@ class _Trained:
 
 @dataclass(frozen=True, eq=False)
 class _Around:
+    count: Count
     l0: float
     fine: _Trained
-    """With initial weights of their own."""
+    """From random initial weights."""
 
     started: _Trained
     """That started from the learned directions."""
@@ -215,17 +221,19 @@ class _Search:
         targets = _distinct([self._reachable(l0 * f, 0.98) for f in self.options.fine_factors])
         fine = self._train(f"{prefix}fine", targets, self._fine_steps)
         started = self._from_directions(f"{prefix}directions", targets, count.directions)
-        return _Around(l0, fine, started)
+        return _Around(count, l0, fine, started)
 
-    def with_sae(self, found: L0Recommendation, l0: float, started: _Trained) -> L0Recommendation:
+    def with_sae(
+        self, found: L0Recommendation, l0: float, started: _Trained | None
+    ) -> L0Recommendation:
         """A recommendation with an SAE whose measured L0 lies in its interval.
 
         Args:
             found: a recommendation.
             l0: that is recommended.
-            started: SAEs of its sweep that may be given.
+            started: SAEs of its sweep that may be given, if there are any.
         """
-        if (sae := _nearest(found, started)) is not None:
+        if started is not None and (sae := _nearest(found, started)) is not None:
             return sae
         again = self._from_directions(
             "last_directions", [self._reachable(l0)], found.sweep.counts[0].directions
@@ -248,6 +256,8 @@ class _Search:
         self, stage: str, targets: list[float], directions: Directions
     ) -> _Trained:
         saes = self._make(targets, [0] * len(targets))
+        # There may be a few more than latents.
+        directions = most_worth(directions, self.held_out[:_WORTH_SAMPLES], self.d_sae)
         for sae in saes:
             _start_at(sae, directions, self._scale())
         self._fit(saes, targets, self._fine_steps, reinit=None)
@@ -267,7 +277,9 @@ class _Search:
         return Sweep(table, counts, self.d_sae, len(self.held_out))
 
     def _measure(self, trained: _Trained) -> pd.DataFrame:
-        samples = self.held_out[:MEASURED_SAMPLES]
+        # Where the curves are all that there is, on as much as there is.
+        counted = self.d_sae <= self.options.count_up_to
+        samples = self.held_out[:MEASURED_SAMPLES] if counted else self.held_out
         table = measure_saes(trained.saes, samples, trained.ids, trained.groups)
         if not self._has_k:
             # What was asked of SAEs that do not have it is evidence: L0 may stick.
@@ -345,6 +357,9 @@ class _Search:
         )
 
 
+_WORTH_SAMPLES = 2048
+
+
 def _distinct(targets: list[float]) -> list[float]:
     """Without those that have the name of an earlier one."""
     named: dict[str, float] = {}
@@ -382,11 +397,11 @@ def _start_at(sae: sae_lens.TrainingSAE[Any], directions: Directions, scale: flo
 
     Args:
         sae: changed in place.
-        directions: in the units of the activations.
+        directions: at most as many as latents, in the units of the activations.
         scale: from those to the units that it trains on.
     """
     device = sae.W_dec.device
-    rows = directions.rows[: sae.W_dec.shape[0]].to(device)
+    rows = directions.rows.to(device)
     n = len(rows)
     sae.W_dec[:n] = rows
     sae.W_enc.zero_()

@@ -28,7 +28,8 @@ def unmix(directions: Directions, presence: Presence, samples: Tensor) -> Direct
     parent as every sample allows; the parent's codes are smaller then where the child is present.
     So each direction is given back the difference that its presence makes to the mean code of every
     other.
-    That takes the magnitude of a feature not to depend on which others are there.
+    That takes the magnitude of a feature not to depend on which others are there. Where features
+    that are correlated with a child lose by it too, it may do harm: the caller has to judge.
     """
     rows, bias = directions.rows.clone(), directions.bias
     for _ in range(_UNMIXING_ROUNDS):

@@ -40,7 +40,8 @@ class Presence:
     """Directions above the cut, per sample."""
 
     standard_error: float
-    """Of `above_cut`, from the spread over samples."""
+    """Of `above_cut`: from its spread over samples, or over blocks of neighbours where that says
+    more, as it does where neighbours are of one text."""
 
     cut: float
     """Where present and absent part, in units of a direction's level."""
@@ -105,13 +106,25 @@ def measure_presence(directions: Directions, activations: Float[Tensor, "B D"]) 
     return Presence(
         l0=above + float(smooth[valley]) * cut,
         above_cut=above,
-        standard_error=present.std().item() / math.sqrt(n_samples),
+        standard_error=_standard_error(present),
         cut=cut,
         residual=residual / variance,
         cost=cost,
         histogram=density,
         n_directions=len(rows),
     )
+
+
+def _standard_error(per_sample: Float[Tensor, " B"]) -> float:
+    n = len(per_sample)
+    error = per_sample.std().item() / math.sqrt(n)
+    if n < 2 * _BLOCKS:
+        return error
+    blocks = per_sample[: n - n % _BLOCKS].view(_BLOCKS, -1).mean(1)
+    return max(error, blocks.std().item() / math.sqrt(_BLOCKS))
+
+
+_BLOCKS = 64
 
 
 def levels_of(codes: Float[Tensor, "B A"]) -> Float[Tensor, " A"]:

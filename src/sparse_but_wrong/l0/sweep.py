@@ -105,8 +105,9 @@ def measure_sweep(
         count_up_to: the widest SAEs from whose decoders directions are learned and counted. The
             time it takes grows with the third power of their latents.
     Raises:
-        ValueError: no SAEs, SAEs of different shapes, lists of other lengths, or activations of
-            another width.
+        ValueError: no SAEs, SAEs of different shapes, lists of other lengths, activations of
+            another width, not finite or all the same, or a source that ends.
+        TypeError: a source that is no iterator of tensors.
     """
     if not saes:
         raise ValueError("there are no SAEs: give those of a sweep, at least one.")
@@ -125,7 +126,7 @@ def measure_sweep(
     held_out = draw_samples(source, evaluation_samples)
     check_activations(held_out, d_in)
     if d_sae > count_up_to:
-        table = measure_saes(saes, held_out[:MEASURED_SAMPLES], names, own)
+        table = measure_saes(saes, held_out, names, own)
         return Sweep(table, (), d_sae, len(held_out), not_counted=too_wide(d_sae, count_up_to))
     batches = [draw_batch(source, d_in) for _ in range(learning_batches)]
     table = measure_saes(saes, held_out[:MEASURED_SAMPLES], names, own)
@@ -146,7 +147,7 @@ _BATCH = 1024
 _SORTED_UP_TO = 4096
 
 MEASURED_SAMPLES = 8192
-"""On which the curves are measured; counts take all samples."""
+"""On which the curves are measured; counts take all samples, and so do curves without a count."""
 
 
 @torch.no_grad()
@@ -215,7 +216,8 @@ def count_from(
         ids: a name for each.
         groups: of each.
         batches: to learn from.
-        held_out: to count on; not among the batches.
+        held_out: to choose by and to count on; not among the batches. Its first samples do for
+            some of it: let those be like the others.
         seed: of what is drawn.
         n_starts: at most.
     """
@@ -230,7 +232,7 @@ def count_from(
     for _, sae_id, group, start in _by_turns(ranked)[:n_starts]:
         width = len(start.rows)
         refined, presence = refine_directions(
-            start, batches, held_out, seed=seed, n_extra=max(4, width // _EXTRA_SHARE)
+            start, batches, held_out, seed=seed, n_extra=most_directions(width) - width
         )
         noise_cost = cost_on_noise(refined, held_out[:_CONTROL_SAMPLES], seed) / presence.cost
         counts.append(Count(sae_id, group, refined, presence, noise_cost))
@@ -243,6 +245,11 @@ _CONTROL_SAMPLES = 8192
 _EXTRA_SHARE = 2
 _AGREED = 0.005
 _CLEAR = 0.02
+
+
+def most_directions(d_sae: int) -> int:
+    """How many directions are learned from a decoder at most: there may be more than latents."""
+    return d_sae + max(4, d_sae // _EXTRA_SHARE)
 
 
 def _by_turns(

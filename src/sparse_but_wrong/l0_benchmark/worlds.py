@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import resources
 from typing import Literal
@@ -269,13 +269,13 @@ def _make_hierarchy(name: str, recipe: HierarchyRecipe, stream: int, batch_size:
 class _Seeded:
     """Draws that go on from their own state of PyTorch's global generator."""
 
-    def __init__(self, draw: Mapping[int, Tensor] | object, seed: int) -> None:
+    def __init__(self, draw: Callable[[int], Tensor], seed: int) -> None:
         self._draw = draw
         self._state = torch.Generator().manual_seed(seed).get_state()
 
     def __call__(self, n_samples: int) -> Tensor:
         with torch.random.fork_rng(devices=[]):
             torch.set_rng_state(self._state)
-            drawn = self._draw(n_samples)  # pyright: ignore[reportCallIssue]
+            drawn = self._draw(n_samples)
             self._state = torch.get_rng_state()
         return drawn

@@ -26,7 +26,7 @@ from sparse_but_wrong.report.write import shown_time
 
 _CAPTION = (
     "Left and middle: an SAE per mark, hollow where it started from the learned directions; the "
-    "band is the interval, and where nothing was counted a thin line per curve is its elbow. "
+    "band is the interval, a dotted line the elbow of curves, the last L0 before they rise. "
     "Right: how much of each direction a sample holds; what lies above the cut is present."
 )
 
@@ -68,6 +68,7 @@ def write_recommendation(
                 "present per sample": count.presence.l0,
                 "ambiguous": count.presence.ambiguity,
                 "left over": count.presence.residual,
+                "cost on noise": count.noise_cost,
             }
             for count in sweep.counts
         ]
@@ -136,6 +137,7 @@ def _as_json(recommendation: L0Recommendation, facts: Mapping[str, Any]) -> dict
                 "cut": count.presence.cut,
                 "residual": _finite(count.presence.residual),
                 "n_directions": count.presence.n_directions,
+                "noise_cost": _finite(count.noise_cost),
             }
             for count in recommendation.sweep.counts
         ],
