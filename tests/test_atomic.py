@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -62,3 +65,54 @@ def test_what_a_kill_leaves_behind_is_found_again(
     assert len([f for f in tmp_path.rglob("*") if f.is_file()]) == 3
     atomic.remove_leftovers(tmp_path)
     assert [f.name for f in tmp_path.rglob("*") if f.is_file()] == ["mine"]
+
+
+def test_content_is_on_the_disk_before_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut after the rename must not leave a name without its content."""
+    happened: list[str] = []
+    real_sync, real_rename, real_replace = os.fsync, Path.rename, Path.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: (happened.append("sync"), real_sync(handle)))
+
+    def renaming(real: Callable[[Path, Path], Path]) -> Callable[[Path, Path], Path]:
+        def rename(self: Path, to: Path) -> Path:
+            happened.append("rename")
+            return real(self, to)
+
+        return rename
+
+    monkeypatch.setattr(Path, "rename", renaming(real_rename))
+    monkeypatch.setattr(Path, "replace", renaming(real_replace))
+    atomic.write_bytes(tmp_path / "file", b"content")
+    assert happened == ["sync", "rename", "sync"]
+    happened.clear()
+    with atomic.new_folder(tmp_path / "folder") as unfinished:
+        (unfinished / "a").write_text("whole")
+    assert happened == ["sync", "sync", "rename", "sync"]
+
+
+def test_one_process_holds_a_folder_at_a_time(tmp_path: Path) -> None:
+    with (
+        atomic.locked(tmp_path),
+        pytest.raises(ValueError, match="another process"),
+        atomic.locked(tmp_path),
+    ):
+        pass
+    with atomic.locked(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_told_with_what_to_do(tmp_path: Path, number: int) -> None:
+    advice = "The first 3 are kept."
+    with (
+        pytest.raises(OSError, match=rf"{tmp_path.name} is full.*first 3"),
+        atomic.full_disk_named(tmp_path, advice),
+    ):
+        raise OSError(number, "No space left on device")
+    with (
+        pytest.raises(PermissionError, match="not this"),
+        atomic.full_disk_named(tmp_path, advice),
+    ):
+        raise PermissionError(errno.EACCES, "not this")

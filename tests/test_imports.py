@@ -17,9 +17,10 @@ PACKAGE = Path(sparse_but_wrong.__file__).parent
 ALLOWED: dict[str, set[str]] = {
     "util": set(),
     "atomic": set(),
+    "untrusted": set(),
     "threads": set(),
-    "toy_models": {"util", "atomic", "threads"},
-    "activations": {"toy_models"},
+    "toy_models": {"util", "atomic", "threads", "untrusted"},
+    "activations": {"toy_models", "untrusted"},
     "training": {"activations"},
     "diagnostics": {"util"},
     "nth_decoder_projection": {"diagnostics"},

@@ -1,7 +1,9 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, and folders that one process holds."""
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -9,6 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _PREFIX = ".unfinished-"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+LOCK = ".lock"
+"""The file in a folder by which a process holds it."""
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -19,7 +24,10 @@ def write_bytes(path: Path, content: bytes) -> None:
     temporary = path.parent / f"{_PREFIX}{uuid.uuid4().hex}{path.suffix}"
     try:
         temporary.write_bytes(content)
+        # Or, after a power cut, the name could be there without the content.
+        _sync(temporary)
         temporary.replace(path)
+        _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -44,6 +52,8 @@ def new_folder(folder: Path) -> Iterator[Path]:
     unfinished.mkdir()
     try:
         yield unfinished
+        for place in (*unfinished.rglob("*"), unfinished):
+            _sync(place)
         try:
             unfinished.rename(folder)
         except OSError as error:
@@ -51,6 +61,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
             if not is_free(folder):
                 raise FileExistsError(refusal) from error
             raise
+        _sync(folder.parent)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -67,3 +78,54 @@ def remove_leftovers(folder: Path) -> None:
 def is_free(folder: Path) -> bool:
     """Whether a folder could be written: it does not exist, or is an empty folder."""
     return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from working in a folder; ends with the process at the latest.
+
+    Raises:
+        ValueError: another process is at work in it.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"another process is working in {folder}; wait for it or choose another folder."
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def full_disk_named(folder: Path, advice: str) -> Iterator[None]:
+    """Say which disk is full, what is kept and how to go on, where writing to it fails for that.
+
+    Args:
+        folder: where is written to.
+        advice: what is kept and what to do, as one or more sentences.
+    Raises:
+        OSError: the disk is full; every other error passes as it is.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        raise OSError(f"the disk of {folder} is full. {advice}") from error
+
+
+def _sync(place: Path) -> None:
+    """Have the disk hold what was written to a file, or the names in a folder."""
+    if os.name == "nt":  # where neither folders nor files that are only read can be synced
+        return
+    handle = os.open(place, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

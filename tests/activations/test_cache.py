@@ -19,7 +19,8 @@ from torch import Tensor
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from sparse_but_wrong.activations import cache, cache_folder, language_model, texts
+from sparse_but_wrong import atomic
+from sparse_but_wrong.activations import cache, language_model, texts
 from sparse_but_wrong.activations.cache import CacheOptions, cache_activations, human_bytes
 from sparse_but_wrong.activations.language_model import LanguageModel, open_language_model
 from sparse_but_wrong.activations.stored import open_activations
@@ -273,7 +274,7 @@ def test_what_cannot_be_resumed(
     with pytest.raises(ValueError, match=r'made with text \{"kind": "files"'):
         cache_activations(model, other_text, folder, SMALL, resume=True)
     with (
-        cache_folder.locked(folder),
+        atomic.locked(folder),
         pytest.raises(ValueError, match="another process is working in"),
     ):
         cache_activations(model, text, folder, SMALL, resume=True)
@@ -310,7 +311,7 @@ def test_a_full_disk(
     full = OSError(errno.ENOSPC, "No space left on device")
     with monkeypatch.context() as patched:
         patched.setattr(cache, "write_shard", _StopAfter(2, full))
-        with pytest.raises(OSError, match=r"is full; .*\(samples: \d+ of 600\).* with --resume"):
+        with pytest.raises(OSError, match=r"is full.*\(samples: \d+ of 600\).* --resume"):
             cache_activations(model, text, folder, SMALL)
     usage = shutil.disk_usage(tmp_path)
     with monkeypatch.context() as patched:

@@ -135,7 +135,7 @@ def test_shards_that_are_not_what_the_manifest_lists_are_refused(tmp_path: Path)
         ({"mean_norm": "much"}, r"is damaged \(ValueError"),
         (
             {"shards": [{"file": "../x.npy", "n_samples": 1, "bytes": 1}]},
-            r"'\.\./x\.npy' is not the name of a file beside it",
+            r"'\.\./x\.npy' is not the plain name",
         ),
     ],
 )

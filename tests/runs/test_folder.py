@@ -13,7 +13,7 @@ from sparse_but_wrong.runs.folder import RunFolder
 def test_a_name_is_no_path(name: str, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, {})
     for look in (folder.world_path, folder.sae_path, folder.has_sae, folder.read_log):
-        with pytest.raises(ValueError, match="is not the name of a folder within a run"):
+        with pytest.raises(ValueError, match="is not the plain name"):
             look(name)
 
 

@@ -5,13 +5,12 @@ Axes: Q sequences in a batch, C tokens in a sequence, D d_in.
 
 from __future__ import annotations
 
-import errno
 import math
 import shutil
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -26,18 +25,15 @@ from sparse_but_wrong.activations.cache_folder import (
     Cache,
     Shard,
     is_whole,
-    locked,
     read_cache,
     remove_empty,
     write_shard,
 )
 from sparse_but_wrong.activations.language_model import LanguageModel
 from sparse_but_wrong.activations.texts import Text
-from sparse_but_wrong.atomic import is_free, remove_leftovers
+from sparse_but_wrong.atomic import full_disk_named, is_free, locked, remove_leftovers
 
 Dtype = Literal["bfloat16", "float32"]
-
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -422,18 +418,12 @@ def _write(cache: Cache, file: str, piece: _Piece) -> Shard:
     )
 
 
-@contextmanager
-def _room(cache: Cache) -> Iterator[None]:
-    """Say what is there when the disk is full."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in _FULL:
-            raise
-        raise OSError(
-            f"the disk of {cache.folder} is full; what is there is whole (samples: "
-            f"{cache.n_samples:,} of {cache.tokens:,}). Make room and go on with --resume."
-        ) from error
+def _room(cache: Cache) -> AbstractContextManager[None]:
+    return full_disk_named(
+        cache.folder,
+        f"What is there is whole (samples: {cache.n_samples:,} of {cache.tokens:,}). Make room and "
+        "go on with --resume.",
+    )
 
 
 def _check_room(folder: Path, n_bytes: int) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,8 @@ from jaxtyping import Float, Int32
 from torch import Tensor
 
 from sparse_but_wrong.activations.shards import FORMAT, FORMAT_VERSION, MANIFEST
-from sparse_but_wrong.atomic import write_bytes
-
-_LOCK = ".lock"
+from sparse_but_wrong.atomic import LOCK, write_bytes
+from sparse_but_wrong.untrusted import read_json
 
 
 @dataclass(frozen=True)
@@ -117,15 +116,12 @@ def read_cache(folder: Path, settings: Mapping[str, Any]) -> Cache:
         ValueError: its manifest is damaged, of another version, or a setting differs.
     """
     file = folder / MANIFEST
-    try:
-        manifest: Any = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    if not file.is_file():
         raise FileNotFoundError(
             f"{folder} holds no cache to go on with; leave out --resume to start one."
-        ) from error
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged ({error}); make the cache anew.") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        )
+    manifest = read_json(file, "make the cache anew")
+    if manifest.get("format") != FORMAT:
         raise ValueError(f"{file} is not the manifest of a cache of activations.")
     if manifest.get("format_version") != FORMAT_VERSION:
         raise ValueError(
@@ -161,9 +157,9 @@ def remove_empty(folder: Path, *, with_folder: bool) -> None:
         with_folder: whether to remove the folder too.
     """
     with suppress(OSError):
-        if any(file.name not in (MANIFEST, _LOCK) for file in folder.iterdir()):
+        if any(file.name not in (MANIFEST, LOCK) for file in folder.iterdir()):
             return
-        for name in (MANIFEST, _LOCK):
+        for name in (MANIFEST, LOCK):
             (folder / name).unlink(missing_ok=True)
         if with_folder:
             folder.rmdir()
@@ -197,28 +193,6 @@ def is_whole(folder: Path, shard: Shard, d_in: int) -> bool:
     except (OSError, SafetensorError):
         return False
     return shapes == {"activations": [shard.n_samples, d_in], "token_ids": [shard.n_samples]}
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from writing here; ends with the process at the latest.
-
-    Raises:
-        ValueError: another process is at work in it.
-    """
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(folder / _LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ValueError(
-            f"another process is working in {folder}; wait for it or choose another folder."
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _short(value: object) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sparse_but_wrong.activations.npy_part import open_npy
 from sparse_but_wrong.activations.part import Part
 from sparse_but_wrong.activations.safetensors_part import open_safetensors
+from sparse_but_wrong.untrusted import plain_name, read_json
 
 SUFFIXES = (".npy", ".safetensors")
 MANIFEST = "manifest.json"
@@ -115,14 +114,10 @@ def _open_shard(folder: Path, shard: _Listed) -> Part:
 
 
 def _read_manifest(file: Path) -> tuple[list[_Listed], float | None]:
-    try:
-        manifest: Any = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(
-            f"{file} is damaged ({error}); make the cache anew, or move that file away to read all "
-            "shards beside it."
-        ) from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    manifest = read_json(
+        file, "make the cache anew, or move that file away to read all shards beside it"
+    )
+    if manifest.get("format") != FORMAT:
         raise ValueError(
             f"{file} is not the manifest of activations, so that {file.parent} is something else; "
             "name the folder of a cache, or the files of activations."
@@ -135,7 +130,7 @@ def _read_manifest(file: Path) -> tuple[list[_Listed], float | None]:
     try:
         d_in, mean_norm = int(manifest["d_in"]), manifest.get("mean_norm")
         listed = [
-            _Listed(_plain(shard["file"]), int(shard["n_samples"]), d_in, int(shard["bytes"]))
+            _Listed(plain_name(shard["file"]), int(shard["n_samples"]), d_in, int(shard["bytes"]))
             for shard in manifest["shards"]
         ]
         return listed, None if mean_norm is None else float(mean_norm)
@@ -143,10 +138,3 @@ def _read_manifest(file: Path) -> tuple[list[_Listed], float | None]:
         raise ValueError(
             f"{file} is damaged ({type(error).__name__}: {error}); make the cache anew."
         ) from error
-
-
-def _plain(name: str) -> str:
-    """A name that leads nowhere else: caches of strangers are read too."""
-    if Path(name).name != name:
-        raise ValueError(f"{name!r} is not the name of a file beside it")
-    return name

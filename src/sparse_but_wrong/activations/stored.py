@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
 from bisect import bisect_right
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from sparse_but_wrong.activations.shards import (
     open_shards,
     shard_files,
 )
+from sparse_but_wrong.untrusted import parse_json
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -184,7 +184,7 @@ def is_hub_name(where: str | Path) -> bool:
 
 def _is_manifest(text: str) -> bool:
     try:
-        manifest: Any = json.loads(text)
+        manifest: Any = parse_json(text)
     except ValueError:
         # Damaged; but a damaged manifest of activations, if it says so.
         return FORMAT in text

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sparse_but_wrong.untrusted import parse_json
+
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 _COLUMNS = ("tokens", "input_ids", "text", "problem")
 _END = 2**20
@@ -127,7 +129,10 @@ def _jsonl(file: Path) -> Iterator[Any]:
             for number, line in enumerate(lines, start=1):
                 if not line.strip():
                     continue
-                row = json.loads(line)
+                try:
+                    row = parse_json(line)
+                except ValueError as error:
+                    raise ValueError(f"{file}, line {number} is no JSON ({error}).") from error
                 if not isinstance(row, dict) or "text" not in row:
                     there = ", ".join(row) if isinstance(row, dict) else type(row).__name__
                     raise ValueError(f"{file}, line {number}: no field 'text', but {there}.")
@@ -135,8 +140,6 @@ def _jsonl(file: Path) -> Iterator[Any]:
                     yield row["text"]
     except UnicodeDecodeError as error:
         raise _not_utf8(file, error) from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file}, line {number} is no JSON ({error}).") from error
 
 
 def _parquet(file: Path) -> Iterator[Any]:

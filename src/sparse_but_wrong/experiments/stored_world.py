@@ -13,6 +13,7 @@ from sparse_but_wrong import atomic
 from sparse_but_wrong.activations.shuffled import ShuffledActivations
 from sparse_but_wrong.activations.split import hold_out
 from sparse_but_wrong.activations.stored import open_activations
+from sparse_but_wrong.untrusted import parse_json
 
 _FILE = "activations.json"
 
@@ -81,7 +82,7 @@ class StoredWorld:
         """
         file = folder / _FILE
         try:
-            facts = json.loads(file.read_text(encoding="utf-8"))
+            facts = parse_json(file.read_bytes())
             where, column, held_out = (facts[key] for key in ("activations", "column", "held_out"))
             if not (isinstance(where, str) and isinstance(held_out, int)):
                 raise TypeError("activations or held_out is of another kind")

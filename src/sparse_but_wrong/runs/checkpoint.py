@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sparse_but_wrong import atomic
 from sparse_but_wrong.training.loop import TrainingState
+from sparse_but_wrong.untrusted import parse_json
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})["checkpoint"])
+            header = parse_json((file.metadata() or {})["checkpoint"])
             # Generator states have to be on the CPU; everything else is copied to where it belongs.
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return Checkpoint(
@@ -62,7 +63,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
                 n_samples=header["n_samples"],
             ),
         )
-    except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is damaged ({error}); delete it to train the unfinished SAEs from their start."
         ) from error

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from sparse_but_wrong import atomic
 from sparse_but_wrong.runs.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from sparse_but_wrong.training.log import SAELog
+from sparse_but_wrong.untrusted import parse_json, plain_name, read_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 _MANIFEST = "manifest.json"
 _FORMAT_VERSION = 2
-_LOCK = ".lock"
 
 
 class RunFolder:
@@ -85,40 +85,17 @@ class RunFolder:
                 "one, or name the folder of a run."
             )
         file = path / _MANIFEST
-        try:
-            manifest = json.loads(file.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(
-                f"{file} is damaged ({error}); the run cannot be taken up. Start a new one in "
-                "another folder."
-            ) from error
-        if not isinstance(manifest, dict) or manifest.get("format_version") != _FORMAT_VERSION:
+        manifest = read_json(file, "the run cannot be taken up. Start a new one in another folder")
+        if manifest.get("format_version") != _FORMAT_VERSION:
             raise ValueError(
                 f"{file} is not a manifest of format {_FORMAT_VERSION}; use the version of "
                 "sparse_but_wrong that wrote it, or start a new run in another folder."
             )
         return cls(path, manifest)
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other processes from working in this folder; ends with the process at the latest.
-
-        Raises:
-            ValueError: another process is at work in it.
-        """
-        from filelock import FileLock, Timeout
-
-        lock = FileLock(self.path / _LOCK)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise ValueError(
-                f"another process is working in {self.path}; wait for it or choose a new folder."
-            ) from None
-        try:
-            yield
-        finally:
-            lock.release()
+    def locked(self) -> AbstractContextManager[None]:
+        """As `atomic.locked`, for this folder."""
+        return atomic.locked(self.path)
 
     def write_manifest(self) -> None:
         """Write the manifest as it is now."""
@@ -127,7 +104,7 @@ class RunFolder:
 
     def world_path(self, name: str) -> Path:
         """Where a world lies."""
-        return self.path / "worlds" / _plain(name)
+        return self.path / "worlds" / plain_name(name)
 
     @property
     def plots_path(self) -> Path:
@@ -141,7 +118,7 @@ class RunFolder:
 
     def sae_path(self, sae_id: str) -> Path:
         """Where an SAE lies."""
-        return self.path / "saes" / _plain(sae_id)
+        return self.path / "saes" / plain_name(sae_id)
 
     def has_sae(self, sae_id: str) -> bool:
         """Whether an SAE is finished and saved."""
@@ -182,7 +159,7 @@ class RunFolder:
         """
         path = self._log_path(sae_id)
         try:
-            return SAELog(**json.loads(path.read_text(encoding="utf-8")))
+            return SAELog(**parse_json(path.read_bytes()))
         except (OSError, TypeError, ValueError) as error:
             raise ValueError(
                 f"{path} is damaged ({error}); delete {self.sae_path(sae_id)} and --resume to "
@@ -190,7 +167,7 @@ class RunFolder:
             ) from error
 
     def _log_path(self, sae_id: str) -> Path:
-        return self.path / "logs" / f"{_plain(sae_id)}.json"
+        return self.path / "logs" / f"{plain_name(sae_id)}.json"
 
     @property
     def checkpoint_path(self) -> Path:
@@ -237,17 +214,6 @@ class RunFolder:
             raise ValueError(
                 f"{path} is damaged ({error}); delete it and --resume the run to write it again."
             ) from error
-
-
-def _plain(name: str) -> str:
-    """A name that leads nowhere else: tables and manifests of strangers are read too.
-
-    Raises:
-        ValueError: it does.
-    """
-    if name in ("", ".", "..") or "/" in name or "\\" in name:
-        raise ValueError(f"{name!r} is not the name of a folder within a run.")
-    return name
 
 
 def is_run(path: Path) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparse_but_wrong.saes.files import quiet
+from sparse_but_wrong.untrusted import quiet
 
 if TYPE_CHECKING:
     import sae_lens

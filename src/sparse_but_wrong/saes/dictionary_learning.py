@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparse_but_wrong.saes.build import build_sae, check_k, check_tensors
-from sparse_but_wrong.saes.files import one_line, quiet, read_json
+from sparse_but_wrong.untrusted import one_line, quiet, read_json
 
 if TYPE_CHECKING:
     import sae_lens

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparse_but_wrong.saes.files import one_line, quiet
+from sparse_but_wrong.untrusted import one_line, quiet
 
 if TYPE_CHECKING:
     import sae_lens

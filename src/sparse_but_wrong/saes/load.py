@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparse_but_wrong.saes import dictionary_learning, hub, sae_lens_folder, sparsify
-from sparse_but_wrong.saes.files import one_line
+from sparse_but_wrong.untrusted import one_line
 
 if TYPE_CHECKING:
     import sae_lens

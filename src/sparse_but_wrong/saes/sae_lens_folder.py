@@ -6,8 +6,8 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparse_but_wrong.saes.files import one_line, quiet, read_json, read_safetensors
 from sparse_but_wrong.training.lens import inference_copy
+from sparse_but_wrong.untrusted import one_line, quiet, read_json, read_safetensors
 
 if TYPE_CHECKING:
     import sae_lens

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparse_but_wrong.saes.build import build_sae, check_k, check_tensors
-from sparse_but_wrong.saes.files import read_json, read_safetensors
+from sparse_but_wrong.untrusted import read_json, read_safetensors
 
 if TYPE_CHECKING:
     import sae_lens

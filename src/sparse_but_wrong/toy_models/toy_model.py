@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sparse_but_wrong import atomic
 from sparse_but_wrong.toy_models.orthogonalize import orthogonalize
+from sparse_but_wrong.untrusted import parse_json
 
 _CONFIG_FILE = "toy_model.json"
 _WEIGHTS_FILE = "toy_model.safetensors"
@@ -186,7 +187,7 @@ def _existing(folder: Path, name: str) -> Path:
 def _read_config(folder: Path) -> ToyModelConfig:
     path = _existing(folder, _CONFIG_FILE)
     try:
-        description: Any = json.loads(path.read_text(encoding="utf-8"))
+        description: Any = parse_json(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is damaged, it is not valid JSON: {error}") from error
     version = description.get("format_version") if isinstance(description, dict) else None
