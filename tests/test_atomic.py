@@ -116,3 +116,75 @@ def test_a_full_disk_is_told_with_what_to_do(tmp_path: Path, number: int) -> Non
         atomic.full_disk_named(tmp_path, advice),
     ):
         raise PermissionError(errno.EACCES, "not this")
+
+
+def test_a_claimed_folder_holds_its_place_and_then_the_results(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "new"
+    with atomic.claimed(folder) as place:
+        assert place.parent == folder
+        with pytest.raises(ValueError, match="another process"), atomic.claimed(folder):
+            pass
+        (place / "plots").mkdir()
+        (place / "plots" / "a.png").write_bytes(b"a")
+        (place / "report.html").write_text("whole")
+        assert not (folder / "report.html").exists()
+    assert sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*")) == [
+        "plots",
+        "plots/a.png",
+        "report.html",
+    ]
+    with pytest.raises(FileExistsError, match="not empty"), atomic.claimed(folder):
+        pass
+
+
+@pytest.mark.parametrize("existed", [False, True])
+def test_a_claim_that_fails_leaves_what_was_there(tmp_path: Path, existed: bool) -> None:
+    folder = tmp_path / "a" / "b"
+    if existed:
+        folder.mkdir(parents=True)
+
+    def claim_and_fail() -> None:
+        with atomic.claimed(folder) as place:
+            (place / "half").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        claim_and_fail()
+    there = [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*")]
+    assert there == (["a", "a/b"] if existed else [])
+
+
+def test_a_claim_takes_over_from_a_killed_process(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    (folder / ".unfinished-1").mkdir(parents=True)
+    (folder / ".unfinished-1" / "half").touch()
+    (folder / ".lock").touch()
+    with atomic.claimed(folder) as place:
+        (place / "report.html").write_text("whole")
+    assert [p.name for p in folder.iterdir()] == ["report.html"]
+
+
+def test_a_place_that_cannot_be_a_folder_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere" / "deep")
+    (tmp_path / "inside").mkdir()
+    (tmp_path / "good").symlink_to(tmp_path / "inside")
+    for path, word in (("file", "a file"), ("file/x", "a file"), ("link", "leads nowhere")):
+        with pytest.raises(NotADirectoryError, match=word), atomic.claimed(tmp_path / path):
+            pass
+    with atomic.claimed(tmp_path / "good") as place:  # a link to a folder is as good as the folder
+        (place / "report.html").touch()
+    assert (tmp_path / "inside" / "report.html").exists()
+
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(Path, "touch", read_only)
+    with (
+        pytest.raises(OSError, match=r"cannot be written to.*Read-only"),
+        atomic.claimed(tmp_path / "new"),
+    ):
+        pass
+    assert not (tmp_path / "new").exists()

@@ -7,7 +7,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _PREFIX = ".unfinished-"
@@ -58,7 +58,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
             unfinished.rename(folder)
         except OSError as error:
             # Somebody else may have written there since the check above.
-            if not is_free(folder):
+            if folder.exists():
                 raise FileExistsError(refusal) from error
             raise
         _sync(folder.parent)
@@ -76,8 +76,81 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def is_free(folder: Path) -> bool:
-    """Whether a folder could be written: it does not exist, or is an empty folder."""
-    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    """Whether a folder could be written: it does not exist, or holds nothing of anybody's.
+
+    The lock and what a killed process left half-written are nobody's.
+    """
+    if not folder.is_dir():
+        return not folder.exists()
+    return all(child.name == LOCK or child.name.startswith(_PREFIX) for child in folder.iterdir())
+
+
+def make_free_folder(folder: Path) -> None:
+    """Make a folder for results, with its parents, or see that the one there is free.
+
+    Raises:
+        FileExistsError: it holds something.
+        NotADirectoryError: a file, or a link that leads nowhere, stands where it or a parent should
+            be.
+        OSError: it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        place = next(p for p in (folder, *folder.parents) if p.is_symlink() or p.exists())
+        raise NotADirectoryError(
+            f"{place} is {'a link that leads nowhere' if not place.exists() else 'a file'}, so "
+            f"{folder} cannot be a folder; choose another."
+        ) from error
+    except OSError as error:
+        raise _not_writable(folder, error) from error
+    if not is_free(folder):
+        raise FileExistsError(
+            f"{folder} is not empty, and nothing is overwritten; choose a new folder."
+        )
+    try:
+        (folder / LOCK).touch()
+    except OSError as error:
+        raise _not_writable(folder, error) from error
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[Path]:
+    """Hold a folder for results from before they are worked out until they are in it.
+
+    What cannot be written to is refused before the work and not after it, and nobody else gets the
+    folder meanwhile.
+
+    Args:
+        folder: must not exist yet, or be free. Where the block fails it is as it was.
+    Yields:
+        a folder within it to fill; what is in it moves up once the block has ended without an
+        error, each file or folder whole.
+    Raises:
+        OSError: as `make_free_folder`.
+        ValueError: another process is at work in it.
+    """
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        make_free_folder(folder)
+        with locked(folder):
+            remove_leftovers(folder)
+            unfinished = folder / f"{_PREFIX}{uuid.uuid4().hex}"
+            unfinished.mkdir()
+            try:
+                yield unfinished
+                for place in unfinished.rglob("*"):
+                    _sync(place)
+                for child in sorted(unfinished.iterdir()):
+                    child.rename(folder / child.name)
+                _sync(folder)
+            finally:
+                shutil.rmtree(unfinished, ignore_errors=True)
+                (folder / LOCK).unlink(missing_ok=True)
+    finally:
+        for place in new:  # from the folder upwards, as far as they are still empty
+            with suppress(OSError):
+                place.rmdir()
 
 
 @contextmanager
@@ -118,6 +191,11 @@ def full_disk_named(folder: Path, advice: str) -> Iterator[None]:
         if error.errno not in _FULL:
             raise
         raise OSError(f"the disk of {folder} is full. {advice}") from error
+
+
+def _not_writable(folder: Path, error: OSError) -> OSError:
+    reason = error.strerror or error
+    return type(error)(f"{folder} cannot be written to ({reason}); choose another folder.")
 
 
 def _sync(place: Path) -> None:
