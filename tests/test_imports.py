@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,8 @@ ALLOWED: dict[str, set[str]] = {
     "training": {"activations"},
     "diagnostics": {"util"},
     "nth_decoder_projection": {"diagnostics"},
+    "registration": set(),
+    "enchanced_batch_topk_sae": {"training"},
     "l0": {"training", "diagnostics"},
     "figures": {"util", "atomic", "diagnostics", "l0"},
     "runs": {"training", "atomic"},
@@ -124,3 +127,58 @@ def test_every_public_name_can_be_imported() -> None:
     assert dir(sparse_but_wrong) == sparse_but_wrong.__all__
     with pytest.raises(AttributeError, match="nonsense"):
         _ = sparse_but_wrong.nonsense
+
+
+def output_of(code: str, *arguments: str) -> str:
+    command = [sys.executable, "-W", "ignore", "-c", code, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+FORGET = """
+import sys
+def forget():
+    for name in [name for name in sys.modules if name.startswith("sparse_but_wrong")]:
+        del sys.modules[name]
+"""
+
+
+def test_a_folder_of_our_architecture_loads_with_sae_lens_alone(tmp_path: Path) -> None:
+    from sparse_but_wrong.enchanced_batch_topk_sae import (
+        EnchancedBatchTopKTrainingSAE,
+        EnhancedBatchTopKTrainingSAEConfig,
+    )
+
+    config = EnhancedBatchTopKTrainingSAEConfig(d_in=3, d_sae=4, k=2, initial_k=3)
+    EnchancedBatchTopKTrainingSAE(config).save_model(tmp_path)
+    code = """
+import importlib.util
+import sparse_but_wrong
+
+assert "sae_lens" not in sys.modules
+assert importlib.util.find_spec("sae_lens") is not None  # looking is not importing
+import sae_lens
+
+def load():
+    sae = sae_lens.TrainingSAE.load_from_disk(sys.argv[1])
+    print(type(sae).__name__, sae.cfg.initial_k)
+
+load()
+
+# And sae_lens first.
+forget()
+del sae_lens.registry.SAE_TRAINING_CLASS_REGISTRY["enhanced_batchtopk"]
+import sparse_but_wrong
+
+load()
+"""
+    found = output_of(FORGET + code, str(tmp_path)).splitlines()
+    assert found == ["EnchancedBatchTopKTrainingSAE 3"] * 2
+
+
+def test_a_class_of_the_architecture_that_was_registered_before_stays() -> None:
+    from sae_lens.registry import get_sae_training_class
+
+    before = get_sae_training_class("enhanced_batchtopk")
+    again = runpy.run_path(str(PACKAGE / "training" / "enhanced_batchtopk_sae.py"))
+    assert again["EnchancedBatchTopKTrainingSAE"] is not before[0]
+    assert get_sae_training_class("enhanced_batchtopk") == before

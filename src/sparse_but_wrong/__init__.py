@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from sparse_but_wrong.registration import register_with_sae_lens
+
 if TYPE_CHECKING:
     from sparse_but_wrong.activations.cache import cache_activations as cache_activations
     from sparse_but_wrong.activations.in_order import contiguous_batches as contiguous_batches
@@ -75,3 +77,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return __all__
+
+
+register_with_sae_lens()

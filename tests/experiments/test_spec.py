@@ -152,3 +152,22 @@ def test_a_quick_transition_still_ends_inside_the_run() -> None:
     control = KTransition(20.0, 2000, 8000)
     sae = replace(TINY.saes[0], control=control)
     assert replace(TINY, saes=(sae,)).quick().saes[0].control == KTransition(20.0, 40, 160)
+
+
+def test_a_quick_transition_of_the_config_itself_shrinks_too() -> None:
+    config = {"d_sae": 50, "transition_k_start_step": 120, "transition_k_duration_steps": 30}
+    sae = replace(TINY.saes[0], architecture="enhanced_batchtopk", config=config)
+    quick = replace(TINY, saes=(sae,)).quick().saes[0].config
+    assert quick == {"d_sae": 50, "transition_k_start_step": 2, "transition_k_duration_steps": 1}
+
+
+def test_a_spec_file_may_ask_for_the_published_batchtopk() -> None:
+    config = {"d_sae": 4, "k": 1.5, "initial_k": 3, "transition_k_duration_steps": 30}
+    spec = replace(TINY.saes[0], architecture="enhanced_batchtopk", config=config)
+    (sae,) = make_saes([spec], d_in=8, seed=0)
+    assert sae.cfg.to_dict().items() >= config.items()
+    with pytest.raises(ValueError, match=r"c_0\.05.*no field 'initialk'"):
+        make_saes([replace(spec, config={"initialk": 3})], d_in=8, seed=0)
+    wrong = replace(spec, config={**config, "transition_k_duration_steps": 0})
+    with pytest.raises(ValueError, match=r"c_0\.05.*transition_k_.*at least 1"):
+        make_saes([wrong], d_in=8, seed=0)

@@ -295,12 +295,14 @@ def _quick_sae(sae: SAESpec, shrink: int) -> SAESpec:
             start_step=control.start_step // shrink,
             duration_steps=max(1, control.duration_steps // shrink),
         )
-    config = {
-        name: value // shrink
-        if name.endswith("warm_up_steps") and isinstance(value, int)
-        else value
-        for name, value in sae.config.items()
-    }
+    config = dict(sae.config)
+    for name, value in config.items():
+        if not isinstance(value, int):
+            continue
+        if name.endswith("warm_up_steps") or name == "transition_k_start_step":
+            config[name] = value // shrink
+        elif name == "transition_k_duration_steps":
+            config[name] = max(1, value // shrink)
     return replace(sae, config=config, control=control)
 
 

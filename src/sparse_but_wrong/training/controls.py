@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from sparse_but_wrong.training.options import TrainOptions
 
@@ -39,6 +40,18 @@ class KTransition:
                 f"KTransition.duration_steps must be at least 1, got {self.duration_steps}."
             )
 
+    @property
+    def end_step(self) -> int:
+        """The first step that is taken at the config's k."""
+        return self.start_step + self.duration_steps
+
+    def k_at(self, step: int, final_k: float) -> float:
+        """The k of a step, counted from 0, on the way to `final_k`."""
+        moved = min(max((step - self.start_step) / self.duration_steps, 0.0), 1.0)
+        way = final_k - self.initial_k
+        # From the nearer end, as torch.lerp does: exact at both.
+        return self.initial_k + moved * way if moved < 0.5 else final_k - (1 - moved) * way
+
 
 @dataclass(frozen=True)
 class TargetL0:
@@ -62,6 +75,11 @@ class TargetL0:
 
 
 Control = KTransition | TargetL0
+
+
+def own_transition(cfg: Any) -> KTransition | None:
+    """How an SAE's config itself moves its k in training; None if it does not."""
+    return getattr(cfg, "k_transition", None)
 
 
 def why_not_controlled(
@@ -93,10 +111,9 @@ def why_not_controlled(
             f"has no k that a KTransition could move, but the coefficient {knob!r}; give it None "
             "or a TargetL0"
         )
-    end = control.start_step + control.duration_steps
-    if end >= options.n_steps:
+    if control.end_step >= options.n_steps:
         return (
-            f"is to reach its k at step {end}, but the last step of the run is "
+            f"is to reach its k at step {control.end_step}, but the last step of the run is "
             f"{options.n_steps - 1}; shorten the KTransition or raise total_training_samples"
         )
     return None

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sparse_but_wrong.training.controls import own_transition
+
 if TYPE_CHECKING:
     import sae_lens
     from sae_lens.saes.sae import TrainStepOutput
@@ -35,11 +37,14 @@ def knob(sae: sae_lens.TrainingSAE[Any], name: str) -> tuple[float, float]:
 def set_knob(sae: sae_lens.TrainingSAE[Any], name: str, value: float) -> None:
     """Write into an SAE what sets its sparsity now, by sae_lens' name of it.
 
-    A TopK SAE keeps a whole number of latents, so a fractional k is rounded down there.
+    A TopK SAE keeps a whole number of latents, so a fractional k is rounded down there. Where the
+    config itself moves k, its own k stays: it says where the transition ends.
     """
     if name == "k":
-        k = int(value) if isinstance(sae.cfg.k, int) else value
-        sae.cfg.k = k
+        moves_k = own_transition(sae.cfg) is not None
+        k = int(value) if isinstance(sae.cfg.k, int) and not moves_k else value
+        if not moves_k:
+            sae.cfg.k = k
         sae.activation_fn.k = k  # pyright: ignore[reportFunctionMemberAccess]
     else:
         setattr(sae.cfg, f"{name}_coefficient", value)
@@ -206,7 +211,7 @@ def step_figures(
     if len(coefficients) == 1:
         figures["coefficient"] = next(iter(coefficients.values()))
     elif hasattr(trainer.sae.cfg, "k"):
-        figures["k"] = float(trainer.sae.cfg.k)
+        figures["k"] = float(getattr(trainer.sae.activation_fn, "k", trainer.sae.cfg.k))
     return figures
 
 

@@ -30,6 +30,7 @@ from sparse_but_wrong.training.controls import (
     Control,
     KTransition,
     TargetL0,
+    own_transition,
     why_not_controlled,
 )
 from sparse_but_wrong.training.interrupt import DeferredInterrupt
@@ -70,7 +71,7 @@ def train_saes(
             past what the run needs.
         options: budget, optimiser, logging; the defaults are those of the published toy models.
         controls: for each SAE what moves its sparsity while it trains: a `KTransition`, a
-            `TargetL0`, or None.
+            `TargetL0`, or None. An `EnchancedBatchTopKTrainingSAE` whose config moves k needs none.
         on_snapshot: called in this thread with a finished copy of each SAE after every one of
             `options.snapshot_steps`. Each SAE counts its own steps, which begin later where the
             norm of the activations is estimated first.
@@ -596,9 +597,16 @@ def _why_refused(
     """Why an SAE cannot be trained as it is asked for; `architecture` if the engine stacks it."""
     if architecture is None:
         return why_not_controlled(control, None, options)
+    own = own_transition(sae.cfg)
+    if own is not None and control is not None:
+        return (
+            f"moves its k by itself (initial_k = {own.initial_k:g}); give it None, or leave its "
+            "config's initial_k out"
+        )
     ends = [lens.knob(sae, architecture.knob)[0]]
-    if isinstance(control, KTransition):
-        ends.append(control.initial_k)
+    for moved in (own, control):
+        if isinstance(moved, KTransition):
+            ends.append(moved.initial_k)
     return why_not_controlled(control, architecture.knob, options) or architecture.why_impossible(
         sae, ends, options.train_batch_size_samples
     )
@@ -642,6 +650,8 @@ def _make_members(
     stacks: dict[tuple[object, ...], list[int]] = {}
     left_over: list[int] = []
     reasons: Counter[str] = Counter()
+    unfinished: Counter[str] = Counter()
+    moves: list[Control | None] = list(controls)
     for place, sae in enumerate(saes):
         architecture = next((a for a in ARCHITECTURES if a.handles(sae)), None)
         name = type(sae).__name__
@@ -659,10 +669,19 @@ def _make_members(
                 f"saes[{place}], a {name}, is trained by sae_lens' own trainer ({reason}), which "
                 "does not re-initialise dead latents; leave reinit_dead_every out."
             )
+        own = own_transition(sae.cfg)
+        if own is not None and own.end_step >= options.n_steps:
+            last = options.n_steps - 1
+            unfinished[
+                f"{name}: its k is to reach {sae.cfg.k:g} at step {own.end_step}, but the last "
+                f"step of the run is {last}, where k is {own.k_at(last, sae.cfg.k):.4g}; shorten "
+                "transition_k_duration_steps, or train on more samples"
+            ] += 1
         if architecture is None:
             left_over.append(place)
             reasons[f"{name}: {reason}"] += 1
             continue
+        moves[place] = own or controls[place]
         cfg = sae.cfg
         key = (
             architecture,
@@ -680,13 +699,15 @@ def _make_members(
             " is" if count == 1 else "s are",
             reason,
         )
+    for remark, count in unfinished.items():
+        logger.warning("%d SAE%s: %s.", count, "" if count == 1 else "s", remark)
     members: list[Member] = []
     places: list[list[int]] = []
     for key, stack_places in stacks.items():
         architecture = next(a for a in ARCHITECTURES if a is key[0])
         stack = [saes[p] for p in stack_places]
         n_chunks = _count_chunks(stack, architecture, options, device)
-        stack_controls = [controls[p] for p in stack_places]
+        stack_controls = [moves[p] for p in stack_places]
         members.append(StackMember(stack, architecture, options, stack_controls, n_chunks))
         places.append(stack_places)
     for place in left_over:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sparse_but_wrong.training.architectures.architecture import Architecture
 from sparse_but_wrong.training.architectures.batchtopk import BatchTopK
+from sparse_but_wrong.training.architectures.enhanced_batchtopk import EnhancedBatchTopK
 from sparse_but_wrong.training.architectures.gated import Gated
 from sparse_but_wrong.training.architectures.jumprelu import JumpReLU
 from sparse_but_wrong.training.architectures.matryoshka import Matryoshka
@@ -16,5 +17,6 @@ ARCHITECTURES: tuple[type[Architecture], ...] = (
     Gated,
     TopK,
     BatchTopK,
+    EnhancedBatchTopK,
     Matryoshka,
 )

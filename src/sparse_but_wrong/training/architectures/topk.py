@@ -38,6 +38,7 @@ from sparse_but_wrong.training.architectures.architecture import (
 )
 from sparse_but_wrong.training.architectures.auxiliary import AuxiliaryLoss
 from sparse_but_wrong.training.architectures.selection import mark_largest
+from sparse_but_wrong.training.controls import own_transition
 from sparse_but_wrong.training.stack import ParameterViews
 
 if TYPE_CHECKING:
@@ -214,7 +215,8 @@ def why_not_k(sae: Any, ks: Sequence[float], batch_size: int) -> str | None:
     for k in ks:
         if not 0 <= k * batch_size < cfg.d_sae * batch_size + 1:
             return f"is to keep k = {k:g} of {cfg.d_sae} latents; k must lie between 0 and d_sae"
-    if sae.activation_fn.k != cfg.k:
+    # Where the config moves k by itself, the activation function keeps the k of some step.
+    if sae.activation_fn.k != cfg.k and own_transition(cfg) is None:
         return (
             f"has cfg.k {cfg.k} but an activation_fn that keeps {sae.activation_fn.k}; set both to "
             "the same, or make the SAE anew"

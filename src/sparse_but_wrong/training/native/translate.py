@@ -8,6 +8,7 @@ from typing import Any
 
 from sparse_but_wrong.training.architectures.architecture import Architecture
 from sparse_but_wrong.training.architectures.batchtopk import BatchTopK
+from sparse_but_wrong.training.architectures.enhanced_batchtopk import EnhancedBatchTopK
 from sparse_but_wrong.training.architectures.gated import Gated
 from sparse_but_wrong.training.architectures.jumprelu import JumpReLU
 from sparse_but_wrong.training.architectures.matryoshka import Matryoshka
@@ -135,5 +136,6 @@ _TRANSLATORS: dict[type[Architecture], Callable[[Any], Translation | None]] = {
     Gated: _gated,
     TopK: _topk,
     BatchTopK: _batchtopk,
+    EnhancedBatchTopK: _batchtopk,
     Matryoshka: _matryoshka,
 }
