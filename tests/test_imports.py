@@ -99,6 +99,8 @@ def test_the_check_would_notice(tmp_path: Path) -> None:
         ),
         ("from sparse_but_wrong import ToyModel, decoder_projection_curve", ["sae_lens"]),
         ("import sparse_but_wrong.toy_models.eval_sae", ["sae_lens", "matplotlib"]),
+        ("from sparse_but_wrong import nth_decoder_projection", ["sae_lens", "matplotlib"]),
+        ("from sparse_but_wrong import get_training_batch", ["sae_lens", "matplotlib"]),
     ],
 )
 def test_heavy_libraries_are_imported_only_where_used(statement: str, absent: list[str]) -> None:
@@ -129,9 +131,28 @@ def test_every_public_name_can_be_imported() -> None:
         _ = sparse_but_wrong.nonsense
 
 
+PUBLISHED = [
+    "EnchancedBatchTopKTrainingSAE",
+    "EnhancedBatchTopKTrainingSAEConfig",
+    "ToyModel",
+    "generate_random_correlation_matrix",
+    "get_training_batch",
+    "nth_decoder_projection",
+    "plot_sae_feat_cos_sims",
+    "plot_sae_feat_cos_sims_seaborn",
+    "train_toy_sae",
+]
+
+
 def output_of(code: str, *arguments: str) -> str:
     command = [sys.executable, "-W", "ignore", "-c", code, *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def test_the_published_names_are_at_the_top() -> None:
+    assert set(PUBLISHED) <= set(sparse_but_wrong.__all__)
+    for name in PUBLISHED:
+        assert callable(getattr(sparse_but_wrong, name))
 
 
 FORGET = """
@@ -142,11 +163,34 @@ def forget():
 """
 
 
+def test_a_function_and_its_module_share_a_name_whatever_is_imported_first() -> None:
+    code = """
+import types
+for first in (
+    "from sparse_but_wrong import nth_decoder_projection",
+    "import sparse_but_wrong.nth_decoder_projection",
+    "import sparse_but_wrong.nth_decoder_projection as nth_decoder_projection",
+    "from sparse_but_wrong.nth_decoder_projection import nth_decoder_projection",
+):
+    exec(first)
+    import sparse_but_wrong
+    import sparse_but_wrong.nth_decoder_projection
+    import sparse_but_wrong.nth_decoder_projection as module
+    from sparse_but_wrong import nth_decoder_projection as named
+    from sparse_but_wrong.nth_decoder_projection import nth_decoder_projection as function
+
+    assert isinstance(function, types.FunctionType), first
+    assert named is sparse_but_wrong.nth_decoder_projection is function, first
+    assert module.nth_decoder_projection is function, first
+    assert sparse_but_wrong.nth_decoder_projection.nth_decoder_projection is function, first
+    forget()
+print("same")
+"""
+    assert output_of(FORGET + code) == "same"
+
+
 def test_a_folder_of_our_architecture_loads_with_sae_lens_alone(tmp_path: Path) -> None:
-    from sparse_but_wrong.enchanced_batch_topk_sae import (
-        EnchancedBatchTopKTrainingSAE,
-        EnhancedBatchTopKTrainingSAEConfig,
-    )
+    from sparse_but_wrong import EnchancedBatchTopKTrainingSAE, EnhancedBatchTopKTrainingSAEConfig
 
     config = EnhancedBatchTopKTrainingSAEConfig(d_in=3, d_sae=4, k=2, initial_k=3)
     EnchancedBatchTopKTrainingSAE(config).save_model(tmp_path)
