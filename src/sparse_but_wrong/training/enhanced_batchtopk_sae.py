@@ -52,7 +52,7 @@ class EnhancedBatchTopKTrainingSAEConfig(BatchTopKTrainingSAEConfig):
         given = [self.initial_k is not None, self.transition_k_duration_steps is not None]
         if self.k_transition is None and any(given):
             logger.warning(
-                "k stays at %g throughout: a transition needs both initial_k (%s) and "
+                "k stays at %s throughout: a transition needs both initial_k (%s) and "
                 "transition_k_duration_steps (%s).",
                 self.k,
                 self.initial_k,
@@ -69,8 +69,10 @@ class EnhancedBatchTopKTrainingSAEConfig(BatchTopKTrainingSAEConfig):
         """How k moves in training; None if it stays."""
         if self.initial_k is None or self.transition_k_duration_steps is None:
             return None
-        if not isinstance(self.initial_k, Real):
-            raise ValueError(f"initial_k must be a number, got {self.initial_k!r}.")
+        if not isinstance(self.initial_k, Real) or self.initial_k > self.d_sae:
+            raise ValueError(
+                f"initial_k must be a number up to d_sae = {self.d_sae}, got {self.initial_k!r}."
+            )
         try:
             return KTransition(
                 float(self.initial_k),
