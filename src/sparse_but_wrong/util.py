@@ -36,6 +36,14 @@ def cos_sims(mat1: Float[Tensor, "dim n"], mat2: Float[Tensor, "dim m"]) -> Floa
             f"cos_sims compares columns: mat1 has columns of length {mat1.shape[0]}, "
             f"mat2 of length {mat2.shape[0]}. Transpose the one whose vectors are rows."
         )
-    unit1 = torch.nn.functional.normalize(mat1, dim=0)
-    unit2 = torch.nn.functional.normalize(mat2, dim=0)
-    return unit1.T @ unit2
+    return _unit_columns(mat1).T @ _unit_columns(mat2)
+
+
+def _unit_columns(matrix: Tensor) -> Tensor:
+    largest = matrix.abs().amax(dim=0, keepdim=True)
+    # Of such columns the squares leave the range of float32, and shorter ones than 1e-12 are
+    # divided by 1e-12; all others are left to the last bit as they are.
+    is_extreme = (largest > 0) & ((largest < 1e-12) | (largest > 1e18))
+    unit = torch.nn.functional.normalize(matrix / torch.where(is_extreme, largest, 1), dim=0)
+    # In half precision 1e-12 is itself 0, and zeros would be divided by it.
+    return torch.where(largest > 0, unit, 0)
