@@ -44,6 +44,19 @@ def no_shape_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
+class TestOneValueForAllFeatures:
+    def test_a_tensor_without_dimensions_holds_for_every_feature(self) -> None:
+        probabilities = notebook_probabilities()
+        one = FeatureSampler(probabilities, torch.tensor(0.15), torch.tensor(2.0))
+        each = FeatureSampler(probabilities, torch.full((50,), 0.15), torch.full((50,), 2.0))
+        first, second = (torch.Generator().manual_seed(0) for _ in range(2))
+        assert torch.equal(one.sample(100, first), each.sample(100, second))
+
+    def test_what_is_wrong_with_it_is_said(self) -> None:
+        with pytest.raises(ValueError, match=r"std_firing_magnitudes\[0\] is -1"):
+            FeatureSampler(torch.ones(2), torch.tensor(-1.0))
+
+
 class TestPublishedBatches:
     @pytest.mark.parametrize("batch_size", [1, 3, 1024])
     def test_same_seed_same_batches_bit_for_bit(self, batch_size: int) -> None:

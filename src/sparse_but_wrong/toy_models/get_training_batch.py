@@ -163,8 +163,8 @@ def get_correlated_features(
 def get_training_batch(
     batch_size: int,
     firing_probabilities: Float[Tensor, " n_features"],
-    std_firing_magnitudes: Float[Tensor, " n_features"] | None = None,
-    mean_firing_magnitudes: Float[Tensor, " n_features"] | None = None,
+    std_firing_magnitudes: Float[Tensor, " n_features"] | Float[Tensor, ""] | None = None,
+    mean_firing_magnitudes: Float[Tensor, " n_features"] | Float[Tensor, ""] | None = None,
     device: torch.device | str = DEFAULT_DEVICE,
     modify_firing_features: Callable[[Tensor], Tensor] | None = None,
     correlation_matrix: Float[Tensor, "n_features n_features"] | None = None,
@@ -179,8 +179,8 @@ def get_training_batch(
     Args:
         batch_size: number of samples B, at least 1.
         firing_probabilities: shape [F], each in [0, 1].
-        std_firing_magnitudes: shape [F]; 0 everywhere if left out.
-        mean_firing_magnitudes: shape [F]; 1 everywhere if left out.
+        std_firing_magnitudes: shape [F], or [] for one value everywhere; 0 if left out.
+        mean_firing_magnitudes: shape [F], or []; 1 everywhere if left out.
         device: where to draw, and where the batch lies.
         modify_firing_features: a function of the 0/1 firings [B, F], applied before they are
             multiplied by magnitudes; it returns firings of the same shape.

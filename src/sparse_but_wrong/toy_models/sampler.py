@@ -29,8 +29,9 @@ class FeatureSampler:
 
     Args:
         firing_probabilities: p, shape [F], each in [0, 1]; exactly 0 and 1 are legal.
-        std_firing_magnitudes: σ, shape [F], none negative; 0 everywhere if left out.
-        mean_firing_magnitudes: m, shape [F]; 1 everywhere if left out.
+        std_firing_magnitudes: σ, shape [F] or [] for one value everywhere, none negative; 0
+            everywhere if left out.
+        mean_firing_magnitudes: m, shape [F] or []; 1 everywhere if left out.
         correlation_matrix: C, shape [F, F], symmetric, positive semi-definite, unit diagonal;
             independent firing if left out.
         device: where batches are drawn. Seeds give different numbers on different kinds of device.
@@ -46,8 +47,8 @@ class FeatureSampler:
     def __init__(
         self,
         firing_probabilities: Float[Tensor, " n_features"],
-        std_firing_magnitudes: Float[Tensor, " n_features"] | None = None,
-        mean_firing_magnitudes: Float[Tensor, " n_features"] | None = None,
+        std_firing_magnitudes: Float[Tensor, " n_features"] | Float[Tensor, ""] | None = None,
+        mean_firing_magnitudes: Float[Tensor, " n_features"] | Float[Tensor, ""] | None = None,
         correlation_matrix: Float[Tensor, "n_features n_features"] | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -141,6 +142,8 @@ class FeatureSampler:
         if values is None:
             return torch.full((self.n_features,), default, dtype=torch.float32)
         values = values.detach().cpu()
+        if values.ndim == 0:
+            values = values.expand(self.n_features)
         if tuple(values.shape) != (self.n_features,):
             raise ValueError(
                 f"{name} has shape {list(values.shape)} but firing_probabilities describe "
