@@ -24,7 +24,13 @@ def small_world(
     if common is not None:
         probabilities[0] = common
     return World(
-        ToyModel(n, d_in, ortho_num_steps=300, generator=torch.Generator().manual_seed(0)),
+        ToyModel(
+            n,
+            d_in,
+            ortho_num_steps=300,
+            generator=torch.Generator().manual_seed(0),
+            ortho_renormalize=True,
+        ),
         probabilities,
         torch.full((n,), sigma),
         torch.ones(n),

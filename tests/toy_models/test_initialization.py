@@ -58,6 +58,27 @@ def test_ordering_names_the_feature_of_each_latent(world: ToyModel, ordering: An
         assert torch.equal(sae.W_enc[:, latent], world.embed.weight[:, feature])
 
 
+@pytest.mark.parametrize("d_sae", [3, 7])
+@pytest.mark.parametrize("ordering", [None, [4, 3, 2, 1, 0]], ids=["as they come", "ordering"])
+def test_other_numbers_of_latents_fill_the_first(
+    world: ToyModel, d_sae: int, ordering: list[int] | None
+) -> None:
+    sae = jumprelu(d_sae)
+    untouched = {name: p.detach().clone() for name, p in sae.named_parameters()}
+    n = min(d_sae, NUM_FEATS)
+    init_sae_to_match_model(sae, world, feature_ordering=ordering and ordering[:n])
+    features = (ordering or list(range(NUM_FEATS)))[:n]
+    assert torch.equal(sae.W_dec[:n], world.embed.weight.T[features])
+    assert torch.equal(sae.W_enc[:, :n], world.embed.weight[:, features])
+    assert sae.b_enc[:n].eq(0).all()
+    assert sae.b_dec.eq(0).all()
+    # The latents after them are as they were.
+    assert torch.equal(sae.W_dec[n:], untouched["W_dec"][n:])
+    assert torch.equal(sae.W_enc[:, n:], untouched["W_enc"][:, n:])
+    assert torch.equal(sae.b_enc[n:], untouched["b_enc"][n:])
+    assert all(p.is_contiguous() for p in sae.parameters())
+
+
 def test_noise(world: ToyModel) -> None:
     sae, again = jumprelu(), jumprelu()
     before = torch.get_rng_state()
@@ -116,9 +137,10 @@ def test_other_kinds_of_sae(world: ToyModel) -> None:
 @pytest.mark.parametrize(
     ("sae", "arguments", "message"),
     [
-        ({"d_sae": 6}, {}, r"6 latents but the toy model 5 features.*d_sae=5.*feature_ordering"),
         ({"d_in": 7}, {}, r"width 7 .* 8 wide.*d_in=8"),
-        ({}, {"feature_ordering": [0, 1, 2]}, "names 3 features but the SAE has 5 latents"),
+        ({}, {"feature_ordering": [0, 1, 2]}, "names 3 features.* 5 latents"),
+        ({"d_sae": 7}, {"feature_ordering": [0, 1, 2]}, "names 3 features.* 7 latents.* 5 of them"),
+        ({"d_sae": 7}, {"feature_ordering": list(range(7))}, "names 7 features.* 5 of them"),
         ({}, {"feature_ordering": [0, 1, 2, 3, 5]}, r"\[4\] is 5, but .* 0 to 4"),
         ({}, {"feature_ordering": [0, 1, 2, 3, -1]}, r"\[4\] is -1"),
         ({}, {"feature_ordering": [0, 1, 2, 0, 4]}, r"\[3\] is 0, which an earlier latent"),

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from sparse_but_wrong.toy_models.orthogonalize import orthogonalize
 from sparse_but_wrong.toy_models.toy_model import ToyModel
 
 
@@ -25,7 +26,7 @@ def world() -> ToyModel:
 
 class TestToyModel:
     def test_the_notebook_world(self) -> None:
-        model = ToyModel(num_feats=50, hidden_dim=100, generator=seeded())
+        model = ToyModel(50, 100, generator=seeded(), ortho_renormalize=True)
         assert isinstance(model.embed, nn.Linear)
         assert model.embed.bias is None
         weight = model.embed.weight
@@ -42,6 +43,18 @@ class TestToyModel:
         assert torch.allclose(activation, expected, atol=1e-6)
         assert not activation.requires_grad
 
+    def test_run_with_cache_gives_the_activations_twice(self, world: ToyModel) -> None:
+        features = torch.rand(3, 5, generator=seeded())
+        activations, cache = world.run_with_cache(features)
+        assert torch.equal(activations, world(features))
+        assert list(cache) == ["embed"]
+        assert torch.equal(cache["embed"], activations)
+        world.embed.weight.requires_grad_()
+        activations, cache = world.run_with_cache(features, names_filter="embed")
+        assert (activations.requires_grad, cache["embed"].requires_grad) == (True, False)
+        for wanted in (["other"], "other", lambda name: name == "other"):
+            assert world.run_with_cache(features, names_filter=wanted)[1] == {}
+
     def test_bias_moves_every_activation(self, world: ToyModel) -> None:
         empty = world(torch.zeros(2, 5))
         assert torch.equal(empty, world.embed.bias.expand(2, 8))
@@ -52,6 +65,11 @@ class TestToyModel:
         cosines = model.embed.weight.T @ model.embed.weight
         expected = torch.full((6, 6), 0.25).fill_diagonal_(1)
         assert torch.allclose(cosines, expected, atol=1e-4)
+        renormalized = ToyModel(
+            6, 12, ortho_num_steps=4, generator=seeded(), ortho_renormalize=True
+        )
+        rows = orthogonalize(6, 12, num_steps=4, generator=seeded(), renormalize=True)
+        assert torch.equal(renormalized.embed.weight, rows.T)
         few = ToyModel(6, 12, ortho_num_steps=0, generator=seeded())
         assert float((few.embed.weight.T @ few.embed.weight - torch.eye(6)).abs().max()) > 0.1
 

@@ -56,6 +56,7 @@ def make_world(
             spec.d_in,
             ortho_num_steps=spec.ortho_num_steps,
             generator=directions,
+            ortho_renormalize=True,
         ),
         firing_probabilities=torch.tensor(spec.firing_probabilities),
         std_firing_magnitudes=torch.tensor(spec.std_firing_magnitudes),
@@ -107,6 +108,12 @@ def make_saes(
             if spec.init == "true_features":
                 if model is None:
                     raise ValueError("it is to start at the true features, which were not given.")
+                n_features = model.embed.weight.shape[1]
+                if cfg.d_sae != n_features:
+                    raise ValueError(
+                        f"it is to start at the true features and has {cfg.d_sae} latents for "
+                        f"{n_features} of them; give it d_sae={n_features}."
+                    )
                 init_sae_to_match_model(sae, model)
         except (TypeError, ValueError) as error:
             raise ValueError(f"SAE {spec.sae_id!r}: {error}") from error

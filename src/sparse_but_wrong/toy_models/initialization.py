@@ -14,8 +14,8 @@ from sparse_but_wrong.toy_models.toy_model import ToyModel
 if TYPE_CHECKING:
     import sae_lens
 
-# Gated SAEs have two encoder biases in place of b_enc.
-_BIASES = ("b_enc", "b_gate", "b_mag", "b_dec")
+# Gated SAEs have two in place of b_enc.
+_LATENTS_BIASES = ("b_enc", "b_gate", "b_mag")
 
 
 @torch.no_grad()
@@ -28,21 +28,21 @@ def init_sae_to_match_model(
 ) -> None:
     """Set an SAE's decoder rows and encoder columns to the true feature directions, in place.
 
-    Biases become 0; thresholds stay as they are. The SAE's parameters stay the same objects, so an
-    optimizer that holds them keeps working.
+    The first min(F, d_sae) latents take a feature each and their biases become 0, as does the
+    decoder's; thresholds stay as they are. Further latents keep their weights and biases. The SAE's
+    parameters stay the same objects, so an optimizer that holds them keeps working.
 
     Args:
         sae: with d_in the width of the toy model's activations.
         toy_model: where the directions come from.
-        noise_level: standard deviation of Gaussian noise added to every weight; drawn on the CPU
-            for the decoder, then for the encoder.
-        feature_ordering: the feature that each latent takes, d_sae different indices; 0, 1, 2, …
-            if left out.
+        noise_level: standard deviation of Gaussian noise added to every weight that is set; drawn
+            on the CPU for the decoder, then for the encoder.
+        feature_ordering: the feature that each of these latents takes, min(F, d_sae) different
+            indices; 0, 1, 2, … if left out.
         generator: for the noise, on the CPU; torch's global one if left out.
     Raises:
-        ValueError: widths that disagree, a number of latents that is neither that of the features
-            nor that of `feature_ordering`, a feature that is repeated or does not exist, or a
-            negative noise level.
+        ValueError: widths that disagree, a `feature_ordering` of another length, a feature that is
+            repeated or does not exist, or a negative noise level.
     """
     true_directions = toy_model.embed.weight.detach().cpu().T
     num_feats, hidden_dim = true_directions.shape
@@ -54,31 +54,30 @@ def init_sae_to_match_model(
         )
     if not 0 <= noise_level < float("inf"):
         raise ValueError(f"noise_level is {noise_level}; a standard deviation is 0 or more.")
-    directions = true_directions[_ordering(feature_ordering, d_sae, num_feats)]
-    _write(sae.W_dec, _with_noise(directions, noise_level, generator))
-    _write(sae.W_enc, _with_noise(directions, noise_level, generator).T)
-    for name in _BIASES:
+    ordering = _ordering(feature_ordering, d_sae, num_feats)
+    directions, filled = true_directions[ordering], slice(len(ordering))
+    _make_contiguous(sae.W_dec)
+    _make_contiguous(sae.W_enc)
+    sae.W_dec[filled] = _with_noise(directions, noise_level, generator).to(sae.W_dec)
+    sae.W_enc[:, filled] = _with_noise(directions, noise_level, generator).T.to(sae.W_enc)
+    sae.b_dec.zero_()
+    for name in _LATENTS_BIASES:
         bias = getattr(sae, name, None)
         if isinstance(bias, nn.Parameter):
-            bias.zero_()
+            bias[filled] = 0
 
 
 def _ordering(
     feature_ordering: Sequence[int] | Tensor | None, d_sae: int, num_feats: int
 ) -> list[int]:
+    filled = min(d_sae, num_feats)
     if feature_ordering is None:
-        if d_sae != num_feats:
-            raise ValueError(
-                f"The SAE has {d_sae} latents but the toy model {num_feats} features. Make the SAE "
-                f"with d_sae={num_feats}, or say which features its latents take with "
-                "feature_ordering."
-            )
-        return list(range(num_feats))
+        return list(range(filled))
     ordering = [int(feature) for feature in feature_ordering]
-    if len(ordering) != d_sae:
+    if len(ordering) != filled:
         raise ValueError(
-            f"feature_ordering names {len(ordering)} features but the SAE has {d_sae} latents: "
-            "give one feature per latent."
+            f"feature_ordering names {len(ordering)} features, but the SAE has {d_sae} latents and "
+            f"the toy model {num_feats} features: name {filled} of them."
         )
     seen: set[int] = set()
     for latent, feature in enumerate(ordering):
@@ -104,8 +103,7 @@ def _with_noise(
     return directions + noise_level * torch.randn(directions.shape, generator=generator)
 
 
-def _write(parameter: nn.Parameter, values: Tensor) -> None:
+def _make_contiguous(parameter: nn.Parameter) -> None:
+    """Writing into a parameter keeps its strides, and safetensors refuses to save others."""
     if not parameter.is_contiguous():
-        # copy_ would keep the strides, and safetensors refuses to save such a parameter.
-        parameter.data = torch.empty_like(parameter, memory_format=torch.contiguous_format)
-    parameter.copy_(values)
+        parameter.data = parameter.data.contiguous()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
@@ -54,6 +55,7 @@ class ToyModel(nn.Module):
         bias: add a constant vector, drawn as `nn.Linear` draws its bias: uniform in ±1/√F.
         ortho_lr, ortho_num_steps: step and number of steps of the descent.
         generator: for the directions and the bias, on the CPU; torch's global one if left out.
+        ortho_renormalize: see `orthogonalize`; matters where steps are few.
     Raises:
         ValueError: a size, step or target that `orthogonalize` refuses.
     """
@@ -67,6 +69,7 @@ class ToyModel(nn.Module):
         ortho_lr: float = 0.01,
         ortho_num_steps: int = 1000,
         generator: torch.Generator | None = None,
+        ortho_renormalize: bool = False,
     ) -> None:
         super().__init__()
         directions = orthogonalize(
@@ -76,6 +79,7 @@ class ToyModel(nn.Module):
             num_steps=ortho_num_steps,
             lr=ortho_lr,
             generator=generator,
+            renormalize=ortho_renormalize,
         )
         offset = None
         if bias:
@@ -108,6 +112,28 @@ class ToyModel(nn.Module):
             shape [..., D].
         """
         return self.embed(features)
+
+    def run_with_cache(
+        self,
+        features: Float[Tensor, "*batch num_feats"],
+        names_filter: Callable[[str], bool] | Sequence[str] | str | None = None,
+    ) -> tuple[Float[Tensor, "*batch hidden_dim"], dict[str, Tensor]]:
+        """As a TransformerLens `HookedRootModule`: the activations, and what a hook would see.
+
+        Args:
+            features: shape [..., F].
+            names_filter: the hooks wanted, as a name, names or a test of names; all if left out.
+        Returns:
+            The activations [..., D]; and the same, detached, under the only name "embed".
+        """
+        activations = self(features)
+        if callable(names_filter):
+            is_wanted = names_filter("embed")
+        elif isinstance(names_filter, str):
+            is_wanted = names_filter == "embed"
+        else:
+            is_wanted = names_filter is None or "embed" in names_filter
+        return activations, {"embed": activations.detach()} if is_wanted else {}
 
     def save(self, folder: str | Path) -> None:
         """Write this world into a new folder: its tensors as safetensors, its config as JSON.
