@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
+import jaxtyping
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,9 @@ class World(nn.Module):
         super().__init__()
         self.embed = nn.Linear(3, 4, bias=False)
         self.embed.weight.data.copy_(torch.eye(4)[:, :3])
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.embed(features)
 
 
 # Two features, one, none, one: true L0 1.
@@ -51,6 +56,49 @@ def test_worked_example(sae):
     assert (result.true_l0, result.sae_l0, result.dead_features) == (1.0, 0.75, 2)
     assert result.shrinkage == pytest.approx(1 / 3)
     assert [type(value) for value in vars(result).values()] == [float, float, int, float]
+
+
+def test_any_module_that_embeds_features(sae):
+    class Stretched(nn.Module):
+        def forward(self, features: Tensor) -> Tensor:
+            return nn.functional.pad(2 * features, (0, 1))
+
+    # Latents see twice the features: 2, 2 | 4 | none | 1, halved; all but none are above 0.75.
+    result = eval_sae(sae, Stretched(), lambda n: BATCH.double().repeat(n // 4, 1))
+    assert (result.true_l0, result.sae_l0, result.dead_features) == (1.0, 1.0, 1)
+    # What an embedding in front of something else gives is not what the SAE was trained on.
+    behind = World()
+    behind.forward = lambda features: 2 * behind.embed(features)
+    assert eval_sae(sae, behind, batch_of).sae_l0 == 1.0
+
+
+def test_an_object_with_an_embedding_will_do(sae):
+    @dataclass
+    class Plain:
+        embed: nn.Module
+
+    assert eval_sae(sae, Plain(World().embed), batch_of).sae_l0 == 0.75
+
+
+def test_active_means_above_zero():
+    """As published; a latent that is only ever negative is dead."""
+    from sae_lens import StandardTrainingSAE, StandardTrainingSAEConfig
+
+    sae = StandardTrainingSAE(StandardTrainingSAEConfig(d_in=4, d_sae=4))
+    sae.activation_fn = nn.Identity()
+    sae.W_dec.data.copy_(torch.eye(4))
+    sae.W_enc.data.copy_(torch.diag(torch.tensor([1.0, -1.0, 1.0, 1.0])))
+    result = eval_sae(sae, World(), batch_of)
+    # Active: {0}, {}, {}, {2}; latent 1 is −2 and −4 where its feature fires, latent 3 has none.
+    assert (result.sae_l0, result.dead_features) == (0.5, 2)
+
+
+def test_refuses_before_it_folds(sae, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    norms = sae.W_dec.norm(dim=1).detach()
+    with pytest.raises(ValueError, match=r"\b4\b.*\b5\b"):
+        eval_sae(sae, nn.Linear(3, 5), batch_of, num_samples=8)
+    assert torch.equal(sae.W_dec.norm(dim=1), norms)
 
 
 def test_folds_the_decoder_norm_in_place_and_keeps_the_function(sae):

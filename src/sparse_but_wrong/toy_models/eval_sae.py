@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_but_wrong.diagnostics._one_pass import sparsity_and_reconstruction
+from sparse_but_wrong.diagnostics.samples import check_activations
 
 if TYPE_CHECKING:
     import sae_lens
@@ -22,23 +23,23 @@ class EvalResult:
     true_l0: float
     """Features that fire per sample, on average."""
     sae_l0: float
-    """Latents that are active per sample, on average."""
+    """Latents with a positive activation per sample, on average."""
     dead_features: int
-    """Latents that were active on no sample."""
+    """Latents that were above zero on no sample."""
     shrinkage: float
     """Mean of ‖reconstruction‖ / ‖input‖ over the samples whose input is not zero."""
 
 
 @runtime_checkable
-class _EmbedsFeatures(Protocol):
+class _HasEmbedding(Protocol):
     @property
-    def embed(self) -> nn.Linear: ...
+    def embed(self) -> nn.Module: ...
 
 
 @torch.no_grad()
 def eval_sae(
     sae: sae_lens.SAE[Any],
-    toy_model: _EmbedsFeatures,
+    toy_model: nn.Module | _HasEmbedding,
     generate_batch: Callable[[int], Tensor],
     num_samples: int = 100_000,
 ) -> EvalResult:
@@ -53,8 +54,8 @@ def eval_sae(
 
     Args:
         sae: any sae_lens SAE whose decoder norm can be folded.
-        toy_model: a `ToyModel`, or anything whose `embed` is a linear layer from features to
-            activations.
+        toy_model: a `ToyModel`, any module that embeds features when called, or an object whose
+            `embed` is one.
         generate_batch: called once with the number of samples; returns feature magnitudes of
             shape [num_samples, n_features].
         num_samples: how many samples to draw.
@@ -65,18 +66,22 @@ def eval_sae(
     """
     if num_samples < 1:
         raise ValueError(f"num_samples is {num_samples}: draw at least one sample.")
-    embed = toy_model.embed
+    embed = toy_model if isinstance(toy_model, nn.Module) else toy_model.embed
     features = generate_batch(num_samples)
-    if features.shape != (num_samples, embed.in_features):
+    # What no linear layer takes is left to the module itself to refuse.
+    n_features = getattr(getattr(toy_model, "embed", embed), "in_features", features.shape[-1])
+    if features.shape != (num_samples, n_features):
         raise ValueError(
             f"generate_batch({num_samples}) returned shape {list(features.shape)}, but the toy "
-            f"model embeds features of shape [{num_samples}, {embed.in_features}]."
+            f"model embeds features of shape [{num_samples}, {n_features}]."
         )
+    true_l0 = torch.count_nonzero(features > 0).item() / num_samples
+    weight = next(embed.parameters(), features)
+    activations = embed(features.to(weight.device, weight.dtype))
+    check_activations(activations, sae.cfg.d_in)
     # Only now that nothing is left to refuse.
     sae.fold_W_dec_norm()
-    true_l0 = torch.count_nonzero(features > 0).item() / num_samples
-    activations = embed(features.to(embed.weight))
-    sparsity, reconstruction = sparsity_and_reconstruction(sae, activations)
+    sparsity, reconstruction = sparsity_and_reconstruction(sae, activations, positive_only=True)
     return EvalResult(
         true_l0=true_l0,
         sae_l0=sparsity.l0,

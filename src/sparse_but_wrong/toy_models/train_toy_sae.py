@@ -6,10 +6,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparse_but_wrong.activations.toy import EmbeddedFeatures
-from sparse_but_wrong.toy_models.toy_model import ToyModel
 from sparse_but_wrong.training.loop import train_saes
 from sparse_but_wrong.training.options import TrainOptions
 from sparse_but_wrong.util import DEFAULT_DEVICE
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 def train_toy_sae(
     sae: sae_lens.TrainingSAE[Any],
-    toy_model: ToyModel,
+    toy_model: nn.Module,
     activations_batch_provider: Callable[[int], Tensor],
     lr: float = 3e-4,
     training_tokens: int = 15_000_000,
@@ -35,7 +34,7 @@ def train_toy_sae(
 
     Args:
         sae: a sae_lens training SAE with d_in equal to the toy model's width.
-        toy_model: embeds the features.
+        toy_model: a `ToyModel`, or any module that embeds features when called.
         activations_batch_provider: called with a number of samples, gives features [batch, F].
         lr: Adam's learning rate, held constant between warm-up and decay.
         training_tokens: samples to train on.
@@ -44,14 +43,8 @@ def train_toy_sae(
         device: where to train; the SAE and the toy model are moved there.
         train_batch_size_tokens: samples per batch.
     Raises:
-        ValueError: the SAE's d_in is not the width of the toy model, or as `train_saes`.
+        ValueError: as `train_saes`, which also refuses activations of another width than d_in.
     """
-    width = toy_model.embed.weight.shape[0]
-    if sae.cfg.d_in != width:
-        raise ValueError(
-            f"the SAE reads activations of width d_in = {sae.cfg.d_in}, but the toy model embeds "
-            f"into {width} dimensions; make the SAE with d_in={width}."
-        )
     sae.to(device)
     toy_model.to(device)
     options = TrainOptions(
