@@ -10,12 +10,9 @@ import torch
 
 
 @pytest.fixture(scope="session")
-def shared_dir() -> Path:
-    """The folder of reference figures and published notebooks that lies beside a full checkout."""
-    folder = Path(__file__).resolve().parents[2] / "shared"
-    if not folder.is_dir():
-        pytest.skip("the reference folder ../shared is not beside this checkout")
-    return folder
+def data_dir() -> Path:
+    """Reference figures and a notebook that tests compare with."""
+    return Path(__file__).resolve().parent / "data"
 
 
 @pytest.fixture(autouse=True, scope="session")

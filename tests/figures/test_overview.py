@@ -25,8 +25,8 @@ def legend_texts(axes: Axes) -> list[str]:
 @pytest.fixture(scope="module")
 def published(request: pytest.FixtureRequest) -> pd.DataFrame:
     """The reference sweep, with stand-ins for the two columns that it does not record."""
-    shared: Path = request.getfixturevalue("shared_dir")
-    saes = json.loads((shared / "reference" / "jumprelu_sweep.json").read_text())["6.54.12"]
+    data: Path = request.getfixturevalue("data_dir")
+    saes = json.loads((data / "jumprelu_sweep.json").read_text())["6.54.12"]
     table = pd.DataFrame([{"l0": sae["l0"], "added": False} for sae in saes])
     curves = pd.DataFrame([{f"s_{n}": s for n, s in enumerate(sae["s_n"])} for sae in saes])
     distance = (table["l0"] - 10.95).abs()

@@ -26,8 +26,8 @@ from sparse_but_wrong.toy_models.sampler import FeatureSampler
 
 class TestGenerateRandomCorrelationMatrix:
     @pytest.mark.parametrize("entry", ["world", "second_check"])
-    def test_reproduces_the_published_matrices(self, shared_dir: Path, entry: str) -> None:
-        reference = json.loads((shared_dir / "reference/toy_world_seed42.json").read_text())[entry]
+    def test_reproduces_the_published_matrices(self, data_dir: Path, entry: str) -> None:
+        reference = json.loads((data_dir / "toy_world_seed42.json").read_text())[entry]
         matrix = generate_random_correlation_matrix(
             num_features=reference["num_features"],
             positive_ratio=reference["positive_ratio"],
