@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import matplotlib
 import matplotlib.pyplot as plt
 import pytest
+import tueplots.axes
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 from tueplots import bundles
@@ -69,7 +70,7 @@ def test_latex_does_not_work_where_kpsewhich_fails(
 def test_with_latex_the_style_is_the_neurips_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(style, "latex_works", lambda: True)
     context = style.seaborn_rc_context()
-    assert context == bundles.neurips2021()
+    assert context == {**bundles.neurips2021(), **tueplots.axes.lines()}
     with plt.rc_context(context):
         assert matplotlib.rcParams["text.usetex"] is True
 
@@ -79,7 +80,8 @@ def test_without_latex_only_the_fonts_differ_from_the_bundle_and_all_are_install
 ) -> None:
     monkeypatch.setattr(style, "latex_works", lambda: False)
     context = style.seaborn_rc_context()
-    bundle = bundles.neurips2021(usetex=False)
+    bundle = {**bundles.neurips2021(usetex=False), **tueplots.axes.lines()}
+    assert context.keys() == bundle.keys()
     changed = {name for name in context if context[name] != bundle[name]}
     assert changed <= {"font.family", "font.serif", "font.sans-serif"}
     assert context["text.usetex"] is False
@@ -88,6 +90,13 @@ def test_without_latex_only_the_fonts_differ_from_the_bundle_and_all_are_install
     assert set(context["font.sans-serif"]) <= installed
     with plt.rc_context(context):
         assert matplotlib.rcParams["axes.titlesize"] == 9
+
+
+def test_lines_are_as_thin_as_in_the_published_figures() -> None:
+    with plt.rc_context(style.SEABORN_RC_CONTEXT):
+        assert matplotlib.rcParams["axes.linewidth"] == 0.5
+        assert matplotlib.rcParams["lines.linewidth"] == 1.0
+        assert matplotlib.rcParams["xtick.major.width"] == 0.5
 
 
 def test_paper_style_starts_from_the_defaults_and_keeps_the_screen() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import matplotlib
 import matplotlib.style
+import tueplots.axes
 from matplotlib import font_manager
 from tueplots import bundles
 
@@ -78,15 +79,15 @@ def latex_works() -> bool:
 
 
 def seaborn_rc_context() -> dict[Any, Any]:
-    """The NeurIPS 2021 style of tueplots as rc parameters for `matplotlib.rc_context`.
+    """The NeurIPS 2021 style of tueplots, its thin lines included, for `matplotlib.rc_context`.
 
     Where LaTeX works, text is set by LaTeX. Elsewhere the font family is a list of serif fonts
     that are installed here, Times first: a generic "serif" would be looked up when the figure is
     drawn, by which time the context may be gone, and would log a warning for lack of Times.
     """
     if latex_works():
-        return bundles.neurips2021(usetex=True)
-    context = bundles.neurips2021(usetex=False)
+        return {**bundles.neurips2021(usetex=True), **tueplots.axes.lines()}
+    context = {**bundles.neurips2021(usetex=False), **tueplots.axes.lines()}
     installed = set(font_manager.fontManager.get_font_names())
     families = [name for name in context["font.serif"] if name in installed]
     families += _BUNDLED_SERIFS
