@@ -34,6 +34,11 @@ def test_correlations_are_drawn_on_a_scale_from_minus_one_to_one(
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("Feature", "Feature")
     bottom, top = axes.get_ylim()
     assert bottom > top  # row 0 on top
+    lower = Figure()
+    panel = HeatmapPanel(matrix.numpy(), title="t", ylabel="y", xlabel="x")
+    draw_heatmaps(lower, [panel], origin="lower")
+    np.testing.assert_array_equal(cells(lower), matrix.numpy())
+    assert lower.axes[0].get_ylim() == (0, 3)
     assert tuple(figure.get_size_inches()) == (2.5, 2)
     assert render(figure).startswith(b"\x89PNG")
 

@@ -22,10 +22,10 @@ def seeded(seed: int = 0) -> torch.Generator:
 def test_few_steps_leave_the_published_noise() -> None:
     noise = [
         float(off_diagonal(orthogonalize(50, 100, num_steps=4, generator=seeded(s))).abs().mean())
-        for s in range(4)
+        for s in range(25)
     ]
-    # Published: 0.049; over seeds it varies by 0.0004.
-    assert noise == pytest.approx([0.0494] * 4, abs=0.0015)
+    # Over seeds it varies by 0.0016, so that the mean of 25 is uncertain by 0.0003; three of them.
+    assert sum(noise) / 25 == pytest.approx(0.0492, abs=0.001)
     renormalized = orthogonalize(50, 100, num_steps=4, generator=seeded(), renormalize=True)
     assert float(off_diagonal(renormalized).abs().mean()) == pytest.approx(0.030, abs=0.001)
     # With many there is as good as none.

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,9 +10,12 @@ from typing import Any
 import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
+import plotly.graph_objects as go
+import plotly.io
 import pytest
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 
 from sparse_but_wrong.toy_models import plotting
@@ -55,16 +59,26 @@ def model_with_features(columns: list[list[float]]) -> StandInModel:
 ORTHOGONAL = model_with_features([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
 
 
+def size_and_colours(path: Path) -> tuple[tuple[int, int], int]:
+    """Of a picture; an empty one has a single colour."""
+    with Image.open(path) as picture:
+        return picture.size, len(picture.convert("RGB").getcolors(1 << 24) or [])
+
+
 def cells(figure: Figure, index: int) -> np.ndarray:
     return np.asarray(figure.axes[index].collections[0].get_array())
 
 
 @pytest.fixture(autouse=True)
-def matplotlib_left_alone(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+def matplotlib_left_alone(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
     before = dict(matplotlib.rcParams)
+    # Plotly opens a browser where there is one.
+    monkeypatch.setattr(plotly.io.renderers, "default", "")
     yield
     assert dict(matplotlib.rcParams) == before
-    assert plt.get_fignums() == []
+    plt.close("all")
     assert [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING] == []
 
 
@@ -88,6 +102,9 @@ class TestCosineHeatmaps:
         assert (encoder.get_title(), decoder.get_title()) == ("SAE encoder", "SAE decoder")
         assert (decoder.get_xlabel(), decoder.get_ylabel()) == ("True feature", "SAE latent")
         assert tuple(figure.get_size_inches()) == (16, 8)
+        # As published: row 0 at the bottom, every latent and feature labelled.
+        assert decoder.get_ylim() == (0, 2)
+        assert [label.get_text() for label in decoder.get_xticklabels()] == ["0", "1", "2"]
 
     def test_titles(self) -> None:
         sae = sae_with_decoder([[1.0, 0.0, 0.0]])
@@ -104,9 +121,16 @@ class TestCosineHeatmaps:
         )
         assert len(figure.axes) == 2  # the heatmap and its colour bar
         axes = figure.axes[0]
+        assert tuple(figure.get_size_inches()) == (8, 8)
         assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "3"]
         values = [text.get_text() for text in axes.texts]
         assert values == ["0.60", "0.80", "0.00", "0.00", "0.00", "1.00"]
+
+    def test_with_the_decoder_alone_the_figure_is_half_as_wide(self) -> None:
+        figure = plot_sae_feat_cos_sims_seaborn(
+            sae_with_decoder([[1.0, 0.0, 0.0]]), ORTHOGONAL, decoder_only=True, width=5, height=2
+        )
+        assert tuple(figure.get_size_inches()) == (2.5, 2)
 
     def test_reordering_puts_the_match_of_each_feature_into_its_row(self) -> None:
         sae = sae_with_decoder([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
@@ -164,7 +188,7 @@ class TestPlotly:
     def test_has_the_same_numbers_and_tells_latents_by_their_own_index(self) -> None:
         sae = sae_with_decoder([[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
         figure = plot_sae_feat_cos_sims(
-            sae, ORTHOGONAL, "Mine", reorder_features=True, one_based_indexing=True, dtick=2
+            sae, ORTHOGONAL, title="Mine", reorder_features=True, one_based_indexing=True, dtick=2
         )
         traces: Any = figure.data
         encoder, decoder = traces
@@ -176,8 +200,54 @@ class TestPlotly:
         assert layout["title"]["text"] == "Mine"
         assert (layout["coloraxis"]["cmin"], layout["coloraxis"]["cmax"]) == (-1, 1)
         assert [note["text"] for note in layout["annotations"]] == ["SAE encoder", "SAE decoder"]
-        assert layout["yaxis2"]["autorange"] == "reversed"
+        assert "autorange" not in layout["yaxis2"]  # row 0 at the bottom
         assert (layout["xaxis"]["tick0"], layout["xaxis"]["dtick"]) == (1, 2)
+
+    def test_the_published_arguments_by_position(self, tmp_path: Path) -> None:
+        path = tmp_path / "cosines.png"
+        figure = plot_sae_feat_cos_sims(
+            sae_with_decoder([[1.0, 0.0, 0.0]]),
+            ORTHOGONAL,
+            "L0 11",
+            200,
+            600,
+            True,
+            False,
+            False,
+            path,
+            2,
+            0.5,
+        )
+        layout = figure.to_plotly_json()["layout"]
+        assert "(L0 11)" in layout["title"]["text"]
+        assert (layout["height"], layout["width"]) == (200, 600)
+        assert layout["xaxis"]["dtick"] == 2
+        assert figure.to_plotly_json()["data"][0]["texttemplate"]
+        assert size_and_colours(path)[0] == (300, 100)
+
+    def test_the_published_defaults(self) -> None:
+        parameters = list(inspect.signature(plot_sae_feat_cos_sims).parameters.values())
+        published = {p.name: p.default for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD}
+        del published["sae"], published["model"], published["title_suffix"]
+        assert published == {
+            "height": 400,
+            "width": 800,
+            "show_values": False,
+            "reorder_features": False,
+            "show_plot": True,
+            "save_path": None,
+            "dtick": 1,
+            "scale": 1.0,
+        }
+
+    def test_is_shown_unless_told_otherwise(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        shown = []
+        monkeypatch.setattr(go.Figure, "show", lambda figure: shown.append(figure))
+        sae = sae_with_decoder([[1.0, 0.0, 0.0]])
+        plot_sae_feat_cos_sims(sae, ORTHOGONAL, "s", show_plot=False)
+        assert shown == []
+        figure = plot_sae_feat_cos_sims(sae, ORTHOGONAL, title_suffix="s")
+        assert shown == [figure]
 
     def test_is_saved_as_a_page(self, tmp_path: Path) -> None:
         sae = sae_with_decoder([[1.0, 0.0, 0.0]])
@@ -186,9 +256,25 @@ class TestPlotly:
         assert len(figure.to_plotly_json()["data"]) == 1
         assert "SAE decoder" in path.read_text()
 
+    @pytest.mark.parametrize("suffix", ["png", "pdf", "svg", "jpg"])
+    def test_is_saved_as_a_picture(self, tmp_path: Path, suffix: str) -> None:
+        path = tmp_path / "plots" / f"cosines.{suffix}"
+        sae = sae_with_decoder([[3.0, 4.0, 0.0], [0.0, 0.0, 2.0]])
+        plot_sae_feat_cos_sims(sae, ORTHOGONAL, "s", save_path=str(path), scale=2.0)
+        assert list(path.parent.iterdir()) == [path]
+        if suffix in ("png", "jpg"):
+            size, n_colours = size_and_colours(path)
+            assert size == (1600, 800)
+            assert n_colours > 10
+        assert plt.get_fignums() == []
+
     @pytest.mark.parametrize(
         ("arguments", "culprit"),
-        [({"save_path": "cosines.pdf"}, r"end in \.html"), ({"dtick": 0}, "dtick is 0")],
+        [
+            ({"save_path": "cosines.docx"}, "docx.*html"),
+            ({"dtick": 0}, "dtick is 0"),
+            ({"scale": 0.0}, "scale is 0"),
+        ],
     )
     def test_what_it_cannot_do_is_refused(self, arguments: dict, culprit: str) -> None:
         with pytest.raises(ValueError, match=culprit):
@@ -236,7 +322,7 @@ class TestReordering:
 class TestCorrelationMatrix:
     def test_draws_the_matrix_and_labels_every_feature(self) -> None:
         matrix = torch.tensor([[1.0, -0.4], [-0.4, 1.0]])
-        figure = plot_correlation_matrix(matrix)
+        figure = plot_correlation_matrix(correlation_matrix=matrix)
         np.testing.assert_array_equal(cells(figure, 0), matrix)
         axes = figure.axes[0]
         assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "1"]
@@ -259,42 +345,45 @@ class TestCorrelationMatrix:
     def test_an_unknown_format_is_refused_before_drawing(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(plotting, "_new_figure", lambda _size: pytest.fail("drew a figure"))
+        monkeypatch.setattr(plt, "figure", lambda **_: pytest.fail("drew a figure"))
         with pytest.raises(ValueError, match="does not end in a format"):
             plot_correlation_matrix(np.eye(3), save_path=tmp_path / "figure.docx")
 
 
 class TestShowing:
-    def test_many_figures_leave_none_open_where_none_can_be_shown(self) -> None:
-        for _ in range(25):  # pyplot warns of more than 20
-            plot_correlation_matrix(np.eye(2))
-        assert plt.get_fignums() == []
-
-    def test_where_figures_can_be_shown_they_are_pyplots(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(plotting, "_backend_shows_figures", lambda: True)
+    def test_the_figure_is_pyplots_current_one(self, tmp_path: Path) -> None:
+        plt.figure()
+        sae = sae_with_decoder([[3.0, 4.0, 0.0], [0.0, 0.0, 2.0]])
+        figure = plot_sae_feat_cos_sims_seaborn(sae, ORTHOGONAL)
+        assert plt.gcf() is figure
+        plt.savefig(tmp_path / "current.png", dpi=20)
+        assert size_and_colours(tmp_path / "current.png")[1] > 10
         figure = plot_correlation_matrix(np.eye(2))
         assert plt.gcf() is figure
-        plt.close(figure)
+        assert len(plt.get_fignums()) == 3
 
-    def test_drawing_that_fails_leaves_no_half_drawn_figure(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_matplotlib_warns_of_many_open_figures(self) -> None:
+        with plt.rc_context(rc={"figure.max_open_warning": 2}):
+            for _ in range(2):
+                plot_correlation_matrix(np.eye(2))
+            with pytest.warns(RuntimeWarning, match="More than 2 figures"):
+                plot_correlation_matrix(np.eye(2))
+
+    def test_is_shown_by_itself_where_it_can_be(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        shown = []
+        monkeypatch.setattr(plt, "show", lambda: shown.append(plt.gcf()))
+        plot_correlation_matrix(np.eye(2))
+        assert shown == []  # matplotlib would warn that Agg shows nothing
         monkeypatch.setattr(plotting, "_backend_shows_figures", lambda: True)
+        figures = [
+            plot_correlation_matrix(np.eye(2)),
+            plot_sae_feat_cos_sims_seaborn(sae_with_decoder([[1.0, 0.0, 0.0]]), ORTHOGONAL),
+        ]
+        assert shown == figures
+
+    def test_drawing_that_fails_leaves_no_half_drawn_figure(self) -> None:
         with pytest.raises(ValueError, match="entry"):
             plot_correlation_matrix(np.eye(2) * 3)
-        assert plt.get_fignums() == []
-
-    def test_a_notebook_that_displays_a_figure_does_not_show_it_again(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(plotting, "_backend_shows_figures", lambda: True)
-        figure = plot_correlation_matrix(np.eye(2))
-        monkeypatch.setattr(plotting.matplotlib, "get_backend", lambda: "inline")
-        display = getattr(figure, "_ipython_display_")  # noqa: B009
-        with pytest.raises(NotImplementedError):  # IPython then displays as it always does
-            display()
         assert plt.get_fignums() == []
 
     def test_agg_shows_nothing_and_a_notebook_does(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import matplotlib
 import numpy as np
@@ -28,7 +29,6 @@ class HeatmapPanel:
     """One matrix, of values between −1 and 1 or thereabouts, and what is written around it."""
 
     matrix: Float[np.ndarray, "rows columns"]
-    """Row 0 is drawn on top."""
     title: str
     ylabel: str
     xlabel: str
@@ -80,10 +80,12 @@ def draw_heatmaps(
     dtick: int | None = None,
     first_index: int = 0,
     show_values: bool = False,
+    origin: Literal["upper", "lower"] = "upper",
 ) -> None:
     """Draw matrices side by side on an empty figure, with one colour bar from −1 to 1.
 
     Args:
+        origin: where row 0 is drawn, as in matplotlib's `imshow`.
         dtick: label every how many rows and columns; chosen so that labels have room if left out.
         first_index: the number that the first row and column are given.
         show_values: write each value into its cell.
@@ -101,6 +103,8 @@ def draw_heatmaps(
     all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axes, panel in zip(all_axes, panels, strict=True):
         _draw_cells(axes, panel, dtick=dtick, first_index=first_index)
+        if origin == "upper":
+            axes.invert_yaxis()
         if show_values:
             _write_values(axes, panel.matrix, width=figure.get_figwidth() / len(panels))
     scale = ScalarMappable(Normalize(_LOWEST, _HIGHEST), _COLORS)
@@ -142,7 +146,6 @@ def _draw_cells(axes: Axes, panel: HeatmapPanel, *, dtick: int | None, first_ind
         # As vectors, a large matrix makes a PDF that is slow to open.
         rasterized=panel.matrix.size > _MOST_VECTOR_CELLS,
     )
-    axes.invert_yaxis()
     for axis, count in ((axes.xaxis, columns), (axes.yaxis, rows)):
         ticks = np.arange(0, count, dtick) if dtick else tick_positions(count, at_most=6)
         axis.set_ticks(ticks + 0.5, [str(tick + first_index) for tick in ticks])

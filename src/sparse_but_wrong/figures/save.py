@@ -48,13 +48,12 @@ def save_figure(fig: Figure, path_without_suffix: str | Path) -> tuple[Path, Pat
     return pdf, png
 
 
-def write_figure(fig: Figure, path: str | Path) -> Path:
+def write_figure(fig: Figure, path: str | Path, dpi: float | int = _DPI) -> Path:
     """Write a figure in the format that the path's suffix names; the figure stays open.
-
-    What is made of pixels has 200 to the inch.
 
     Args:
         path: a missing folder is created. The file appears whole or not at all.
+        dpi: pixels to the inch, of what is made of pixels.
     Raises:
         ValueError: a suffix that matplotlib has no format for.
     """
@@ -65,21 +64,23 @@ def write_figure(fig: Figure, path: str | Path) -> Path:
     # The style again: what LaTeX needs and the names of math fonts are read when text is drawn.
     # The salt: without one, an SVG's element names are random.
     with paper_style(), matplotlib.rc_context({"svg.hashsalt": "sparse_but_wrong"}):
-        fig.savefig(buffer, format=kind, dpi=_DPI, metadata=_UNDATED.get(kind))
+        fig.savefig(buffer, format=kind, dpi=dpi, metadata=_UNDATED.get(kind))
     write_bytes(path, buffer.getvalue())
     return path
 
 
-def check_suffix(path: str | Path) -> None:
+def check_suffix(path: str | Path, *others: str) -> None:
     """Reject a path whose suffix names no format of matplotlib's, before anything is drawn.
 
+    Args:
+        others: formats, without a dot, that somebody else writes.
     Raises:
         ValueError: the suffix is missing or unknown.
     """
     path = Path(path)
-    known = FigureCanvasBase.get_supported_filetypes()
+    known = {*FigureCanvasBase.get_supported_filetypes(), *others}
     if path.suffix[1:].lower() not in known:
         raise ValueError(
-            f"{str(path)!r} does not end in a format that matplotlib writes: "
+            f"{str(path)!r} does not end in a format that can be written: "
             f"use one of {', '.join(f'.{kind}' for kind in sorted(known))}."
         )

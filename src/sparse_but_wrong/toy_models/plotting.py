@@ -1,21 +1,25 @@
 """The published plot functions: how a toy model's SAE compares with the true features.
 
-Each computes what it shows, hands it to `sparse_but_wrong.figures` to draw, and returns the figure.
+Each computes what it shows, hands it to `sparse_but_wrong.figures` to draw, shows the figure and
+returns it.
 
-Showing: a matplotlib figure made here belongs to pyplot where the backend can show one. A notebook
-then displays it at the end of the cell, once, and closes it; with a window backend it appears at
-your next `plt.show()`. Where nothing can be shown (Agg, PDF: scripts, tests, workers) it never
-becomes pyplot's, so that any number of calls leaves no figure open. The figure returned can be
-saved and changed in all three cases. None of the functions changes rc parameters or calls
-`plt.show()`.
+Showing: a matplotlib figure made here is pyplot's current one. Where pyplot can show figures (a
+notebook, a window) `plt.show()` follows at once, as published: a notebook then displays it, and
+whatever else is open, within the cell, and closes it, so that a `plt.savefig` after it finds
+nothing; `save_path` and the figure returned do. Where nothing can be shown (Agg, PDF: scripts,
+workers) the figure stays open for `plt.savefig`, and matplotlib warns of more than 20; whoever
+draws many closes each by `plt.close(figure)`, or takes `sparse_but_wrong.figures`, which leaves
+pyplot alone. A figure returned to the very cell that has shown it is not displayed again. No
+function changes rc parameters.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import matplotlib
 import numpy as np
@@ -46,6 +50,9 @@ __all__ = [
     "plot_sae_feat_cos_sims",
     "plot_sae_feat_cos_sims_seaborn",
 ]
+
+# Of pictures whose size is given in pixels; sets how large letters are beside the heatmaps.
+_PIXELS_PER_INCH = 100
 
 
 @runtime_checkable
@@ -86,7 +93,7 @@ class HasFeatureDirections(Protocol):
 def plot_sae_feat_cos_sims_seaborn(
     sae: HasLatentDirections,
     model: HasFeatureDirections,
-    title_suffix: str = "",
+    title_suffix: str | None = None,
     title: str | None = None,
     height: float | int = 8,
     width: float | int = 16,
@@ -95,18 +102,18 @@ def plot_sae_feat_cos_sims_seaborn(
     one_based_indexing: bool = False,
     reorder_features: bool | Sequence[int] | Int[Tensor, " d_sae"] = False,
     decoder_only: bool = False,
-    dtick: int | None = None,
+    dtick: int | None = 1,
     decoder_title: str = "SAE decoder",
     adjust_for_superposition: bool = False,
 ) -> Figure:
-    """Heatmaps of the cosine similarity of every latent with every true feature.
+    """Heatmaps of the cosine similarity of every latent with every true feature, row 0 lowest.
 
     Args:
         sae: encoder columns W_enc [d_in, d_sae] and decoder rows W_dec [d_sae, d_in] are compared.
         model: its embed.weight [d_in, n_features] holds the true directions as columns.
         title_suffix: written in brackets after the figure's own title.
         title: replaces the figure's title, and then the suffix is not used.
-        height, width: of the whole figure, in inches.
+        height, width: in inches, of a figure with both heatmaps.
         show_values: write each value into its cell.
         save_path: where to write the figure, in the format of the path's suffix. A missing folder
             is created.
@@ -114,8 +121,8 @@ def plot_sae_feat_cos_sims_seaborn(
         reorder_features: True puts the latent that best matches feature j (see
             `find_best_index_reordering_for_saes`) into row j. An ordering [d_sae] names the latent
             of each row itself.
-        decoder_only: leave the encoder's heatmap out.
-        dtick: label every how many latents and features; chosen to fit if left out.
+        decoder_only: leave the encoder's heatmap out; the figure is then half as wide.
+        dtick: label every how many latents and features; chosen to fit if None.
         decoder_title: the title of the decoder's heatmap.
         adjust_for_superposition: subtract what is due to the true features not being orthogonal.
             Where m is the feature most similar to latent h in absolute value, and G holds the
@@ -138,14 +145,15 @@ def plot_sae_feat_cos_sims_seaborn(
         decoder_title=decoder_title,
         adjust_for_superposition=adjust_for_superposition,
     )
-    font_scale = _font_scale(width / len(panels), height)
-    with _published_figure((width, height), font_scale) as figure:
+    size = (width / 2 * len(panels), height)
+    with _published_figure(size, _font_scale(width / 2, height)) as figure:
         draw_heatmaps(
             figure,
             panels,
             dtick=dtick,
             first_index=int(one_based_indexing),
             show_values=show_values,
+            origin="lower",
         )
         figure.suptitle(_figure_title(title, title_suffix))
         if save_path is not None:
@@ -156,40 +164,45 @@ def plot_sae_feat_cos_sims_seaborn(
 def plot_sae_feat_cos_sims(
     sae: HasLatentDirections,
     model: HasFeatureDirections,
-    title: str | None = None,
+    title_suffix: str | None = None,
     height: int = 400,
     width: int = 800,
     show_values: bool = False,
-    save_path: str | Path | None = None,
-    one_based_indexing: bool = False,
     reorder_features: bool | Sequence[int] | Int[Tensor, " d_sae"] = False,
+    show_plot: bool = True,
+    save_path: str | Path | None = None,
+    dtick: int | None = 1,
+    scale: float | int = 1.0,
+    *,
+    title: str | None = None,
+    one_based_indexing: bool = False,
     decoder_only: bool = False,
-    dtick: int | None = None,
     decoder_title: str = "SAE decoder",
     adjust_for_superposition: bool = False,
 ) -> go.Figure:
     """As `plot_sae_feat_cos_sims_seaborn`, but a plotly figure whose cells tell what they are.
 
-    The figure is not shown: a notebook displays it as a cell's last expression, `.show()` displays
-    it anywhere else.
-
     Args:
         height, width: in pixels.
-        save_path: where to write the figure as a self-contained page; ends in .html.
-        dtick: label every how many latents and features; plotly chooses if left out.
+        show_plot: show the figure, by plotly's default renderer: in a notebook's cell, in a
+            browser, or not at all where there is neither.
+        save_path: where to write the figure. A path that ends in .html becomes a self-contained
+            page. Pictures (.png, .pdf, .svg, …) are drawn by matplotlib with the same values,
+            because plotly's own need another program, a browser.
+        dtick: label every how many latents and features; plotly chooses if None.
+        scale: multiplies the pixels of a picture made of them; `width` × `height` at 1.
     Raises:
-        ValueError: as the sibling, or a path that does not end in .html.
+        ValueError: as the sibling, or a scale that is not positive.
     """
     import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
-    if save_path is not None and Path(save_path).suffix != ".html":
-        raise ValueError(
-            f"save_path {str(save_path)!r} does not end in .html, which is what the plotly figure "
-            "is written as. For PDF or PNG use plot_sae_feat_cos_sims_seaborn."
-        )
+    if save_path is not None:
+        check_suffix(save_path, "html")
     if dtick is not None and dtick < 1:
         raise ValueError(f"dtick is {dtick}: label every 1, 2, … latents, or leave it out.")
+    if not 0 < scale < float("inf"):
+        raise ValueError(f"scale is {scale}: it multiplies the size in pixels; 1 leaves it.")
     panels, ordering = _cosine_panels(
         sae,
         model,
@@ -215,19 +228,43 @@ def plot_sae_feat_cos_sims(
         figure.add_trace(heatmap, row=1, col=column)
         figure.update_xaxes(title_text=panel.xlabel, row=1, col=column)
         figure.update_yaxes(title_text=panel.ylabel, row=1, col=column)
-    # Row 0 on top, as in a printed matrix.
-    figure.update_yaxes(autorange="reversed")
     if dtick is not None:
         figure.update_xaxes(tick0=first, dtick=dtick)
         figure.update_yaxes(tick0=first, dtick=dtick)
+    title = _figure_title(title, title_suffix)
     figure.update_layout(
-        title=_figure_title(title, ""),
+        title=title,
         height=height,
         width=width,
         coloraxis={"colorscale": "RdBu", "cmin": -1, "cmax": 1},
     )
     if save_path is not None:
-        write_bytes(Path(save_path), figure.to_html(config={"showSendToCloud": False}).encode())
+        if Path(save_path).suffix.lower() == ".html":
+            page = figure.to_html(config={"showSendToCloud": False})
+            write_bytes(Path(save_path), page.encode())
+        else:
+            inches = (width / _PIXELS_PER_INCH, height / _PIXELS_PER_INCH)
+            with paper_style(_font_scale(inches[0] / len(panels), inches[1])):
+                picture = Figure(figsize=inches, layout="constrained", facecolor="white")
+                draw_heatmaps(
+                    picture,
+                    panels,
+                    dtick=dtick,
+                    first_index=first,
+                    show_values=show_values,
+                    origin="lower",
+                )
+                picture.suptitle(title)
+            write_figure(picture, save_path, dpi=_PIXELS_PER_INCH * scale)
+    if show_plot:
+        figure.show()
+        shown_in = _running_cell()
+
+        def display_elsewhere() -> None:
+            if _running_cell() != shown_in:
+                figure.show()
+
+        figure._ipython_display_ = display_elsewhere
     return figure
 
 
@@ -271,7 +308,8 @@ def find_best_index_reordering_for_saes(
 
 
 def plot_correlation_matrix(
-    matrix: Float[Tensor, "n_features n_features"] | Float[np.ndarray, "n_features n_features"],
+    correlation_matrix: Float[Tensor, "n_features n_features"]
+    | Float[np.ndarray, "n_features n_features"],
     save_path: str | Path | None = None,
     dtick: int = 1,
     title: str | None = None,
@@ -295,50 +333,52 @@ def plot_correlation_matrix(
     if title is None:
         title = "Feature correlation matrix"
     with _published_figure(size) as figure:
-        draw_correlations(figure, matrix, title=title, dtick=dtick)
+        draw_correlations(figure, correlation_matrix, title=title, dtick=dtick)
         if save_path is not None:
             write_figure(figure, save_path)
     return figure
+
+
+class _ShownOnce(Figure):
+    """A figure that a cell which has shown it does not display again as its value."""
+
+    shown_in: int | None = None
+
+    def _ipython_display_(self) -> None:
+        if self.shown_in is None or self.shown_in != _running_cell():
+            # IPython's word for "display it as you would any figure".
+            raise NotImplementedError
 
 
 @contextmanager
 def _published_figure(
     size: tuple[float | int, float | int], font_scale: float | int = 1
 ) -> Iterator[Figure]:
-    """An empty figure to draw on in the paper's style; closed again if drawing fails."""
+    """An empty figure to draw on in the paper's style and to show; closed if drawing fails."""
     import matplotlib.pyplot as plt
 
     # Before the style: pyplot starts its backend with the first figure, and what a notebook's
     # backend then sets among the rc parameters would be undone at the end of the style.
-    figure = _new_figure(size)
+    figure: Any = plt.figure(
+        figsize=size, layout="constrained", facecolor="white", FigureClass=_ShownOnce
+    )
     try:
         with paper_style(font_scale):
             yield figure
     except BaseException:
         plt.close(figure)
         raise
+    # Elsewhere matplotlib warns that it cannot.
+    if _backend_shows_figures():
+        plt.show()
+        figure.shown_in = _running_cell()
 
 
-def _new_figure(size: tuple[float | int, float | int]) -> Figure:
-    """An empty figure, pyplot's own only where pyplot can show it."""
-    if not _backend_shows_figures():
-        return Figure(figsize=size, layout="constrained", facecolor="white")
-    import matplotlib.pyplot as plt
-
-    return plt.figure(figsize=size, layout="constrained", facecolor="white", FigureClass=_ShownOnce)
-
-
-class _ShownOnce(Figure):
-    """A figure that a notebook shows once, though it is open and may be a cell's value besides."""
-
-    def _ipython_display_(self) -> None:
-        import matplotlib.pyplot as plt
-
-        # The inline backend shows every open figure at the end of a cell: after the cell's value.
-        if "inline" in matplotlib.get_backend():
-            plt.close(self)
-        # IPython's word for "display it as you would any figure".
-        raise NotImplementedError
+def _running_cell() -> int | None:
+    """The number of the cell that is running, if this is a notebook or an IPython shell."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return shell.execution_count if shell else None
 
 
 def _backend_shows_figures() -> bool:
@@ -351,7 +391,7 @@ def _font_scale(panel_width: float | int, height: float | int) -> float:
     return max(1.0, min(panel_width, height) / 4)
 
 
-def _figure_title(title: str | None, suffix: str) -> str:
+def _figure_title(title: str | None, suffix: str | None) -> str:
     if title is not None:
         return title
     return "Cosine similarity with the true features" + (f" ({suffix})" if suffix else "")
