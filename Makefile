@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-NOTEBOOK ?= $(firstword $(wildcard ../shared/seed/*.ipynb))
+NOTEBOOK ?= $(firstword $(wildcard ../shared/seed/*.ipynb) tests/data/toy_models.ipynb)
 
 .PHONY: run paper real test bench notebook lint types clean
 
@@ -32,8 +32,7 @@ bench: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks $(BENCH)
 
 notebook: $(VENV)/.installed-test
-	@test -n "$(NOTEBOOK)" || { echo "Name one: make notebook NOTEBOOK=path.ipynb"; exit 2; }
-	$(BIN)/python scripts/run_notebook.py "$(NOTEBOOK)"
+	$(BIN)/python scripts/run_notebook.py "$(NOTEBOOK)" $(if $(SEED),--seed $(SEED))
 
 # The environment itself; a half-made one is made anew.
 $(VENV)/bin/pip:

@@ -1,11 +1,14 @@
 """Run a published notebook, unchanged and headless, against the installed package.
 
-    python scripts/run_notebook.py NOTEBOOK [--out FOLDER]
+    python scripts/run_notebook.py NOTEBOOK [--out FOLDER] [--seed N]
 
 The notebook runs from its first cell to its last in a folder of its own, which afterwards holds
 what it wrote and the executed notebook. The notebook file itself is only read. Needs the extra
 `notebook`. Exits with 1 where a cell fails and with 130 on Ctrl-C; the notebook as far as it came
 is written in either case.
+
+Two runs of a notebook that seeds nothing give different numbers. With --seed they give the same on
+the same machine: a cell that seeds the global generators of Python, numpy and torch runs first.
 """
 
 from __future__ import annotations
@@ -67,7 +70,24 @@ def fresh_folder(wanted: Path) -> Path:
             return folder
 
 
-def run_notebook(notebook: Path, folder: Path, prelude: str | None = None) -> Path:
+def seeding(seed: int) -> str:
+    """Code that seeds the global generators and leaves no name behind.
+
+    Raises:
+        ValueError: a seed that numpy does not take.
+    """
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"the seed is {seed}; numpy takes seeds from 0 to 2**32 - 1.")
+    return (
+        "import random, numpy, torch\n"
+        f"random.seed({seed}); numpy.random.seed({seed}); torch.manual_seed({seed})\n"
+        "del random, numpy, torch\n"
+    )
+
+
+def run_notebook(
+    notebook: Path, folder: Path, prelude: str | None = None, seed: int | None = None
+) -> Path:
     """Run every cell of a notebook in a kernel of this interpreter, and report on the way.
 
     Args:
@@ -77,13 +97,18 @@ def run_notebook(notebook: Path, folder: Path, prelude: str | None = None) -> Pa
             the first cell of the executed notebook, marked by a comment and by the tag
             `prelude`, so that nobody takes the result for that of the notebook as published. The
             numbers of the other cells stay the same.
+        seed: of the global generators of Python, numpy and torch, in the prelude; the same seed
+            gives the same numbers on the same machine. None seeds nothing.
     Returns:
         The executed notebook, `folder` / the notebook's name. It is written anew after each cell,
         and always whole.
     Raises:
         NotebookError: a cell raised, or the kernel died. What ran until then is written.
-        ValueError: the notebook lies in `folder` itself, so that it would be overwritten.
+        ValueError: the notebook lies in `folder` itself, so that it would be overwritten, or a
+            seed that numpy does not take.
     """
+    if seed is not None:
+        prelude = seeding(seed) + (prelude or "")
     executed = folder / notebook.name
     if executed.exists():
         raise ValueError(f"{executed} exists and would be overwritten: choose a fresh folder.")
@@ -159,14 +184,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="the folder to make and run in (default: %(default)s); where it exists, a numbered "
         "one is made beside it, never the same one used twice",
     )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        metavar="N",
+        help="of the global generators of Python, numpy and torch, set in a cell of its own before "
+        "the first (default: they are not seeded, and two runs differ)",
+    )
     options = parser.parse_args(arguments)
+    try:
+        seeding(options.seed or 0)
+    except ValueError as error:
+        parser.error(str(error))
     if not options.notebook.is_file():
         parser.error(f"there is no notebook {options.notebook}")
     folder = fresh_folder(options.out)
     print(f"{options.notebook.name} runs in {folder}", flush=True)
     start = time.perf_counter()
     try:
-        executed = run_notebook(options.notebook, folder)
+        executed = run_notebook(options.notebook, folder, seed=options.seed)
     except NotebookError as error:
         print(error, file=sys.stderr)
         return 1

@@ -1,4 +1,4 @@
-"""The published notebook, run whole and unchanged, and the script that runs it."""
+"""Notebooks that make the published calls, run whole and unchanged, and the script for it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -17,7 +20,6 @@ import nbformat
 import pytest
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "run_notebook.py"
-NOTEBOOK = "toy_model_experiments_jumprelu.ipynb"
 
 # Twenty steps instead of 14,649. Small batches, because each of the 12 SAEs first draws 1,000 of
 # them to estimate the norm, and that would take longer than everything else. One thread, because on
@@ -31,15 +33,67 @@ module.train_toy_sae = functools.partial(
 )
 torch.set_num_threads(1)
 """
+ONE_THREAD = "import torch\ntorch.set_num_threads(1)\n"
 
 TEXTS = ("text/plain", "text/html")
 
-FIGURES = [
-    "plots/toy_setup_jumprelu/toy_model_feature_firing_probabilities.pdf",
-    "plots/toy_setup_jumprelu/toy_model_correlation_matrix.pdf",
-    *(f"plots/dpn_jumprelu/dp_{n}.pdf" for n in range(12, 26)),
-    "plots/toy_l0_jumprelu/l0_vs_l0_coeff_jumprelu.pdf",
-]
+
+@dataclass(frozen=True, eq=False)
+class Notebook:
+    """A notebook, how it is run here, and what each of its code cells, counted from 1, does."""
+
+    path: Path
+    prelude: str
+    figures: list[str]
+    """The files it writes."""
+    shown: list[list[str]]
+    """Which pictures each cell shows: "p" a matplotlib figure, "e" an empty one, "i" plotly's."""
+    true_l0_cell: int
+    trained: tuple[int, str, int]
+    """The cell that trains, what it prints of each SAE (its L0 and dead latents), and how many."""
+    seed: int | None = None
+
+
+# Makes the calls of the published package's notebooks, so that a clone tests them all by itself.
+OURS = Notebook(
+    path=Path(__file__).resolve().parent / "data" / "toy_models.ipynb",
+    prelude=ONE_THREAD,
+    figures=[
+        "plots/world/firing.pdf",
+        "plots/world/correlations.pdf",
+        "plots/world/published.pdf",
+        "plots/world/by_position.pdf",
+        "plots/cosines.pdf",
+        "plots/cosines.png",
+        "plots/s_12.pdf",
+        "plots/s_20.pdf",
+        "values.png",
+        "wide/cfg.json",
+        "wide/sae_weights.safetensors",
+    ],
+    shown=[*map(list, ("pp", "pp", "e", "", "", "pp", "e", "p", "ii", "i", "pp", "pi"))],
+    true_l0_cell=4,
+    trained=(5, r"^\S+: L0 (\S+) of \S+, (\d+) dead, shrinkage 0\.\d+, rows of norm 1\.000$", 3),
+    seed=0,
+)
+# Runs unchanged as well, where it lies beside the checkout.
+PUBLISHED = Notebook(
+    path=Path(__file__).resolve().parents[2]
+    / "shared"
+    / "seed"
+    / "toy_model_experiments_jumprelu.ipynb",
+    prelude=SMALL_BUDGET,
+    figures=[
+        "plots/toy_setup_jumprelu/toy_model_feature_firing_probabilities.pdf",
+        "plots/toy_setup_jumprelu/toy_model_correlation_matrix.pdf",
+        *(f"plots/dpn_jumprelu/dp_{n}.pdf" for n in range(12, 26)),
+        "plots/toy_l0_jumprelu/l0_vs_l0_coeff_jumprelu.pdf",
+    ],
+    shown=[*map(list, ("pp", "", "", "p" * 14, "p"))],
+    true_l0_cell=2,
+    trained=(3, r"^SAE L0: (\S+), dead latents: (\d+), L1 coefficient: \S+$", 12),
+)
+NOTEBOOKS = [notebook for notebook in (OURS, PUBLISHED) if notebook.path.is_file()]
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +108,10 @@ def script() -> ModuleType:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run of the published notebook."""
+    """A finished run of a notebook."""
 
-    published: nbformat.NotebookNode
+    notebook: Notebook
+    source: nbformat.NotebookNode
     executed: nbformat.NotebookNode
     folder: Path
 
@@ -70,29 +125,48 @@ class Run:
         return text_of(self.code_cells[cell - 1], "stdout")
 
 
+def run_in(folder: Path, script: ModuleType, notebook: Notebook) -> Run:
+    before = notebook.path.read_bytes()
+    executed = script.run_notebook(
+        notebook.path, folder, prelude=notebook.prelude, seed=notebook.seed
+    )
+    assert notebook.path.read_bytes() == before
+    source, executed = (nbformat.read(path, as_version=4) for path in (notebook.path, executed))
+    return Run(notebook, source, executed, folder)
+
+
 @pytest.fixture(scope="module")
-def run(script: ModuleType, shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    notebook = shared_dir / "seed" / NOTEBOOK
-    before = notebook.read_bytes()
-    folder = tmp_path_factory.mktemp("published")
-    executed = script.run_notebook(notebook, folder, prelude=SMALL_BUDGET)
-    assert notebook.read_bytes() == before
-    return Run(nbformat.read(notebook, as_version=4), nbformat.read(executed, as_version=4), folder)
+def run_of(
+    script: ModuleType, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Notebook], Run]:
+    """Runs a notebook the first time it is asked for."""
+    return cache(lambda notebook: run_in(tmp_path_factory.mktemp("notebook"), script, notebook))
+
+
+@pytest.fixture(scope="module", params=NOTEBOOKS, ids=lambda notebook: notebook.path.stem)
+def run(request: pytest.FixtureRequest, run_of: Callable[[Notebook], Run]) -> Run:
+    return run_of(request.param)
 
 
 def text_of(cell: nbformat.NotebookNode, stream: str) -> str:
     return "".join(output.text for output in cell.outputs if output.get("name") == stream)
 
 
-def test_runs_every_cell_of_the_published_source(run: Run) -> None:
+def test_a_clone_tests_the_published_calls_by_itself() -> None:
+    assert OURS in NOTEBOOKS
+
+
+def test_runs_every_cell_of_the_source(run: Run) -> None:
     sources = [(cell.cell_type, cell.source) for cell in run.executed.cells[1:]]
-    assert sources == [(cell.cell_type, cell.source) for cell in run.published.cells]
-    assert [cell.execution_count for cell in run.code_cells] == [1, 2, 3, 4, 5]
+    assert sources == [(cell.cell_type, cell.source) for cell in run.source.cells]
+    counts = [cell.execution_count for cell in run.code_cells]
+    assert counts == list(range(1, len(run.notebook.shown) + 1))
 
 
 def test_marks_the_prelude(run: Run, script: ModuleType) -> None:
     first = run.executed.cells[0]
-    assert first.source == script.PRELUDE_NOTE + SMALL_BUDGET
+    seeded = "" if run.notebook.seed is None else script.seeding(run.notebook.seed)
+    assert first.source == script.PRELUDE_NOTE + seeded + run.notebook.prelude
     assert first.metadata.tags == [script.PRELUDE_TAG]
     assert first.execution_count is None
 
@@ -116,45 +190,125 @@ def test_outputs_hold_no_error(run: Run) -> None:
 
 
 def test_writes_every_figure(run: Run) -> None:
-    contents = {name: (run.folder / name).read_bytes() for name in FIGURES}
+    contents = {name: (run.folder / name).read_bytes() for name in run.notebook.figures}
     for name, content in contents.items():
-        assert content.startswith(b"%PDF-"), name
-        assert content.rstrip().endswith(b"%%EOF"), name
-        # Text with its fonts and lines makes 15 kB; an empty page is below 2 kB.
-        assert len(content) > 10_000, name
-    assert len(set(contents.values())) == len(FIGURES)
+        if name.endswith(".pdf"):
+            assert content.startswith(b"%PDF-"), name
+            assert content.rstrip().endswith(b"%%EOF"), name
+        if name.endswith((".pdf", ".png")):
+            # Text with its fonts and lines makes 15 kB; an empty page is below 2 kB.
+            assert len(content) > 10_000, name
+    assert len(set(contents.values())) == len(contents)
     # Nothing else: no temporary file is left behind.
     written = {str(path.relative_to(run.folder)) for path in run.folder.rglob("*.*")}
-    assert written == {NOTEBOOK, *FIGURES}
+    assert written == {run.notebook.path.name, *run.notebook.figures}
 
 
-def test_shows_every_figure(run: Run) -> None:
+def test_shows_every_figure_in_the_cell_that_makes_it(run: Run) -> None:
     shown = [
-        sum("image/png" in output.get("data", {}) for output in cell.outputs)
-        for cell in run.code_cells
+        [kind for output in cell.outputs if (kind := picture_in(output))] for cell in run.code_cells
     ]
-    assert shown == [2, 0, 0, 14, 1]
+    assert shown == run.notebook.shown
+
+
+def picture_in(output: nbformat.NotebookNode) -> str | None:
+    data = output.get("data", {})
+    if "application/vnd.plotly.v1+json" in data:
+        return "i"
+    if "image/png" in data:
+        return "p"
+    return "e" if data else None
 
 
 def test_true_l0(run: Run) -> None:
     # The sum of the firing probabilities is 10.9525; the mean over 100,000 samples has a standard
     # error of about 0.01, so that five of them fit on either side.
-    match = re.fullmatch(r"True L0: (\S+)\n", run.printed(2))
+    match = re.fullmatch(r"True L0: (\S+)\n", run.printed(run.notebook.true_l0_cell))
     assert match is not None
     assert 10.90 < float(match[1]) < 11.02
 
 
 def test_trains_and_measures_all_saes(run: Run) -> None:
-    lines = re.findall(
-        r"^SAE L0: (\S+), dead latents: (\d+), L1 coefficient: (\S+)$", run.printed(3), re.M
-    )
-    assert [line[2] for line in lines] == [
-        *("0.05", "0.07", "0.09", "0.10", "0.30", "0.50"),
-        *("0.75", "1.00", "1.20", "1.30", "1.40", "1.50"),
-    ]
-    for l0, dead, _ in lines:
+    cell, line, n_saes = run.notebook.trained
+    saes = re.findall(line, run.printed(cell), re.M)
+    assert len(saes) == n_saes
+    for l0, dead in saes:
         assert math.isfinite(float(l0))
         assert 0 < float(l0) <= 50 - int(dead)
+
+
+def everything_printed(run: Run) -> list[str]:
+    return [text_of(cell, "stdout") for cell in run.code_cells]
+
+
+def test_a_seed_gives_the_same_numbers_twice(
+    script: ModuleType, run_of: Callable[[Notebook], Run], tmp_path: Path
+) -> None:
+    run, again = run_of(OURS), run_in(tmp_path, script, OURS)
+    assert everything_printed(again) == everything_printed(run)
+    assert len("".join(everything_printed(run))) > 300
+    # All three global generators are read.
+    draws = re.search(r"^generators: (\S+), (\S+), (\S+)$", everything_printed(run)[-1], re.M)
+    assert draws is not None
+    assert len(set(draws.groups())) == 3
+    # Weights too, to the last bit.
+    weights = "wide/sae_weights.safetensors"
+    assert (tmp_path / weights).read_bytes() == (run.folder / weights).read_bytes()
+
+
+def test_without_a_seed_two_runs_differ(script: ModuleType, tmp_path: Path) -> None:
+    source = """
+    import random, numpy, torch
+    print(random.random(), numpy.random.rand(), torch.rand(1).item())
+    """
+    notebook = write_notebook(tmp_path / "draws.ipynb", textwrap.dedent(source))
+    draws = set()
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        folder.mkdir()
+        executed = script.run_notebook(notebook, folder)
+        draws |= set(text_of(nbformat.read(executed, as_version=4).cells[-1], "stdout").split())
+    assert len(draws) == 6
+
+
+@pytest.mark.parametrize(("arguments", "seed"), [([], None), (["--seed", "3"], 3)])
+def test_the_seed_reaches_the_run(
+    script: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    seed: int | None,
+) -> None:
+    seeds = []
+    monkeypatch.setattr(
+        script, "run_notebook", lambda _notebook, folder, seed: seeds.append(seed) or folder
+    )
+    notebook = write_notebook(tmp_path / "one.ipynb", "1")
+    assert script.main([str(notebook), "--out", str(tmp_path / "out"), *arguments]) == 0
+    assert seeds == [seed]
+
+
+def test_make_passes_the_seed_on() -> None:
+    for arguments, expected in (([], ""), (["SEED=3"], " --seed 3")):
+        found = subprocess.run(
+            ["make", "--dry-run", "notebook", "NOTEBOOK=my.ipynb", *arguments],
+            cwd=SCRIPT.parents[1],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert found.stdout.rstrip().endswith(f'run_notebook.py "my.ipynb"{expected}')
+
+
+@pytest.mark.parametrize("seed", ["-1", "4294967296"])
+def test_a_seed_that_numpy_does_not_take_is_refused(
+    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], seed: str
+) -> None:
+    notebook = write_notebook(tmp_path / "one.ipynb", "1")
+    with pytest.raises(SystemExit) as stopped:
+        script.main([str(notebook), "--out", str(tmp_path / "out"), f"--seed={seed}"])
+    assert stopped.value.code == 2
+    assert f"seed is {seed}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def write_notebook(path: Path, *cells: str) -> Path:
