@@ -13,6 +13,7 @@ from sparse_but_wrong.experiments.jumprelu import JUMPRELU
 from sparse_but_wrong.experiments.make import make_saes, make_world
 from sparse_but_wrong.experiments.seeds import derive_seed, world_seed
 from sparse_but_wrong.experiments.spec import ONLY_WORLD, CorrelatedPairs, ExperimentSpec
+from sparse_but_wrong.toy_models.orthogonalize import orthogonalize
 from sparse_but_wrong.training.controls import KTransition
 from tests.experiments.tiny import TINY, WORLD
 
@@ -74,6 +75,14 @@ def test_an_saes_initial_weights_are_its_own_and_no_global_seed_is_touched() -> 
     assert not torch.equal(both[0].W_dec, both[1].W_dec)
     other = make_saes(TINY.saes[1:2], 8, seed=2)
     assert not torch.equal(other[0].W_dec, alone[0].W_dec)
+
+
+def test_directions_of_a_world_are_brought_to_unit_length_after_each_step() -> None:
+    """Published calls leave more noise; results of specs are not to change with them."""
+    spec = replace(WORLD, ortho_num_steps=8)
+    start = torch.Generator().manual_seed(world_seed(1, "world", ONLY_WORLD))
+    rows = orthogonalize(spec.n_features, spec.d_in, num_steps=8, generator=start, renormalize=True)
+    assert torch.equal(make_world(spec, seed=1).directions, rows.T)
 
 
 def test_a_spec_that_contradicts_itself() -> None:

@@ -147,15 +147,14 @@ def plot_sae_feat_cos_sims_seaborn(
     )
     size = (width / 2 * len(panels), height)
     with _published_figure(size, _font_scale(width / 2, height)) as figure:
-        draw_heatmaps(
+        _draw_cosines(
             figure,
             panels,
+            _figure_title(title, title_suffix),
             dtick=dtick,
             first_index=int(one_based_indexing),
             show_values=show_values,
-            origin="lower",
         )
-        figure.suptitle(_figure_title(title, title_suffix))
         if save_path is not None:
             write_figure(figure, save_path)
     return figure
@@ -246,15 +245,14 @@ def plot_sae_feat_cos_sims(
             inches = (width / _PIXELS_PER_INCH, height / _PIXELS_PER_INCH)
             with paper_style(_font_scale(inches[0] / len(panels), inches[1])):
                 picture = Figure(figsize=inches, layout="constrained", facecolor="white")
-                draw_heatmaps(
+                _draw_cosines(
                     picture,
                     panels,
+                    title,
                     dtick=dtick,
                     first_index=first,
                     show_values=show_values,
-                    origin="lower",
                 )
-                picture.suptitle(title)
             write_figure(picture, save_path, dpi=_PIXELS_PER_INCH * scale)
     if show_plot:
         figure.show()
@@ -384,6 +382,27 @@ def _running_cell() -> int | None:
 def _backend_shows_figures() -> bool:
     backend = matplotlib.get_backend().lower()
     return backend not in backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE)
+
+
+def _draw_cosines(
+    figure: Figure,
+    panels: Sequence[HeatmapPanel],
+    title: str,
+    *,
+    dtick: int | None,
+    first_index: int,
+    show_values: bool,
+) -> None:
+    # Row 0 at the bottom, as published.
+    draw_heatmaps(
+        figure,
+        panels,
+        dtick=dtick,
+        first_index=first_index,
+        show_values=show_values,
+        origin="lower",
+    )
+    figure.suptitle(title)
 
 
 def _font_scale(panel_width: float | int, height: float | int) -> float:
