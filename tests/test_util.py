@@ -32,6 +32,15 @@ def test_half_precision_zeros_stay_zero() -> None:
     assert torch.equal(cos_sims(columns, columns)[2], torch.zeros(4, dtype=torch.half))
 
 
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_what_is_not_finite_stays_not_a_number(value: float) -> None:
+    columns = COLUMNS.clone()
+    columns[0, 0] = value
+    cosines = cos_sims(columns, COLUMNS)
+    assert cosines[0, :2].isnan().all()
+    assert torch.equal(cosines[1:], cos_sims(COLUMNS, COLUMNS)[1:])
+
+
 def test_usual_columns_are_normalised_as_ever() -> None:
     """To the last bit: diagnostics of earlier runs are to be met exactly."""
     generator = torch.Generator().manual_seed(0)

@@ -46,4 +46,4 @@ def _unit_columns(matrix: Tensor) -> Tensor:
     is_extreme = (largest > 0) & ((largest < 1e-12) | (largest > 1e18))
     unit = torch.nn.functional.normalize(matrix / torch.where(is_extreme, largest, 1), dim=0)
     # In half precision 1e-12 is itself 0, and zeros would be divided by it.
-    return torch.where(largest > 0, unit, 0)
+    return torch.where(largest == 0, 0, unit)
