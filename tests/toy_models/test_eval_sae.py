@@ -138,3 +138,18 @@ def test_refuses_a_batch_of_another_shape(sae):
         eval_sae(sae, World(), lambda _: BATCH, num_samples=8)
     with pytest.raises(ValueError, match="num_samples is 0"):
         eval_sae(sae, World(), batch_of, num_samples=0)
+
+
+def test_an_sae_that_ranks_without_decoder_norms_is_left_as_it_is():
+    """Folding would change which latents it keeps, so sae_lens refuses to."""
+    from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
+
+    sae = BatchTopKTrainingSAE(
+        BatchTopKTrainingSAEConfig(d_in=4, d_sae=4, k=1, rescale_acts_by_decoder_norm=False)
+    )
+    sae.W_dec.data.copy_(3 * torch.eye(4))
+    sae.W_enc.data.copy_(torch.eye(4))
+    result = eval_sae(sae, World(), batch_of)
+    assert torch.equal(sae.W_dec, 3 * torch.eye(4))
+    # Four positive values in four samples, all of which k = 1 leaves.
+    assert result.sae_l0 == 1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -47,13 +48,14 @@ def eval_sae(
 
     **Changes the SAE**: decoder norms are folded into the encoder in place first
     (`sae.fold_W_dec_norm()`), so that decoder rows have unit norm afterwards; what the SAE
-    computes stays the same. Samples are drawn anew, so two calls differ by sampling noise: to
-    compare SAEs, use `sparse_but_wrong.diagnostics.score.score_sae` on samples drawn once. A
+    computes stays the same. Where it would not, because a TopK SAE ranks its latents without
+    their norms, nothing is folded. Samples are drawn anew, so two calls differ by sampling noise:
+    to compare SAEs, use `sparse_but_wrong.diagnostics.score.score_sae` on samples drawn once. A
     training BatchTopK SAE picks its k per batch, so that its L0 is k whatever it learned: give the
     thresholded (JumpReLU) export of it instead.
 
     Args:
-        sae: any sae_lens SAE whose decoder norm can be folded.
+        sae: any sae_lens SAE.
         toy_model: a `ToyModel`, any module that embeds features when called, or an object whose
             `embed` is one.
         generate_batch: called once with the number of samples; returns feature magnitudes of
@@ -62,7 +64,6 @@ def eval_sae(
     Raises:
         ValueError: `num_samples` below 1; a batch of another shape, or with values that are not
             finite; a toy model whose activations the SAE cannot read.
-        NotImplementedError: from sae_lens, for an SAE whose decoder norm cannot be folded.
     """
     if num_samples < 1:
         raise ValueError(f"num_samples is {num_samples}: draw at least one sample.")
@@ -79,8 +80,9 @@ def eval_sae(
     weight = next(embed.parameters(), features)
     activations = embed(features.to(weight.device, weight.dtype))
     check_activations(activations, sae.cfg.d_in)
-    # Only now that nothing is left to refuse.
-    sae.fold_W_dec_norm()
+    # Only now that nothing is left to refuse. sae_lens refuses where folding changes the ranking.
+    with suppress(NotImplementedError):
+        sae.fold_W_dec_norm()
     sparsity, reconstruction = sparsity_and_reconstruction(sae, activations, positive_only=True)
     return EvalResult(
         true_l0=true_l0,
