@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from sae_lens import StandardSAE, StandardSAEConfig
 
+from sparse_but_wrong.cli.main import main
+from sparse_but_wrong.saes import sae_lens_folder
 from sparse_but_wrong.saes.load import load_sae
 
 
@@ -40,12 +44,15 @@ def test_a_mistyped_path_below_a_folder_is_not_looked_up_on_the_hub(
 
 
 def test_a_folder_without_an_sae_says_what_was_looked_for(tmp_path: Path) -> None:
-    looked_for = (
-        r"no SAE in .*: looked for cfg.json and sae_weights.safetensors \(sae_lens\); config.json "
-        r"and ae.pt \(dictionary_learning\); cfg.json and sae.safetensors \(sparsify\)\.$"
-    )
-    with pytest.raises(FileNotFoundError, match=looked_for):
+    with pytest.raises(FileNotFoundError, match=r"no SAE in .*: looked for") as error:
         load_sae(tmp_path)
+    for kind in (
+        "cfg.json and sae_weights.safetensors (sae_lens)",
+        "config.json and ae.pt (dictionary_learning)",
+        "cfg.json and sae.safetensors (sparsify)",
+    ):
+        assert kind in str(error.value)
+    assert "Name one" not in str(error.value)
 
 
 def test_a_folder_of_saes_names_one_of_them(tmp_path: Path) -> None:
@@ -101,3 +108,71 @@ def test_importing_it_does_not_import_sae_lens() -> None:
     code = "import sys\nimport sparse_but_wrong.saes.load\nprint('sae_lens' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False"
+
+
+def test_the_home_of_nobody_is_a_path_that_does_not_exist() -> None:
+    with pytest.raises(FileNotFoundError, match="there is no folder or file '~nobody-here/sae'"):
+        load_sae("~nobody-here/sae")
+
+
+@pytest.mark.parametrize("name", ["sae_weights.safetensors", "cfg.json"])
+def test_what_is_no_file_is_an_error_with_a_name(name: str, tmp_path: Path) -> None:
+    for number, make in enumerate(
+        (Path.mkdir, lambda file: file.symlink_to(file), lambda file: file.symlink_to("nowhere"))
+    ):
+        folder = save(tmp_path / str(number))
+        (folder / name).unlink()
+        make(folder / name)
+        for where in (folder, folder / name):
+            with pytest.raises(OSError, match=str(folder)):
+                load_sae(where)
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize("text", ["", "null", "[]", "{", DEEP, f'{{"a": {DEEP}}}', "\ufeff{}"])
+def test_damaged_json_is_an_error_with_a_name(text: str, tmp_path: Path) -> None:
+    folder = save(tmp_path)
+    (folder / "cfg.json").write_text(text)
+    with pytest.raises(ValueError, match=r"cfg\.json"):
+        load_sae(folder)
+
+
+def test_names_of_any_length_make_a_short_message(tmp_path: Path) -> None:
+    torch.save({"\n" * 3 + "x" * 100_000: torch.ones(2)}, tmp_path / "ae.pt")
+    with pytest.raises(ValueError, match=r"ae\.pt") as error:
+        load_sae(tmp_path)
+    assert len(str(error.value)) < 1_000
+    assert "\n" not in str(error.value)
+
+
+def test_a_reader_that_stumbles_is_one_line_that_names_the_sae(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stumble(_: Path) -> None:
+        raise ZeroDivisionError("division\nby zero")
+
+    monkeypatch.setattr(sae_lens_folder, "read_sae_lens", stumble)
+    with pytest.raises(ValueError, match=r"mine cannot be loaded \(ZeroDivisionError: division by"):
+        load_sae(save(tmp_path / "mine"))
+
+
+def test_a_bad_sae_is_one_line_and_exit_code_2_of_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = save(tmp_path / "sae")
+    np.save(tmp_path / "acts.npy", np.ones((8, 6), np.float32))
+    monkeypatch.chdir(tmp_path)
+    for change in ({"architecture": [1]}, {"d_sae": "x"}, {"architecture": "temporal"}):
+        file = folder / "cfg.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+        monkeypatch.setattr(
+            sys, "argv", ["sbw", "diagnose", str(folder), "--activations", "acts.npy"]
+        )
+        with pytest.raises(SystemExit) as left:
+            main()
+        assert left.value.code == 2
+        shown = capsys.readouterr().err
+        assert shown.count("\n") == 1
+        assert str(folder) in shown

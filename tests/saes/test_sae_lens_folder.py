@@ -12,11 +12,17 @@ import torch
 from sae_lens import (
     SAE,
     BatchTopKTrainingSAEConfig,
+    GatedSAE,
+    GatedSAEConfig,
     GatedTrainingSAEConfig,
+    JumpReLUSAE,
+    JumpReLUSAEConfig,
     JumpReLUTrainingSAEConfig,
     StandardSAE,
     StandardSAEConfig,
     StandardTrainingSAEConfig,
+    TopKSAE,
+    TopKSAEConfig,
     TopKTrainingSAEConfig,
     TrainingSAE,
     Transcoder,
@@ -223,9 +229,11 @@ def test_an_unknown_architecture_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"d_sae": 11}, r"cannot be loaded \(RuntimeError: .*size mismatch for W_enc"),
-        ({"d_sae": None}, "cannot be loaded .* copy cfg.json and sae_weights.safetensors again"),
-        ({"metadata": 3}, "cannot be loaded"),
+        ({"d_sae": 11}, "cfg.json says d_sae = 11, but the weights .* have 10"),
+        ({"d_sae": None}, "d_sae in .*cfg.json is None"),
+        ({"metadata": 3}, "metadata in .*cfg.json is 3"),
+        ({"metadata": {"to_dict": 1}}, "metadata in .*cfg.json has the entry 'to_dict'"),
+        ({"sae_lens_version": "odd"}, "cannot be loaded .* copy cfg.json and sae_weights"),
         ({"normalize_activations": "odd"}, "cannot be loaded .*normalize_activations must be"),
     ],
 )
@@ -244,7 +252,10 @@ def test_weights_that_do_not_agree_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "sae_weights.safetensors"
     tensors = load_file(file)
     save_file({**tensors, "W_dec": tensors["W_dec"][:9].clone()}, file)
-    with pytest.raises(ValueError, match="size mismatch for W_dec"):
+    with pytest.raises(ValueError, match=r"says d_sae = 10, but the weights .* have 9"):
+        load_sae(tmp_path)
+    save_file({**tensors, "W_enc": tensors["W_enc"][:, :9].clone()}, file)
+    with pytest.raises(ValueError, match="size mismatch for W_enc"):
         load_sae(tmp_path)
     save_file({"W_dec": tensors["W_dec"]}, file)
     with pytest.raises(ValueError, match=r"Missing key\(s\) in state_dict: .*W_enc"):
@@ -267,7 +278,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("factor", [0, -1.0, "2", float("nan")])
 def test_a_damaged_scaling_factor_is_refused(factor: object, tmp_path: Path) -> None:
-    plain(tmp_path)
+    plain(tmp_path, normalize_activations="expected_average_only_in")
     (tmp_path / "activation_scaler.json").write_text(json.dumps({"scaling_factor": factor}))
     with pytest.raises(ValueError, match=r"scaling_factor in .* not a positive number"):
         load_sae(tmp_path)
@@ -298,3 +309,304 @@ def test_loading_draws_no_random_numbers(tmp_path: Path) -> None:
     before = torch.get_rng_state()
     load_sae(tmp_path)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def old(folder: Path, **config: Any) -> StandardSAE:
+    """A folder as versions before 6 wrote it: everything on one level, and an activation."""
+    sae = plain(folder)
+    written = {
+        **SIZES,
+        "dtype": "torch.float32",
+        "device": "cpu",
+        "model_name": "gpt2-small",
+        "hook_name": "blocks.0.hook_resid_post",
+        "hook_layer": 0,
+        "activation_fn_str": "relu",
+        "activation_fn_kwargs": {},
+        "apply_b_dec_to_input": True,
+        "finetuning_scaling_factor": False,
+        "normalize_activations": "none",
+        **config,
+    }
+    (folder / "cfg.json").write_text(json.dumps(written))
+    return sae
+
+
+def pre_activations(sae: StandardSAE, x: Tensor) -> Tensor:
+    return ((x - sae.b_dec) @ sae.W_enc + sae.b_enc).detach()
+
+
+def test_an_old_folder_with_relu_notes_where_it_is_from(tmp_path: Path) -> None:
+    sae, x = old(tmp_path), activations(seed=1000)
+    loaded = load_sae(tmp_path)
+    torch.testing.assert_close(loaded.encode(x), pre_activations(sae, x).relu())
+    metadata = loaded.cfg.metadata
+    assert (metadata.model_name, metadata.hook_name) == ("gpt2-small", "blocks.0.hook_resid_post")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 3}},
+        {"activation_fn": "topk", "activation_fn_str": "topk", "activation_fn_kwargs": {"k": 3.0}},
+        {"architecture": "topk", "activation_fn_str": "topk", "activation_fn_kwargs": {"k": 3}},
+        {"architecture": "topk", "activation_fn_str": None, "k": 3.0},
+    ],
+)
+def test_an_old_topk_keeps_k_latents(config: dict[str, Any], tmp_path: Path) -> None:
+    sae, x = old(tmp_path, **config), activations(seed=1000)
+    pre = pre_activations(sae, x)
+    values, at = pre.topk(3, dim=-1)
+    expected = torch.zeros_like(pre).scatter(-1, at, values.relu())
+    loaded = load_sae(tmp_path)
+    torch.testing.assert_close(loaded.encode(x), expected)
+    assert (loaded.cfg.architecture(), loaded.cfg.k) == ("topk", 3)
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        ({"activation_fn_str": "tanh-relu"}, "'tanh-relu'"),
+        ({"activation_fn": "tanh-relu", "activation_fn_str": "relu"}, "'tanh-relu'"),
+        ({"activation_fn_str": ["relu"]}, r"\['relu'\]"),
+        ({"activation_fn_str": None, "activation_fn_kwargs": {"k": 3}}, "names no activation"),
+        ({"activation_fn_str": "topk"}, "without a k"),
+        ({"activation_fn_str": "topk", "activation_fn_kwargs": None}, "without a k"),
+        ({"activation_fn_str": "topk", "activation_fn_kwargs": [3]}, r"kwargs in .* \[3\]"),
+        ({"activation_fn_str": "topk", "activation_fn_kwargs": {"k": "3"}}, "k in .* is '3'"),
+        ({"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 3}, "k": 4}, "k = 4 .*k = 3"),
+        (
+            {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 3, "signed": True}},
+            "'signed'",
+        ),
+        ({"architecture": "gated", "activation_fn_str": "topk"}, "'topk'.*'gated'"),
+        ({"architecture": "topk", "activation_fn_str": "relu", "k": 3}, "'relu'.*'topk'"),
+    ],
+)
+def test_an_activation_of_old_that_none_has_today_is_refused_by_name(
+    config: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    old(tmp_path, **config)
+    with pytest.raises(ValueError, match=says) as error:
+        load_sae(tmp_path)
+    assert "cfg.json" in str(error.value)
+
+
+def test_a_config_of_today_says_its_activation_too(tmp_path: Path) -> None:
+    """sae_lens drops the field whatever wrote it."""
+    plain(tmp_path)
+    rewrite(tmp_path, activation_fn="tanh-relu")
+    with pytest.raises(ValueError, match="'tanh-relu'"):
+        load_sae(tmp_path)
+
+
+def test_latents_that_finetuning_scaled_are_scaled(tmp_path: Path) -> None:
+    sae, x = old(tmp_path, finetuning_scaling_factor=True), activations(seed=1000)
+    file, factors = tmp_path / "sae_weights.safetensors", torch.linspace(0.5, 2, D_SAE)
+    tensors = load_file(file)
+    save_file({**tensors, "scaling_factor": factors}, file)
+    latents = pre_activations(sae, x).relu()
+    loaded = load_sae(tmp_path)
+    torch.testing.assert_close(loaded.encode(x), latents)
+    torch.testing.assert_close(loaded(x), (latents * factors) @ sae.W_dec + sae.b_dec)
+    # Unscaled, its reconstruction is another one.
+    assert (sae(x) - loaded(x)).abs().max() > 1
+
+    save_file({**tensors, "scaling_factor": factors[:9].clone()}, file)
+    with pytest.raises(ValueError, match=r"scaling_factor in .* \[9\]"):
+        load_sae(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("asked", "factors", "says"), [(True, None, "no factors"), (False, 2.0, "such factors")]
+)
+def test_factors_that_config_and_weights_disagree_about_are_refused(
+    asked: bool, factors: float | None, says: str, tmp_path: Path
+) -> None:
+    old(tmp_path, finetuning_scaling_factor=asked)
+    file = tmp_path / "sae_weights.safetensors"
+    if factors is not None:
+        save_file({**load_file(file), "scaling_factor": torch.full((D_SAE,), factors)}, file)
+    with pytest.raises(ValueError, match=says):
+        load_sae(tmp_path)
+
+
+def test_factors_of_one_that_were_never_trained_change_nothing(tmp_path: Path) -> None:
+    sae, x = old(tmp_path), activations(seed=1000)
+    file = tmp_path / "sae_weights.safetensors"
+    save_file({**load_file(file), "scaling_factor": torch.ones(D_SAE)}, file)
+    assert torch.equal(load_sae(tmp_path)(x), sae(x))
+
+
+@pytest.mark.parametrize("name", ["topk", "batchtopk"])
+def test_before_acts_could_be_rescaled_they_were_not(name: str, tmp_path: Path) -> None:
+    """Version 6.0 wrote no such field; today it is true unless it is written."""
+    config = type(CONFIGS[name]).from_dict(
+        {**CONFIGS[name].to_dict(), "rescale_acts_by_decoder_norm": False}
+    )
+    trainer = trained(config)
+    trainer.sae.save_model(tmp_path)
+    written = json.loads((tmp_path / "cfg.json").read_text())
+    del written["rescale_acts_by_decoder_norm"]
+    (tmp_path / "cfg.json").write_text(json.dumps(written))
+    x = activations(seed=1000)
+    torch.testing.assert_close(load_sae(tmp_path)(x), inference_copy(trainer.sae)(x))
+
+
+def test_what_is_folded_already_is_not_folded_again(tmp_path: Path) -> None:
+    sae, x = plain(tmp_path), activations(seed=1000)
+    scaler = {"scaling_factor": 0.3, "has_whitening": False}
+    (tmp_path / "activation_scaler.json").write_text(json.dumps(scaler))
+    assert torch.equal(load_sae(tmp_path)(x), sae(x))
+
+
+def topk(folder: Path, **changes: Any) -> None:
+    torch.manual_seed(0)
+    TopKSAE(TopKSAEConfig(**SIZES, k=3)).save_model(folder)
+    rewrite(folder, **changes)
+
+
+def test_a_whole_k_is_whole_however_it_is_written(tmp_path: Path) -> None:
+    topk(tmp_path, k=3.0)
+    sae = load_sae(tmp_path)
+    assert isinstance(sae.cfg.k, int)
+    assert (sae.encode(activations(seed=0)) > 0).sum(1).max() == 3
+
+
+@pytest.mark.parametrize("k", [None, -1, 0, 11, 300, 2.5, "3", True, float("nan"), [3], 10**30])
+def test_a_k_that_cannot_be_kept_is_refused(k: object, tmp_path: Path) -> None:
+    topk(tmp_path, k=k)
+    with pytest.raises(ValueError, match=r"\bk\b.*cfg\.json|cfg\.json.*\bk\b"):
+        load_sae(tmp_path)
+
+
+def test_a_missing_k_is_not_made_up(tmp_path: Path) -> None:
+    topk(tmp_path)
+    written = json.loads((tmp_path / "cfg.json").read_text())
+    del written["k"]
+    (tmp_path / "cfg.json").write_text(json.dumps(written))
+    with pytest.raises(ValueError, match=r"cfg\.json.* without a k"):
+        load_sae(tmp_path)
+
+
+@pytest.mark.parametrize("threshold", [float("nan"), float("inf"), None])
+def test_a_batchtopk_threshold_that_decides_nothing_is_refused(
+    threshold: float | None, tmp_path: Path
+) -> None:
+    trained(CONFIGS["batchtopk"]).sae.save_model(tmp_path)
+    file = tmp_path / "sae_weights.safetensors"
+    tensors = load_file(file)
+    del tensors["topk_threshold"]
+    if threshold is not None:
+        tensors["topk_threshold"] = torch.tensor(threshold, dtype=torch.float64)
+    save_file(tensors, file)
+    with pytest.raises(ValueError, match="threshold"):
+        load_sae(tmp_path)
+
+
+def test_a_threshold_of_whole_numbers_is_refused(tmp_path: Path) -> None:
+    trained(CONFIGS["batchtopk"]).sae.save_model(tmp_path)
+    file = tmp_path / "sae_weights.safetensors"
+    save_file({**load_file(file), "topk_threshold": torch.tensor(1)}, file)
+    with pytest.raises(ValueError, match=r"topk_threshold .* torch\.int64"):
+        load_sae(tmp_path)
+
+
+def test_an_architecture_that_a_config_of_today_leaves_out_is_not_guessed(tmp_path: Path) -> None:
+    """A TopK SAE has the weights of a standard one."""
+    topk(tmp_path)
+    written = json.loads((tmp_path / "cfg.json").read_text())
+    del written["architecture"]
+    (tmp_path / "cfg.json").write_text(json.dumps(written))
+    with pytest.raises(ValueError, match=r"cfg\.json says no architecture"):
+        load_sae(tmp_path)
+
+
+def test_a_gate_of_nan_is_refused_and_latents_can_be_switched_off(tmp_path: Path) -> None:
+    JumpReLUSAE(JumpReLUSAEConfig(**SIZES)).save_model(tmp_path / "jumprelu")
+    file = tmp_path / "jumprelu/sae_weights.safetensors"
+    tensors = load_file(file)
+    tensors["threshold"][2] = float("inf")
+    save_file(tensors, file)
+    assert not load_sae(tmp_path / "jumprelu").encode(activations(seed=0))[:, 2].any()
+    tensors["threshold"][3] = float("nan")
+    save_file(tensors, file)
+    with pytest.raises(ValueError, match="threshold of NaN in 1 of 10 latents"):
+        load_sae(tmp_path / "jumprelu")
+
+    GatedSAE(GatedSAEConfig(**SIZES)).save_model(tmp_path / "gated")
+    file = tmp_path / "gated/sae_weights.safetensors"
+    tensors = load_file(file)
+    tensors["b_gate"][0] = float("nan")
+    save_file(tensors, file)
+    with pytest.raises(ValueError, match="b_gate of NaN in 1 of 10 latents"):
+        load_sae(tmp_path / "gated")
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"architecture": [1]}, r"architecture \[1\]"),
+        ({"architecture": None}, "architecture None"),
+        ({"architecture": "temporal"}, "'temporal', and only SAEs"),
+        ({"architecture": "abstopk", "k": 3}, "'abstopk', whose latents are signed"),
+        ({"d_sae": "x"}, "d_sae in .* is 'x'"),
+        ({"d_sae": "10"}, "d_sae in .* is '10'"),
+        ({"d_sae": True}, "d_sae in .* is True"),
+        ({"d_sae": 0}, "d_sae = 0, but the weights .* have 10"),
+        ({"d_sae": -1}, "d_sae = -1"),
+        ({"d_sae": 1e12}, "d_sae = 1000000000000"),
+        ({"d_in": 10**18}, "d_in = 1000000000000000000"),
+        ({"d_in": float("nan")}, "d_in in .* is nan"),
+        ({"apply_b_dec_to_input": "false"}, "apply_b_dec_to_input in .* is 'false'"),
+        ({"apply_b_dec_to_input": 3}, "apply_b_dec_to_input in .* is 3"),
+        ({"reshape_activations": "odd"}, "reshape_activations in .* is 'odd'"),
+        ({"metadata": {"self": 1}}, "'self'"),
+    ],
+)
+def test_a_field_that_is_not_what_its_architecture_takes_is_refused(
+    change: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    plain(tmp_path)
+    rewrite(tmp_path, **change)
+    with pytest.raises(ValueError, match=says) as error:
+        load_sae(tmp_path)
+    assert "cfg.json" in str(error.value)
+
+
+def test_sizes_that_no_machine_has_are_refused_before_memory_is_asked_for(tmp_path: Path) -> None:
+    """Also where there is no decoder to compare them with."""
+    for config in CONFIGS.values():
+        trained(config).sae.save_model(tmp_path)
+        rewrite(tmp_path, d_sae=10**12, d_in=10**7)
+        for tensors in (load_file(tmp_path / "sae_weights.safetensors"), {"b_dec": torch.ones(6)}):
+            save_file(tensors, tmp_path / "sae_weights.safetensors")
+            with pytest.raises(ValueError, match=r"000000|cannot be loaded"):
+                load_sae(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64])
+def test_weights_without_fractions_are_refused(dtype: torch.dtype, tmp_path: Path) -> None:
+    plain(tmp_path)
+    file = tmp_path / "sae_weights.safetensors"
+    tensors = load_file(file)
+    save_file({**tensors, "W_dec": tensors["W_dec"].to(dtype)}, file)
+    with pytest.raises(ValueError, match=f"W_dec in .* is of type {dtype}"):
+        load_sae(tmp_path)
+
+
+def test_an_sae_without_latents_is_refused(tmp_path: Path) -> None:
+    plain(tmp_path)
+    rewrite(tmp_path, d_sae=0)
+    file = tmp_path / "sae_weights.safetensors"
+    tensors = load_file(file)
+    tensors |= {"W_enc": tensors["W_enc"][:, :0], "W_dec": tensors["W_dec"][:0]}
+    save_file({**tensors, "b_enc": tensors["b_enc"][:0]}, file)
+    with pytest.raises(ValueError, match="is empty; save an SAE that has latents"):
+        load_sae(tmp_path)
+
+
+def test_an_origin_of_another_type_is_none(tmp_path: Path) -> None:
+    plain(tmp_path, metadata=SAEMetadata(hook_name="blocks.1.hook_resid_pre", model_name=["x"]))
+    metadata = load_sae(tmp_path).cfg.metadata
+    assert (metadata.hook_name, metadata.model_name) == ("blocks.1.hook_resid_pre", None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import reprlib
+import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +16,19 @@ if TYPE_CHECKING:
 
 Layout = Mapping[str, tuple[str, ...]]
 """The name of every tensor -> the names of its sizes, such as ("d_sae", "d_in")."""
+
+PLAIN: dict[str, tuple[str, ...]] = {
+    "W_enc": ("d_in", "d_sae"),
+    "b_enc": ("d_sae",),
+    "W_dec": ("d_sae", "d_in"),
+    "b_dec": ("d_in",),
+}
+"""The tensors of an SAE under sae_lens' names, which others use too."""
+
+
+def shown(value: object) -> str:
+    """A value from somebody else's file as messages show it: on one line, and never long."""
+    return reprlib.repr(value)
 
 
 def check_tensors(
@@ -60,28 +75,91 @@ def check_tensors(
                 )
             by.setdefault(dimension, name)
         if "d_in" in dimensions or "d_sae" in dimensions:
-            if not tensors[name].is_floating_point():
-                raise ValueError(
-                    f"{name} in {file} is of type {tensors[name].dtype}, not of a floating-point "
-                    "type; save the SAE unquantised."
-                )
-            if 0 in shape:
-                raise ValueError(f"{name} in {file} is empty; save an SAE that has latents.")
+            check_tensor(file, name, tensors[name])
     return sizes
 
 
+def check_tensor(file: Path, name: str, tensor: Tensor) -> None:
+    """Check that a tensor can hold weights.
+
+    Raises:
+        ValueError: it is empty, or not of a floating-point type.
+    """
+    if not tensor.is_floating_point():
+        raise ValueError(
+            f"{name} in {file} is of type {tensor.dtype}, not of a floating-point type; save the "
+            "SAE unquantised."
+        )
+    if 0 in tensor.shape:
+        raise ValueError(f"{name} in {file} is empty; save an SAE that has latents.")
+
+
+def check_sizes(
+    file: Path, said: Mapping[str, object], sizes: Mapping[str, int], weights: str
+) -> None:
+    """Check that a config states the sizes that the weights have.
+
+    Args:
+        file: the config, only named in messages.
+        said: by name of the size; None where the config leaves it open.
+        weights: the name of the file with the weights, for messages.
+    Raises:
+        ValueError: another size.
+    """
+    for name, size in said.items():
+        if size is not None and size != sizes[name]:
+            raise ValueError(
+                f"{file} says {name} = {shown(size)}, but the weights in {weights} have "
+                f"{sizes[name]}; copy both files from the same SAE."
+            )
+
+
 def check_k(file: Path, k: object, d_sae: int) -> int:
-    """How many latents a TopK SAE keeps.
+    """How many latents a TopK SAE keeps; 12.0 counts as 12.
 
     Raises:
         ValueError: not a whole number from 1 to d_sae.
     """
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= d_sae:
+    whole = int(k) if isinstance(k, float) and k.is_integer() else k
+    if isinstance(whole, bool) or not isinstance(whole, int) or not 1 <= whole <= d_sae:
         raise ValueError(
-            f"k in {file} is {k!r}, not a whole number from 1 to {d_sae}, the number of latents; "
-            "set it to what the SAE was trained with."
+            f"k in {file} is {shown(k)}, not a whole number from 1 to {d_sae}, the number of "
+            "latents; set it to what the SAE was trained with."
         )
-    return k
+    return whole
+
+
+def check_positive(file: Path, name: str, value: object) -> float:
+    """A finite number above 0 that a config gives.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not 0 < value <= sys.float_info.max
+    ):
+        raise ValueError(
+            f"{name} in {file} is {shown(value)}, not a positive number; copy the file again from "
+            "its source."
+        )
+    return float(value)
+
+
+def check_flag(file: Path, config: Mapping[str, object], name: str) -> bool:
+    """Whether a config sets a flag; one that is missing or null is not set.
+
+    Raises:
+        ValueError: anything else than true or false.
+    """
+    value = config.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise ValueError(
+            f"{name} in {file} is {shown(value)}, neither true nor false; copy the file again from "
+            "its source."
+        )
+    return bool(value)
 
 
 def build_sae(config: sae_lens.SAEConfig, weights: Mapping[str, Tensor]) -> sae_lens.SAE[Any]:

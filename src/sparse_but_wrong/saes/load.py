@@ -3,35 +3,67 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparse_but_wrong.saes import dictionary_learning, hub, sae_lens_folder, sparsify
+from sparse_but_wrong.saes import (
+    dictionary_learning,
+    hub,
+    sae_lens_folder,
+    sparsify,
+)
+from sparse_but_wrong.saes.sae_lens_config import check_kind
 from sparse_but_wrong.untrusted import one_line
 
 if TYPE_CHECKING:
     import sae_lens
+    from torch import Tensor
 
-_KINDS: dict[str, tuple[str, str, Callable[[Path], sae_lens.SAE[Any]]]] = {
-    sae_lens_folder.WEIGHTS: (
+
+@dataclass(frozen=True)
+class _Kind:
+    """What a library writes for an SAE, as paths in the SAE's folder, and what reads it."""
+
+    library: str
+    weights: str
+    config: str | None
+    read: Callable[[Path], sae_lens.SAE[Any]]
+    """From the path of the weights."""
+
+    def folder(self, weights: Path) -> Path:
+        return weights.parents[self.weights.count("/")]
+
+
+_KINDS = (
+    _Kind(
         "sae_lens",
+        sae_lens_folder.WEIGHTS,
         sae_lens_folder.CONFIG,
         lambda file: sae_lens_folder.read_sae_lens(file.parent),
     ),
-    dictionary_learning.WEIGHTS: (
+    _Kind(
         "dictionary_learning",
+        dictionary_learning.WEIGHTS,
         dictionary_learning.CONFIG,
         dictionary_learning.read_dictionary_learning,
     ),
-    sparsify.WEIGHTS: (
+    _Kind(
         "sparsify",
+        sparsify.WEIGHTS,
         sparsify.CONFIG,
         lambda file: sparsify.read_sparsify(file.parent),
     ),
-}
-"""By the file that holds the weights: the library, its config and what reads it."""
+)
+_BY_NAME = {Path(kind.weights).name: kind for kind in _KINDS}
+_BY_SUFFIX = {".pt": _BY_NAME[dictionary_learning.WEIGHTS]}
+"""Suffixes that one kind alone has, for files under names of their own."""
+
+_CONFIGS = {kind.config for kind in _KINDS if kind.config is not None}
 
 _NEVER_OPENED = "trainer_state.pt"
+_LONGEST = 1_000
 
 
 def load_sae(where: str | Path, device: str = "cpu") -> sae_lens.SAE[Any]:
@@ -45,20 +77,24 @@ def load_sae(where: str | Path, device: str = "cpu") -> sae_lens.SAE[Any]:
     Args:
         where: a folder of sae_lens (cfg.json, sae_weights.safetensors; also a checkpoint), of
             `dictionary_learning` (config.json, ae.pt) or of EleutherAI's `sparsify` (cfg.json,
-            sae.safetensors), or the file with the weights in it; or, where no such path exists,
-            "release/sae_id" of sae_lens' directory of published SAEs, or "user/repository/folder"
-            on the Hugging Face Hub. A `Path` is never looked up on the Hub.
+            sae.safetensors), or the file with the weights in it; or, where no such
+            path exists, "release/sae_id" of sae_lens' directory of published SAEs, or
+            "user/repository/folder" on the Hugging Face Hub. A leading ~ is the home folder. A
+            `Path` is never looked up on the Hub.
         device: of the SAE.
     Raises:
         FileNotFoundError: there is no such path, or no SAE in it; the message says what was looked
             for.
         OSError: the Hub cannot be reached, or refuses.
         ValueError: what was found is damaged, contradicts itself, cannot be measured (a transcoder,
-            say), or needs more than tensors to be unpickled; a release or an id that is not known;
-            a device that is not there.
+            say, or thresholds that are NaN), or needs more than tensors to be unpickled; a release
+            or an id that is not known; a device that is not there. The message is one line.
     """
     _check_device(device)
-    path = Path(where).expanduser()
+    path = Path(where)
+    # Where there is no such user, the name stands for itself.
+    with suppress(RuntimeError):
+        path = path.expanduser()
     if path.exists():
         sae = _load_path(path)
     elif isinstance(where, str) and hub.is_hub_id(where):
@@ -72,26 +108,43 @@ def load_sae(where: str | Path, device: str = "cpu") -> sae_lens.SAE[Any]:
 
 
 def _load_path(path: Path) -> sae_lens.SAE[Any]:
+    try:
+        return _read(path)
+    except OSError:
+        raise
+    except ValueError as error:
+        # Names of tensors, say, are somebody else's, and may be of any length.
+        if len(str(error)) > _LONGEST or "\n" in str(error):
+            raise ValueError(one_line(error)) from error
+        raise
+    # What nobody has thought of ends here: one SAE of many must not end the others.
+    except Exception as error:
+        raise ValueError(
+            f"the SAE in {path} cannot be loaded ({type(error).__name__}: {one_line(error)}); copy "
+            "it again from its source."
+        ) from error
+
+
+def _read(path: Path) -> sae_lens.SAE[Any]:
     file = path if path.is_file() else _weights_file(path)
     if file.name == _NEVER_OPENED:
         raise ValueError(
             f"{file} holds the state of sae_lens' trainer, not an SAE, and is never opened; name "
             "the folder that it lies in."
         )
-    if file.name in _KINDS:
-        return _KINDS[file.name][2](file)
-    if file.name == sae_lens_folder.CONFIG:
-        return _load_path(file.parent)
-    if file.suffix == ".pt":
-        return dictionary_learning.read_dictionary_learning(file)
-    raise ValueError(
-        f"{file} is not a file with an SAE that is known; name the folder that it lies in, or "
-        f"{' or '.join(_KINDS)}."
-    )
+    if file.name in _CONFIGS:
+        return _read(file.parent)
+    kind = _BY_NAME.get(file.name) or _BY_SUFFIX.get(file.suffix)
+    if kind is None:
+        raise ValueError(
+            f"{file} is not a file with an SAE that is known; name the folder that it lies in, or "
+            f"{' or '.join(_BY_NAME)}."
+        )
+    return kind.read(file)
 
 
 def _weights_file(folder: Path) -> Path:
-    files = [folder / name for name in _KINDS if (folder / name).is_file()]
+    files = [folder / kind.weights for kind in _KINDS if (folder / kind.weights).is_file()]
     if len(files) > 1:
         raise ValueError(
             f"{folder} holds more than one SAE ({', '.join(file.name for file in files)}); name "
@@ -99,9 +152,17 @@ def _weights_file(folder: Path) -> Path:
         )
     if files:
         return files[0]
-    looked_for = "; ".join(f"{c} and {w} ({library})" for w, (library, c, _) in _KINDS.items())
+    looked_for = "; ".join(
+        f"{' and '.join(filter(None, (kind.config, kind.weights)))} ({kind.library})"
+        for kind in _KINDS
+    )
     below = sorted(
-        {f.parent for w in _KINDS for depth in ("*", "*/*") for f in folder.glob(f"{depth}/{w}")}
+        {
+            kind.folder(file)
+            for kind in _KINDS
+            for depth in ("*", "*/*")
+            for file in folder.glob(f"{depth}/{kind.weights}")
+        }
     )
     below += sorted(f for f in folder.glob("*.pt") if f.name != _NEVER_OPENED)
     hint = f" Name one of those in it, such as {below[0]}." if below else ""
@@ -121,16 +182,33 @@ def _check_device(device: str) -> None:
         ) from error
 
 
+def _check_gate(name: str, gate: Tensor | None, where: str) -> None:
+    """Check what a latent's value is compared with, and is then 0: nothing measured would show it.
+
+    A threshold of infinity switches a latent off, which some do on purpose; not all of them.
+    """
+    if gate is None:
+        return
+    n_nan = int(gate.isnan().sum())
+    if n_nan or (name == "threshold" and bool(gate.isinf().all())):
+        odd = f"NaN in {n_nan}" if n_nan else f"{gate.flatten()[0].item():g} in all"
+        raise ValueError(
+            f"{where} has a {name} of {odd} of {gate.numel()} latents, which decides whether they "
+            "are active, so what is measured would say nothing; its training diverged or its file "
+            "is damaged. Choose an earlier checkpoint."
+        )
+
+
 def _ready(sae: sae_lens.SAE[Any], where: str) -> sae_lens.SAE[Any]:
     """The SAE, set to read flat activations, once nothing speaks against measuring it."""
     import torch
-    from sae_lens import TemporalSAE, Transcoder
 
-    if isinstance(sae, (Transcoder, TemporalSAE)):
-        raise ValueError(
-            f"{where} is of the architecture {sae.cfg.architecture()!r}, and only SAEs that "
-            "reconstruct each activation from itself can be measured; choose one of those."
-        )
+    check_kind(type(sae), sae.cfg.architecture(), where)
+    for name in ("threshold", "b_gate"):
+        _check_gate(name, getattr(sae, name, None), where)
+    for name in ("hook_name", "model_name"):
+        if not isinstance(sae.cfg.metadata[name], str):
+            sae.cfg.metadata[name] = None
     normalised = sae.cfg.normalize_activations
     if normalised in sae_lens_folder.FOLDED_IN_TRAINING:
         raise ValueError(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparse_but_wrong.saes.build import check_positive, check_tensor
+from sparse_but_wrong.saes.sae_lens_config import checked_config, scaled_decoder
 from sparse_but_wrong.training.lens import inference_copy
 from sparse_but_wrong.untrusted import one_line, quiet, read_json, read_safetensors
 
 if TYPE_CHECKING:
     import sae_lens
+    from torch import Tensor
 
 WEIGHTS = "sae_weights.safetensors"
 CONFIG = "cfg.json"
@@ -29,44 +31,44 @@ def read_sae_lens(folder: Path) -> sae_lens.SAE[Any]:
 
     Raises:
         FileNotFoundError: cfg.json is missing.
-        ValueError: damaged files, an architecture that sae_lens does not know, weights that do not
-            fit the config.
+        ValueError: damaged files, an architecture that sae_lens does not know or that cannot be
+            measured, weights that do not fit the config.
     """
-    config = read_json(folder / CONFIG)
+    config_file, weights_file = folder / CONFIG, folder / WEIGHTS
+    config, tensors = read_json(config_file), read_safetensors(weights_file)
+    for name, tensor in tensors.items():
+        if tensor.ndim or name == "topk_threshold":
+            check_tensor(weights_file, name, tensor)
     with quiet():
-        sae = _load(folder, config)
-        if (folder / _SCALER).exists():
+        sae_class, config = checked_config(config_file, config, tensors, WEIGHTS)
+        tensors = scaled_decoder(config_file, config, tensors, WEIGHTS)
+        sae = _make(folder, sae_class, config, tensors)
+        # What is folded already is read as it is, whatever its checkpoint left beside it.
+        if sae.cfg.normalize_activations in FOLDED_IN_TRAINING and (folder / _SCALER).exists():
             _fold_scaler(sae, folder)
         return inference_copy(sae)
 
 
-def _load(folder: Path, config: dict[str, Any]) -> sae_lens.SAE[Any]:
-    from sae_lens import SAE, TrainingSAE
-    from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
-    from safetensors import SafetensorError
+def _make(
+    folder: Path,
+    sae_class: type[sae_lens.SAE[Any]],
+    config: dict[str, Any],
+    tensors: dict[str, Tensor],
+) -> sae_lens.SAE[Any]:
+    import torch
 
-    # Before version 4 there was one architecture, which went without saying.
-    architecture = config.get("architecture", "standard")
-    known = {*SAE_CLASS_REGISTRY, *SAE_TRAINING_CLASS_REGISTRY}
-    if architecture not in known:
-        raise ValueError(
-            f"{folder / CONFIG} asks for the architecture {architecture!r}, which is not "
-            f"registered with sae_lens; it knows {', '.join(sorted(known))}. Register it, or "
-            "choose another SAE."
-        )
-    # Most architectures go by one name in training and in use; only the configs of SAEs for
-    # training say how the decoder began.
-    trains = architecture not in SAE_CLASS_REGISTRY or (
-        architecture in SAE_TRAINING_CLASS_REGISTRY and "decoder_init_norm" in config
-    )
-    sae_class = TrainingSAE if trains else SAE
+    def converter(
+        path: str | Path, device: str, cfg_overrides: dict[str, Any] | None
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        del path  # It has been read.
+        return {**config, "device": device, **(cfg_overrides or {})}, {
+            name: tensor.to(dtype=torch.float32) for name, tensor in tensors.items()
+        }
+
     try:
-        return sae_class.load_from_disk(folder, device="cpu", dtype="float32")
-    except SafetensorError as error:
-        raise ValueError(
-            f"{folder / WEIGHTS} is damaged ({one_line(error)}); copy it again from its source."
-        ) from error
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        return sae_class.load_from_disk(folder, device="cpu", dtype="float32", converter=converter)
+    # Of what is said wrongly, sae_lens and torch each have their own errors.
+    except Exception as error:
         raise ValueError(
             f"the SAE in {folder} cannot be loaded ({type(error).__name__}: {one_line(error)}); "
             f"copy {CONFIG} and {WEIGHTS} again, both from the same SAE."
@@ -94,17 +96,11 @@ def _fold_scaler(sae: sae_lens.SAE[Any], folder: Path) -> None:
                 whitening_matrix=whitening["matrix"],
                 unwhitening_matrix=whitening["inverse_matrix"],
             )
-        except (KeyError, RuntimeError, NotImplementedError) as error:
+        except Exception as error:
             raise ValueError(
                 f"the whitening in {whitening_file} cannot be folded into the SAE "
                 f"({type(error).__name__}: {one_line(error)}); copy the whole checkpoint again."
             ) from error
     factor = scaler.get("scaling_factor")
-    if factor is None:
-        return
-    if not isinstance(factor, (int, float)) or not (math.isfinite(factor) and factor > 0):
-        raise ValueError(
-            f"scaling_factor in {file} is {factor!r}, not a positive number; copy the checkpoint "
-            "again from its source."
-        )
-    sae.fold_activation_norm_scaling_factor(float(factor))
+    if factor is not None:
+        sae.fold_activation_norm_scaling_factor(check_positive(file, "scaling_factor", factor))
