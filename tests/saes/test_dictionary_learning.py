@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +244,25 @@ def test_something_else_than_tensors_by_name_is_refused(content: object, tmp_pat
             {},
             "has the threshold -1: none was measured",
         ),
+        (
+            {**TOPK, "threshold": torch.tensor(float("nan"))},
+            "BatchTopKSAE",
+            {},
+            "has the threshold nan",
+        ),
+        ({**TOPK, "threshold": torch.tensor(1)}, "BatchTopKSAE", {}, "threshold .* torch.int64"),
+        (
+            {**MATRYOSHKA, "threshold": torch.tensor(float("inf"))},
+            "MatryoshkaBatchTopKSAE",
+            {},
+            "has the threshold inf",
+        ),
+        (
+            {**JUMPRELU, "threshold": torch.full((D_SAE,), float("nan"))},
+            "JumpReluAutoEncoder",
+            {},
+            "threshold of NaN in 10 of 10",
+        ),
         (TOPK, "IdentityDict", {}, "names the class 'IdentityDict', which is not known; known are"),
         (LINEAR, "AutoEncoder", {}, "misses bias; an SAE of its kind has encoder.weight"),
         ({**TOPK, "extra": BIAS}, "AutoEncoderTopK", {}, "holds extra, which do not belong"),
@@ -262,6 +282,12 @@ def test_something_else_than_tensors_by_name_is_refused(content: object, tmp_pat
             r"threshold .* \[\], not \[d_sae\]",
         ),
         (TOPK, "AutoEncoderTopK", {"k": 4}, "says k = 3, but config.json says k = 4"),
+        (TOPK, "AutoEncoderTopK", {"k": "3"}, "k in .*config.json is '3', not a whole number"),
+        (TOPK, "AutoEncoderTopK", {"k": 2, "activation_dim": 7}, "d_in = 7, but the weights"),
+        (TOPK, "AutoEncoderTopK", {"dict_size": "x"}, "d_sae = 'x', but the weights"),
+        (TOPK, ["AutoEncoderTopK"], {}, r"names the class \['AutoEncoderTopK'\]"),
+        ({**TOPK, "k": torch.tensor(float("nan"))}, "AutoEncoderTopK", {}, "is nan, not a whole"),
+        ({**TOPK, "k": torch.tensor(7)}, "AutoEncoderTopK", {"k": 3}, "annealing does not explain"),
         ({**TOPK, "k": torch.tensor(11)}, "AutoEncoderTopK", {}, "is 11, not a whole number"),
         ({**TOPK, "k": torch.tensor(0)}, "AutoEncoderTopK", {}, "is 0, not a whole number"),
         (
@@ -280,13 +306,107 @@ def test_something_else_than_tensors_by_name_is_refused(content: object, tmp_pat
 )
 def test_what_does_not_make_an_sae_is_refused(
     tensors: dict[str, Tensor],
-    dict_class: str,
+    dict_class: Any,
     trainer: dict[str, Any],
     says: str,
     tmp_path: Path,
 ) -> None:
     with pytest.raises(ValueError, match=says):
         load_sae(save(tmp_path, tensors, dict_class, **trainer))
+
+
+def test_a_checkpoint_from_while_k_was_annealed_keeps_its_own(tmp_path: Path) -> None:
+    """The config is written before training and says the last k, 2."""
+    annealed = {**TOPK, "k": torch.tensor(5, dtype=torch.int32)}
+    sae = load_sae(save(tmp_path, annealed, "AutoEncoderTopK", k=2))
+    assert sae.cfg.k == 5
+    assert (sae.encode(X) > 0).sum(1).max() == 5
+
+
+def with_buffer(folder: Path, **buffer: object) -> Path:
+    trainer = {"lm_name": "EleutherAI/pythia-70m", "layer": 3, "submodule_name": "resid_post"}
+    save(folder, TOPK, "AutoEncoderTopK", **trainer)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "buffer": buffer}))
+    return folder
+
+
+@pytest.mark.parametrize("io", ["in_and_out", ["in", "out"], "both"])
+def test_a_transcoder_is_refused(io: object, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"config\.json describes a transcoder \(buffer\.io is"):
+        load_sae(with_buffer(tmp_path, io=io))
+
+
+@pytest.mark.parametrize(
+    ("buffer", "hook"),
+    [
+        ({"io": "out"}, "blocks.3.hook_resid_post"),
+        ({}, "blocks.3.hook_resid_post"),
+        ({"io": "in"}, None),
+    ],
+)
+def test_where_it_reads_is_noted(
+    buffer: dict[str, object], hook: str | None, tmp_path: Path
+) -> None:
+    metadata = load_sae(with_buffer(tmp_path, **buffer)).cfg.metadata
+    assert (metadata.model_name, metadata.hook_name) == ("EleutherAI/pythia-70m", hook)
+
+
+@pytest.mark.parametrize(
+    ("trainer", "hook"),
+    [
+        ({"layer": 3, "submodule_name": "resid_post_layer_3"}, "blocks.3.hook_resid_post"),
+        ({"layer": 3, "submodule_name": "gpt_neox.layers.3.mlp"}, "gpt_neox.layers.3.mlp"),
+        ({"layer": "x", "submodule_name": 3}, None),
+        ({"layer": 3}, None),
+    ],
+)
+def test_a_submodule_of_another_name_is_noted_as_it_is(
+    trainer: dict[str, Any], hook: str | None, tmp_path: Path
+) -> None:
+    sae = load_sae(save(tmp_path, TOPK, "AutoEncoderTopK", **trainer))
+    assert sae.cfg.metadata.hook_name == hook
+
+
+@pytest.mark.parametrize(
+    ("weight", "says"),
+    [
+        (LINEAR["encoder.weight"].to_sparse(), "no plain tensor .*sparse"),
+        (LINEAR["encoder.weight"].to("meta"), "no plain tensor .*meta"),
+        (torch.ones(1).expand(200_000, 100_000), "claims to hold 80,000,0.* bytes"),
+        (
+            torch.sparse_coo_tensor(
+                torch.tensor([[0], [0]]), torch.ones(1), (10**6, 10**6), check_invariants=True
+            ),
+            "no plain tensor",
+        ),
+        (torch.empty(10**9, 10**9, device="meta"), "no plain tensor"),
+    ],
+)
+def test_a_tensor_that_is_more_than_its_file_is_never_written_out(
+    weight: Tensor, says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=rf"ae\.pt {says}|ae\.pt is {says}"):
+        load_sae(save(tmp_path, {**TOPK, "encoder.weight": weight}, "AutoEncoderTopK"))
+
+
+def test_a_packed_file_is_not_unpacked(tmp_path: Path) -> None:
+    """torch unpacks what is compressed, which torch.save never writes: a megabyte can be 1 GB."""
+    file = save(tmp_path, {**TOPK, "encoder.weight": torch.zeros(1000, 1000)}) / "ae.pt"
+    with zipfile.ZipFile(file) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    assert torch.load(file, weights_only=True)["encoder.weight"].shape == (1000, 1000)
+    with pytest.raises(ValueError, match=r"ae\.pt claims to hold 4,0.* bytes"):
+        load_sae(tmp_path)
+
+
+def test_tensors_that_share_their_numbers_are_loaded(tmp_path: Path) -> None:
+    tied = LINEAR["encoder.weight"]
+    sae = load_sae(save(tmp_path, {**TOPK, "decoder.weight": tied.T}, "AutoEncoderTopK"))
+    assert torch.equal(sae.W_dec, sae.W_enc.T)
 
 
 def test_a_damaged_config_is_refused(tmp_path: Path) -> None:

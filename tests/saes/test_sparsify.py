@@ -95,6 +95,10 @@ def test_half_precision_becomes_float32(tmp_path: Path) -> None:
         ({"activation": "groupmax"}, "activation 'groupmax'"),
         ({"signed": True}, "signed latents"),
         ({"k": None}, "k in .* is None"),
+        ({"k": "4"}, "k in .* is '4'"),
+        ({"k": float("nan")}, "k in .* is nan"),
+        ({"activation": [1]}, r"activation \[1\]"),
+        ({"d_in": "6"}, "d_in = '6'"),
         ({"k": 13}, "k in .* is 13, not a whole number from 1 to 12"),
         ({"d_in": 7}, "says d_in = 7, but the weights in sae.safetensors have 6"),
         ({"num_latents": 11}, "says d_sae = 11, but the weights in sae.safetensors have 12"),
@@ -132,3 +136,13 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "cfg.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"cfg.json is missing"):
         load_sae(tmp_path)
+
+
+def test_where_it_reads_is_told_from_its_folder_and_its_run(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    save(run / "layers.5.mlp")
+    (run / "config.json").write_text(json.dumps({"model": "EleutherAI/pythia-160m"}))
+    metadata = load_sae(run / "layers.5.mlp").cfg.metadata
+    assert (metadata.model_name, metadata.hook_name) == ("EleutherAI/pythia-160m", "layers.5.mlp")
+    metadata = load_sae(save(tmp_path / "other" / "my sae")).cfg.metadata
+    assert (metadata.model_name, metadata.hook_name) == (None, None)

@@ -17,11 +17,21 @@ activations in their original units whatever it was trained on.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparse_but_wrong.saes.build import build_sae, check_k, check_tensors
+from sparse_but_wrong.saes.archive import check_claim, check_zip
+from sparse_but_wrong.saes.build import (
+    PLAIN,
+    build_sae,
+    check_k,
+    check_sizes,
+    check_tensor,
+    check_tensors,
+    shown,
+)
 from sparse_but_wrong.untrusted import one_line, quiet, read_json
 
 if TYPE_CHECKING:
@@ -36,12 +46,6 @@ _LINEAR = {
     "encoder.bias": ("d_sae",),
     "decoder.weight": ("d_in", "d_sae"),
 }
-_PLAIN = {
-    "W_enc": ("d_in", "d_sae"),
-    "b_enc": ("d_sae",),
-    "W_dec": ("d_sae", "d_in"),
-    "b_dec": ("d_in",),
-}
 _LAYOUTS: dict[str, dict[str, tuple[str, ...]]] = {
     "AutoEncoder": {**_LINEAR, "bias": ("d_in",)},
     "AutoEncoderNew": {**_LINEAR, "decoder.bias": ("d_in",)},
@@ -55,8 +59,8 @@ _LAYOUTS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "AutoEncoderTopK": {**_LINEAR, "b_dec": ("d_in",), "k": (), "threshold": ()},
     "BatchTopKSAE": {**_LINEAR, "b_dec": ("d_in",), "k": (), "threshold": ()},
-    "MatryoshkaBatchTopKSAE": {**_PLAIN, "k": (), "threshold": (), "group_sizes": ("groups",)},
-    "JumpReluAutoEncoder": {**_PLAIN, "threshold": ("d_sae",)},
+    "MatryoshkaBatchTopKSAE": {**PLAIN, "k": (), "threshold": (), "group_sizes": ("groups",)},
+    "JumpReluAutoEncoder": {**PLAIN, "threshold": ("d_sae",)},
 }
 _TOPK = ("AutoEncoderTopK", "BatchTopKSAE", "MatryoshkaBatchTopKSAE")
 # Older versions of the library saved less; what is needed of these is checked where it is needed.
@@ -74,29 +78,60 @@ def read_dictionary_learning(file: Path) -> sae_lens.SAE[Any]:
             of checkpoints/ae_1000.pt one folder up. Without one, the class is told from the names
             of the tensors where they can belong to one class only.
     Raises:
-        ValueError: a file with more in it than tensors, which is not loaded; a class that is not
-            known; tensors that are missing, unknown or of odd shapes; a BatchTopK SAE without a
-            threshold.
+        ValueError: a file with more in it than tensors, which is not loaded, or that would unpack
+            to more than it takes; a class that is not known; a transcoder; tensors that are
+            missing, unknown or of odd shapes; a BatchTopK SAE without a threshold.
     """
     tensors = _read_tensors(file)
     config_file = _config_file(file)
-    trainer = read_json(config_file).get("trainer") if config_file.exists() else None
-    trainer = trainer if isinstance(trainer, dict) else {}
+    config = read_json(config_file) if config_file.exists() else {}
+    trainer, buffer = _part(config, "trainer"), _part(config, "buffer")
+    _check_not_transcoder(config_file, buffer)
     dict_class = trainer.get("dict_class")
     if dict_class is None:
         dict_class = _class_from_names(file, tensors)
-    elif dict_class not in _LAYOUTS:
+    elif not isinstance(dict_class, str) or dict_class not in _LAYOUTS:
         raise ValueError(
-            f"{config_file} names the class {dict_class!r}, which is not known; known are "
+            f"{config_file} names the class {shown(dict_class)}, which is not known; known are "
             f"{', '.join(_LAYOUTS)}."
         )
     optional = _OPTIONAL if dict_class in _TOPK else ()
     sizes = check_tensors(file, tensors, _LAYOUTS[dict_class], optional)
+    said = {"d_in": trainer.get("activation_dim"), "d_sae": trainer.get("dict_size")}
+    check_sizes(config_file, said, sizes, file.name)
     sae = _convert(dict_class, file, tensors, trainer.get("k"), sizes)
     sae.cfg.metadata.converted_from = f"dictionary_learning {dict_class}"
-    if isinstance(trainer.get("lm_name"), str):
-        sae.cfg.metadata.model_name = trainer["lm_name"]
+    sae.cfg.metadata.model_name = trainer.get("lm_name")
+    sae.cfg.metadata.hook_name = _hook_name(trainer, buffer)
     return sae
+
+
+def _part(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    part = config.get(name)
+    return part if isinstance(part, dict) else {}
+
+
+def _check_not_transcoder(file: Path, buffer: Mapping[str, Any]) -> None:
+    """Refuse what was trained to give a module's output from its input.
+
+    The library trains transcoders with the classes of its SAEs; only the buffer tells.
+    """
+    if buffer.get("io") not in (None, "in", "out"):
+        raise ValueError(
+            f"{file} describes a transcoder (buffer.io is {shown(buffer['io'])}), whose decoder "
+            "writes to other activations than its encoder reads; only autoencoders can be measured."
+        )
+
+
+def _hook_name(trainer: Mapping[str, Any], buffer: Mapping[str, Any]) -> str | None:
+    """Where an SAE reads: in TransformerLens' words for a residual stream, else as it is named."""
+    name, layer = trainer.get("submodule_name"), trainer.get("layer")
+    # The input of a module is nobody's output by that name.
+    if not isinstance(name, str) or buffer.get("io") == "in":
+        return None
+    if isinstance(layer, int) and name in ("resid_post", f"resid_post_layer_{layer}"):
+        return f"blocks.{layer}.hook_resid_post"
+    return name
 
 
 def _read_tensors(file: Path) -> dict[str, Tensor]:
@@ -108,6 +143,7 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
         "Only plain tensors are loaded, because anything else in such a file can run any code. "
         "Save it again from a source that you trust, with torch.save(sae.state_dict(), 'ae.pt')."
     )
+    check_zip(file)
     try:
         with quiet():
             content = torch.load(file, map_location="cpu", weights_only=True)
@@ -117,7 +153,10 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
         raise ValueError(
             f"{file} is damaged or holds more than tensors ({reason}). {mend}"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, IndexError) as error:
+    except OSError:
+        raise
+    # There is no end to what torch may stumble over in a damaged file.
+    except Exception as error:
         raise ValueError(
             f"{file} is damaged ({type(error).__name__}: {one_line(error)}); copy it again from "
             "its source."
@@ -126,7 +165,15 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items()
     ):
         raise ValueError(f"{file} holds something else than tensors by name. {mend}")
-    return {str(name): tensor.detach() for name, tensor in content.items()}
+    for name, tensor in content.items():
+        if tensor.is_nested or tensor.layout != torch.strided or tensor.device.type != "cpu":
+            raise ValueError(
+                f"{name} in {file} is no plain tensor ({tensor.layout}, {tensor.device.type}); "
+                "save it dense and with its numbers, with sae.to('cpu')."
+            )
+    # One number may stand for a whole tensor (stride 0), and what works on it writes it out.
+    check_claim(file, sum(tensor.numel() * tensor.element_size() for tensor in content.values()))
+    return {name: tensor.detach() for name, tensor in content.items()}
 
 
 def _config_file(file: Path) -> Path:
@@ -162,7 +209,7 @@ def _convert(
 
     d_in, d_sae = sizes["d_in"], sizes["d_sae"]
     if "W_enc" in tensors:
-        weights = {name: tensors[name] for name in _PLAIN}
+        weights = {name: tensors[name] for name in PLAIN}
     else:
         b_dec = next(n for n in ("bias", "decoder.bias", "decoder_bias", "b_dec") if n in tensors)
         weights = {
@@ -203,30 +250,46 @@ def _with_unit_decoder(sae: sae_lens.SAE[Any]) -> sae_lens.SAE[Any]:
 
 
 def _k(file: Path, tensors: Mapping[str, Tensor], configured: object, d_sae: int) -> int:
-    saved = tensors["k"].item() if "k" in tensors else None
-    if saved is not None and configured is not None and saved != configured:
+    """The k of a TopK SAE.
+
+    The library writes the config before it trains, and a checkpoint with its state. Where it
+    anneals k, it comes down to that of the config from as many as there are numbers in an
+    activation, so in between a checkpoint was trained with, and is used with, its own.
+    """
+    if "k" not in tensors:
+        if configured is None:
+            raise ValueError(
+                f"nothing says how many latents the TopK SAE in {file} keeps: write its k into "
+                f"{CONFIG}, as trainer.k."
+            )
+        return check_k(file, configured, d_sae)
+    k = check_k(file, tensors["k"].item(), d_sae)
+    if configured is None:
+        return k
+    final, d_in = check_k(_config_file(file), configured, d_sae), len(tensors["b_dec"])
+    if k != final and not final < k <= d_in:
         raise ValueError(
-            f"{file} says k = {saved}, but {CONFIG} says k = {configured}; copy both files from "
-            "the same SAE."
+            f"{file} says k = {k}, but {CONFIG} says k = {final}, which annealing does not explain "
+            f"(it comes down from {d_in}); copy both files from the same SAE."
         )
-    k = configured if saved is None else saved
-    if k is None:
-        raise ValueError(
-            f"nothing says how many latents the TopK SAE in {file} keeps: write its k into "
-            f"{CONFIG}, as trainer.k."
-        )
-    return check_k(file, k, d_sae)
+    return k
 
 
 def _threshold(file: Path, tensors: Mapping[str, Tensor]) -> Tensor:
     threshold = tensors.get("threshold")
+    value = None if threshold is None else threshold.item()
     # The library starts from −1, which means that no threshold has been measured.
-    if threshold is None or threshold < 0:
-        has = "no threshold" if threshold is None else f"the threshold {threshold.item():g}"
+    if (
+        threshold is None
+        or not isinstance(value, int | float)
+        or not (value >= 0 and math.isfinite(value))
+    ):
+        has = "no threshold" if threshold is None else f"the threshold {value:g}"
         raise ValueError(
             f"the BatchTopK SAE in {file} has {has}: none was measured in training, and without "
             "one its latents depend on what else is in the batch. Train it beyond "
             "threshold_start_step, or save it with 'threshold' set to the mean over batches of "
             "its smallest activation that is kept."
         )
+    check_tensor(file, "threshold", threshold)
     return threshold

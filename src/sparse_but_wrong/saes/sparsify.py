@@ -11,14 +11,18 @@ Source: `SparseCoder.encode` and `.decode` of eai-sparsify 1.3.3.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparse_but_wrong.saes.build import build_sae, check_k, check_tensors
+from sparse_but_wrong.saes.build import build_sae, check_k, check_sizes, check_tensors, shown
 from sparse_but_wrong.untrusted import read_json, read_safetensors
 
 if TYPE_CHECKING:
     import sae_lens
+
+_HOOK_POINT = re.compile(r"embed_tokens|(?:\w+\.)+\d+(?:\.\w+)*")
+"""The path of a module, such as layers.5 or layers.5.mlp, from the base model on."""
 
 WEIGHTS = "sae.safetensors"
 CONFIG = "cfg.json"
@@ -49,7 +53,7 @@ def read_sparsify(folder: Path) -> sae_lens.SAE[Any]:
     _check_kind(config_file, config)
     tensors = read_safetensors(weights_file)
     sizes = check_tensors(weights_file, tensors, _LAYOUT)
-    _check_sizes(config_file, config, sizes)
+    _check_said(config_file, config, sizes)
     k = check_k(config_file, config.get("k"), sizes["d_sae"])
     weights = {
         "W_enc": tensors["encoder.weight"].T,
@@ -62,6 +66,7 @@ def read_sparsify(folder: Path) -> sae_lens.SAE[Any]:
         weights,
     )
     sae.cfg.metadata.converted_from = "sparsify"
+    _note_origin(sae, folder)
     return sae
 
 
@@ -75,8 +80,8 @@ def _check_kind(file: Path, config: dict[str, Any]) -> None:
     activation = config.get("activation", "topk")
     if activation != "topk":
         raise ValueError(
-            f"{file} asks for the activation {activation!r}, which no SAE of sae_lens has; only "
-            "'topk' can be loaded."
+            f"{file} asks for the activation {shown(activation)}, which no SAE of sae_lens has; "
+            "only 'topk' can be loaded."
         )
     if config.get("signed"):
         raise ValueError(
@@ -85,15 +90,20 @@ def _check_kind(file: Path, config: dict[str, Any]) -> None:
         )
 
 
-def _check_sizes(file: Path, config: dict[str, Any], sizes: dict[str, int]) -> None:
+def _note_origin(sae: sae_lens.SAE[Any], folder: Path) -> None:
+    """Note the hook point and the model: a run has a folder per hook point beside its config."""
+    name = folder.absolute().name
+    if _HOOK_POINT.fullmatch(name):
+        sae.cfg.metadata.hook_name = name
+    run_config = folder.absolute().parent / "config.json"
+    if run_config.is_file():
+        sae.cfg.metadata.model_name = read_json(run_config).get("model")
+
+
+def _check_said(file: Path, config: dict[str, Any], sizes: dict[str, int]) -> None:
     said = {"d_in": config.get("d_in"), "d_sae": config.get("num_latents") or None}
     factor = config.get("expansion_factor")
     # num_latents = 0 is sparsify's way to say that the factor holds.
     if said["d_sae"] is None and isinstance(factor, int):
         said["d_sae"] = sizes["d_in"] * factor
-    for name, size in said.items():
-        if size is not None and size != sizes[name]:
-            raise ValueError(
-                f"{file} says {name} = {size}, but the weights in {WEIGHTS} have {sizes[name]}; "
-                "copy both files from the same SAE."
-            )
+    check_sizes(file, said, sizes, WEIGHTS)
