@@ -50,6 +50,8 @@ def test_a_folder_without_an_sae_says_what_was_looked_for(tmp_path: Path) -> Non
         "cfg.json and sae_weights.safetensors (sae_lens)",
         "config.json and ae.pt (dictionary_learning)",
         "cfg.json and sae.safetensors (sparsify)",
+        "params.npz (Gemma Scope)",
+        "hyperparams.json and checkpoints/final.safetensors (Llama Scope)",
     ):
         assert kind in str(error.value)
     assert "Name one" not in str(error.value)

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from sparse_but_wrong.saes import (
     dictionary_learning,
+    gemma_scope,
     hub,
+    llama_scope,
     sae_lens_folder,
     sparsify,
 )
@@ -55,9 +57,11 @@ _KINDS = (
         sparsify.CONFIG,
         lambda file: sparsify.read_sparsify(file.parent),
     ),
+    _Kind("Gemma Scope", gemma_scope.WEIGHTS, None, gemma_scope.read_gemma_scope),
+    _Kind("Llama Scope", llama_scope.WEIGHTS, llama_scope.CONFIG, llama_scope.read_llama_scope),
 )
 _BY_NAME = {Path(kind.weights).name: kind for kind in _KINDS}
-_BY_SUFFIX = {".pt": _BY_NAME[dictionary_learning.WEIGHTS]}
+_BY_SUFFIX = {".pt": _BY_NAME[dictionary_learning.WEIGHTS], ".npz": _BY_NAME[gemma_scope.WEIGHTS]}
 """Suffixes that one kind alone has, for files under names of their own."""
 
 _CONFIGS = {kind.config for kind in _KINDS if kind.config is not None}
@@ -76,8 +80,9 @@ def load_sae(where: str | Path, device: str = "cpu") -> sae_lens.SAE[Any]:
 
     Args:
         where: a folder of sae_lens (cfg.json, sae_weights.safetensors; also a checkpoint), of
-            `dictionary_learning` (config.json, ae.pt) or of EleutherAI's `sparsify` (cfg.json,
-            sae.safetensors), or the file with the weights in it; or, where no such
+            `dictionary_learning` (config.json, ae.pt), of EleutherAI's `sparsify` (cfg.json,
+            sae.safetensors), of Gemma Scope (params.npz) or of Llama Scope (hyperparams.json,
+            checkpoints/final.safetensors), or the file with the weights in it; or, where no such
             path exists, "release/sae_id" of sae_lens' directory of published SAEs, or
             "user/repository/folder" on the Hugging Face Hub. A leading ~ is the home folder. A
             `Path` is never looked up on the Hub.
