@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import warnings
@@ -14,6 +15,7 @@ import pytest
 import torch
 from huggingface_hub import errors
 from sae_lens import SAE, StandardSAE, StandardSAEConfig, Transcoder, TranscoderConfig
+from sae_lens.loading import pretrained_sae_loaders as loaders
 
 from sparse_but_wrong.saes.load import load_sae
 
@@ -201,3 +203,35 @@ def test_what_has_the_form_of_a_path_is_not_looked_up(
     with pytest.raises(FileNotFoundError, match="there is no folder or file"):
         load_sae(name)
     assert calls == []
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({}, None),
+        ({"activation_fn_str": "tanh-relu"}, "'tanh-relu'"),
+        ({"activation_fn_str": "topk"}, "without a k"),
+        ({"d_sae": "10"}, "d_sae in user/repo/folder/cfg.json is '10'"),
+    ],
+)
+def test_a_folder_of_sae_lens_is_checked_as_local_ones_are(
+    change: dict[str, Any], says: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sae = small()
+    sae.save_model(tmp_path)
+    file = tmp_path / "cfg.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+
+    def download(repo_id: str, filename: str, **_: Any) -> str:
+        assert repo_id == "user/repo"
+        if "sparsity" in filename:
+            raise errors.EntryNotFoundError("no such file")
+        return str(tmp_path / Path(filename).name)
+
+    monkeypatch.setattr(loaders, "hf_hub_download", download)
+    if says is None:
+        x = torch.randn(5, 6)
+        assert torch.equal(load_sae("user/repo/folder")(x), sae(x))
+    else:
+        with pytest.raises(ValueError, match=f"user/repo/folder could not be loaded .*{says}"):
+            load_sae("user/repo/folder")

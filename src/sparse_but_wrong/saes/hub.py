@@ -9,10 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparse_but_wrong.saes.sae_lens_config import checked_config, scaled_decoder
+from sparse_but_wrong.saes.sae_lens_folder import CONFIG, WEIGHTS
 from sparse_but_wrong.untrusted import one_line, quiet
 
 if TYPE_CHECKING:
     import sae_lens
+    from sae_lens import PretrainedSaeHuggingfaceLoader
+    from torch import Tensor
 
 _FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 _FORCE_NOT = "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
@@ -50,10 +54,39 @@ def load_from_hub(name: str) -> sae_lens.SAE[Any]:
         release, sae_id = _parse(name)
         try:
             with _weights_only():
-                return SAE.from_pretrained(release, sae_id, device="cpu", dtype="float32")
+                return SAE.from_pretrained(
+                    release, sae_id, device="cpu", dtype="float32", converter=_converter(release)
+                )
         # Loaders of many publishers, over a network: there is no end to what they may raise.
         except Exception as error:
             raise _explained(error, name, release) from error
+
+
+def _converter(release: str) -> PretrainedSaeHuggingfaceLoader | None:
+    """sae_lens' reader of its own folders, checked as local ones are; None for those of others."""
+    from sae_lens.loading.pretrained_sae_loaders import (
+        get_conversion_loader_name,
+        sae_lens_huggingface_loader,
+    )
+
+    if get_conversion_loader_name(release) != "sae_lens":
+        return None
+
+    def read(
+        repo_id: str,
+        folder_name: str,
+        device: str,
+        force_download: bool,
+        cfg_overrides: dict[str, Any] | None,
+    ) -> tuple[dict[str, Any], dict[str, Tensor], Tensor | None]:
+        config, weights, sparsity = sae_lens_huggingface_loader(
+            repo_id, folder_name, device, force_download, cfg_overrides
+        )
+        file = Path(repo_id) / folder_name / CONFIG
+        _, config = checked_config(file, config, weights, WEIGHTS)
+        return config, scaled_decoder(file, config, weights, WEIGHTS), sparsity
+
+    return read
 
 
 def _releases() -> dict[str, Any]:
