@@ -403,6 +403,22 @@ def test_a_packed_file_is_not_unpacked(tmp_path: Path) -> None:
         load_sae(tmp_path)
 
 
+class Bytes:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return bytearray, (10**12,)
+
+
+@pytest.mark.parametrize("old_format", [False, True])
+def test_a_pickle_that_asks_for_any_number_of_bytes_is_refused(
+    old_format: bool, tmp_path: Path
+) -> None:
+    save(tmp_path, {}, "AutoEncoderTopK")
+    bomb = {**TOPK, "b_dec": Bytes()}
+    torch.save(bomb, tmp_path / "ae.pt", _use_new_zipfile_serialization=not old_format)
+    with pytest.raises(ValueError, match=r"ae\.pt is damaged or holds more .*bytearray"):
+        load_sae(tmp_path)
+
+
 def test_tensors_that_share_their_numbers_are_loaded(tmp_path: Path) -> None:
     tied = LINEAR["encoder.weight"]
     sae = load_sae(save(tmp_path, {**TOPK, "decoder.weight": tied.T}, "AutoEncoderTopK"))

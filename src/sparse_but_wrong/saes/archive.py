@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
 from sparse_but_wrong.untrusted import one_line
@@ -21,9 +22,8 @@ def check_zip(file: Path) -> None:
         ValueError: it is damaged, or would unpack to much more than it takes.
         OSError: it cannot be read.
     """
-    with file.open("rb") as content:
-        if content.read(4) != b"PK\x03\x04":
-            return
+    if not _is_zip(file):
+        return
     try:
         with zipfile.ZipFile(file) as archive:
             claimed = sum(member.file_size for member in archive.infolist())
@@ -35,6 +35,29 @@ def check_zip(file: Path) -> None:
             f"{file} is damaged ({one_line(error)}); copy it again from its source."
         ) from error
     check_claim(file, claimed)
+
+
+def makes_bytes(file: Path) -> bool:
+    """Whether a file of torch.save asks for a bytearray, which may be of any length.
+
+    It is one of the few things that torch.load makes besides tensors, and none is in a state dict.
+    A zip archive has been checked by `check_zip`.
+    """
+    name = b"bytearray"
+    if _is_zip(file):
+        with zipfile.ZipFile(file) as archive:
+            pickles = [member for member in archive.namelist() if member.endswith(".pkl")]
+            return any(name in archive.read(member) for member in pickles)
+    if not file.stat().st_size:
+        return False
+    with file.open("rb") as content, mmap(content.fileno(), 0, access=ACCESS_READ) as everything:
+        return everything.find(name) >= 0
+
+
+def _is_zip(file: Path) -> bool:
+    # As torch and numpy tell.
+    with file.open("rb") as content:
+        return content.read(4) == b"PK\x03\x04"
 
 
 def check_claim(file: Path, claimed: int) -> None:

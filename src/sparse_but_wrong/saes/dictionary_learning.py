@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparse_but_wrong.saes.archive import check_claim, check_zip
+from sparse_but_wrong.saes.archive import check_claim, check_zip, makes_bytes
 from sparse_but_wrong.saes.build import (
     PLAIN,
     build_sae,
@@ -145,6 +145,8 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
     )
     check_zip(file)
     try:
+        if makes_bytes(file):
+            raise pickle.UnpicklingError("it asks for a bytearray")
         with quiet():
             content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
