@@ -512,6 +512,13 @@ def test_a_threshold_of_whole_numbers_is_refused(tmp_path: Path) -> None:
         load_sae(tmp_path)
 
 
+def test_sizes_are_not_guessed_from_the_weights(tmp_path: Path) -> None:
+    plain(tmp_path)
+    (tmp_path / "cfg.json").write_text(json.dumps({"architecture": "standard", "d_in": D_IN}))
+    with pytest.raises(ValueError, match=r"cfg\.json misses d_sae"):
+        load_sae(tmp_path)
+
+
 def test_an_architecture_that_a_config_of_today_leaves_out_is_not_guessed(tmp_path: Path) -> None:
     """A TopK SAE has the weights of a standard one."""
     topk(tmp_path)

@@ -101,8 +101,12 @@ def checked_config(
     _check_metadata(file, config.get("metadata"))
     sizes = _sizes(weights)
     if sizes:
-        said = {name: config.get(name, "missing") for name in sizes}
-        check_sizes(file, said, sizes, weights_name)
+        missing = [name for name in sizes if name not in config]
+        if missing:
+            raise ValueError(
+                f"{file} misses {' and '.join(missing)}; copy it again from its source."
+            )
+        check_sizes(file, {name: config[name] for name in sizes}, sizes, weights_name)
         if hints.get("k") is int:
             config["k"] = check_k(file, config.get("k"), sizes["d_sae"])
             # Of configs from before version 6, sae_lens reads this one.
