@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sparse_but_wrong.diagnostics._order_statistics import check_n
 from sparse_but_wrong.diagnostics.samples import check_activations
+from sparse_but_wrong.diagnostics.working_space import decoder_frame
 
 if TYPE_CHECKING:
     import sae_lens
@@ -46,7 +47,11 @@ def nth_decoder_projection(
         )
     samples = input_acts.reshape(-1, d_in)
     check_activations(samples, d_in)
-    projections = (samples.to(sae.W_dec) - sae.b_dec) @ sae.W_dec.T
+    frame = decoder_frame(sae, samples)
+    projections = (frame.samples.to(sae.W_dec) - frame.bias) @ sae.W_dec.T
+    if frame.unit is not None:
+        # Rows have the norms that they have in a reconstruction, other ones for each sample.
+        projections = projections * frame.unit
     if not bool(torch.isfinite(projections).all()):
         return projections.new_tensor(torch.nan)
     # Selects instead of sorting, since a single entry is asked for.

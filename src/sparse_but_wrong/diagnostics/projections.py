@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sparse_but_wrong.diagnostics._order_statistics import check_n, projection_order_statistics
 from sparse_but_wrong.diagnostics.samples import at_least_float32, check_activations
+from sparse_but_wrong.diagnostics.working_space import decoder_frame
 
 if TYPE_CHECKING:
     import sae_lens
@@ -56,7 +57,8 @@ def decoder_projection_curve(
     s_n^dec is the entry at index n·samples. Decoder rows are scaled to unit norm first: the
     projections grow with the norms, which say nothing about the directions learned, so SAEs can
     only be compared when all follow this convention. The SAE itself is left as it is. A decoder
-    row of zeros, which has no direction, projects everything to 0.
+    row of zeros, which has no direction, projects everything to 0. For an SAE that normalises each
+    sample itself, b_dec is taken back to the units of the sample first (see `working_space`).
 
     An SAE that diverged (weights that are not finite) has NaN for every n.
 
@@ -66,16 +68,17 @@ def decoder_projection_curve(
         n: which n to report; all of 0 … d_sae−1 if left out.
     Raises:
         ValueError: an n outside [0, d_sae), activations of another width, no samples, or
-            non-finite values (the message names the first).
+            non-finite values (the message names the first); samples that the SAE cannot normalise.
     Source: Chanin & Garriga-Alonso 2025, arXiv:2508.16560, the definition of s_n^dec.
     """
     d_sae, d_in = sae.W_dec.shape
     asked = check_n(range(d_sae) if n is None else n, d_sae)
     check_activations(activations, d_in)
     directions = torch.nn.functional.normalize(at_least_float32(sae.W_dec), dim=1)
+    frame = decoder_frame(sae, activations)
     return DecoderProjectionCurve(
         n=asked,
-        values=projection_order_statistics(activations, directions, sae.b_dec, asked),
+        values=projection_order_statistics(frame.samples, directions, frame.bias, asked),
         n_samples=activations.shape[0],
         d_sae=d_sae,
     )

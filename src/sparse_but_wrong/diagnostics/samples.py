@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sparse_but_wrong.diagnostics.working_space import check_readable
+
 if TYPE_CHECKING:
     import sae_lens
 
@@ -53,9 +55,13 @@ def chunks(
     """The samples in order, a few thousand at a time, on the device of the SAE.
 
     Chunks shrink for wide SAEs, so that what an SAE makes of one stays within 2²⁵ values.
+
+    Raises:
+        ValueError: as `check_readable`.
     """
     size = min(_MAX_CHUNK_SAMPLES, max(1, _MAX_CHUNK_ELEMENTS // max(sae.W_dec.shape)))
-    for chunk in activations.split(size):
+    for i, chunk in enumerate(activations.split(size)):
+        check_readable(sae, chunk, i * size)
         yield chunk.to(sae.W_dec.device)
 
 

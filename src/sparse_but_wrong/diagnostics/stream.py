@@ -25,6 +25,7 @@ from sparse_but_wrong.diagnostics.projection_counts import (
 from sparse_but_wrong.diagnostics.samples import at_least_float32, check_activations, chunks
 from sparse_but_wrong.diagnostics.similarity import decoder_similarity, encoder_similarity
 from sparse_but_wrong.diagnostics.sparsity import dense
+from sparse_but_wrong.diagnostics.working_space import decoder_frame
 
 if TYPE_CHECKING:
     import sae_lens
@@ -138,8 +139,9 @@ def measure_stream(
     Returns:
         one score per SAE, in their order.
     Raises:
-        ValueError: no SAEs, SAEs of different d_in, no batches, or a batch of another width or
-            with values that are not finite (the message names batch and place).
+        ValueError: no SAEs, SAEs of different d_in, no batches, or a batch of another width,
+            with values that are not finite or samples that an SAE cannot normalise (the message
+            names batch and place).
     """
     if not saes:
         raise ValueError("there are no SAEs to measure; give at least one.")
@@ -193,7 +195,8 @@ class _Totals:
             errors = inputs - at_least_float32(self.sae.decode(latent_acts))
             squared_error += float(errors.square().sum(dtype=torch.float64))
             if self.directions is not None:
-                of_chunk = count_projections(inputs, self.directions, self.sae.b_dec)
+                frame = decoder_frame(self.sae, inputs)
+                of_chunk = count_projections(frame.samples, self.directions, frame.bias)
                 counts = of_chunk if counts is None else counts.add_(of_chunk)
         n = len(batch)
         self.n_samples += n
