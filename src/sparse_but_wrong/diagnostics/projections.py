@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparse_but_wrong.diagnostics._order_statistics import check_n, projection_order_statistics
-from sparse_but_wrong.diagnostics.samples import at_least_float32, check_activations
+from sparse_but_wrong.diagnostics.samples import check_activations, unit_rows
 from sparse_but_wrong.diagnostics.working_space import decoder_frame
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def decoder_projection_curve(
     d_sae, d_in = sae.W_dec.shape
     asked = check_n(range(d_sae) if n is None else n, d_sae)
     check_activations(activations, d_in)
-    directions = torch.nn.functional.normalize(at_least_float32(sae.W_dec), dim=1)
+    directions = unit_rows(sae.W_dec)
     frame = decoder_frame(sae, activations)
     return DecoderProjectionCurve(
         n=asked,

@@ -10,7 +10,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparse_but_wrong.diagnostics.samples import at_least_float32, check_activations, chunks
+from sparse_but_wrong.diagnostics.samples import (
+    check_activations,
+    chunks,
+    with_room_for_squares,
+)
 
 if TYPE_CHECKING:
     import sae_lens
@@ -61,7 +65,7 @@ class ReconstructionTotals:
                 f"reconstructions of shape {list(outputs.shape)} cannot be compared with inputs "
                 f"of shape {list(inputs.shape)}: a transcoder is not a reconstruction of its input."
             )
-        inputs, outputs = at_least_float32(inputs), at_least_float32(outputs)
+        inputs, outputs = with_room_for_squares(inputs), with_room_for_squares(outputs)
         if self._origin is None:
             # Any origin gives the same variance; one near the mean leaves nothing to cancel.
             self._origin = inputs.mean(dim=0)
@@ -88,7 +92,7 @@ class ReconstructionTotals:
         # Samples that are all the same still differ from their computed mean by rounding.
         rounding = 16 * torch.finfo(self._origin.dtype).eps
         negligible = rounding**2 * self._squared_norm / self._n_samples
-        if math.isnan(mse):
+        if not math.isfinite(mse) or not math.isfinite(variance):
             variance_explained = math.nan
         elif variance > negligible:
             variance_explained = 1 - mse / variance

@@ -68,3 +68,33 @@ def chunks(
 def at_least_float32(tensor: Tensor) -> Tensor:
     """The same values in float32, or in float64 if they were: sums in half precision go wrong."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+_SMALL, _LARGE = 1e-13, 1e13
+
+
+def with_room_for_squares(tensor: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
+    """The same values, at least float32, and float64 where float32 may not hold their squares.
+
+    That is where a row's largest value is beyond 10¹³ or, unless it is 0, below 10⁻¹³: sums of
+    squares would be infinite or lose what they are made of. All else stays as it is, to the bit.
+    """
+    tensor = at_least_float32(tensor)
+    largest = tensor.abs().amax(1) if tensor.shape[1] else tensor.new_zeros(1)
+    extreme = (largest > _LARGE) | ((largest > 0) & (largest < _SMALL))
+    return tensor.double() if bool(extreme.any()) else tensor
+
+
+def unit_rows(rows: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
+    """Rows of norm 1, at least float32, from rows of any scale; a row of zeros stays one."""
+    rows = at_least_float32(rows)
+    unit = torch.nn.functional.normalize(rows, dim=1)
+    largest = rows.abs().amax(1)
+    # Norms below 1e-12 are not divided by, and those of such rows overflow or vanish.
+    extreme = (largest > _LARGE) | ((largest > 0) & (largest < 10 * _SMALL))
+    if bool(extreme.any()):
+        few = rows[extreme].double()
+        # By the largest first, so that the square of nothing vanishes even then.
+        few = few / few.abs().amax(1, keepdim=True)
+        unit[extreme] = torch.nn.functional.normalize(few, dim=1).to(unit.dtype)
+    return unit

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparse_but_wrong.diagnostics.samples import at_least_float32
+from sparse_but_wrong.diagnostics.samples import unit_rows
 
 if TYPE_CHECKING:
     import sae_lens
@@ -42,7 +42,7 @@ def _mean_abs_cosine(vectors: Float[Tensor, "count dim"]) -> float:
     count = vectors.shape[0]
     if count < 2:
         return float("nan")
-    tiles = torch.nn.functional.normalize(at_least_float32(vectors), dim=1).split(_TILE)
+    tiles = unit_rows(vectors).split(_TILE)
     # Each pair once, a tile of cosines at a time: a whole [d_sae, d_sae] matrix is gigabytes for
     # the SAEs of language models. Tiles are added up in double precision, on the host.
     total = 0.0

@@ -22,7 +22,13 @@ from sparse_but_wrong.diagnostics.projection_counts import (
     histogram,
     sorted_entries,
 )
-from sparse_but_wrong.diagnostics.samples import at_least_float32, check_activations, chunks
+from sparse_but_wrong.diagnostics.samples import (
+    at_least_float32,
+    check_activations,
+    chunks,
+    unit_rows,
+    with_room_for_squares,
+)
 from sparse_but_wrong.diagnostics.similarity import decoder_similarity, encoder_similarity
 from sparse_but_wrong.diagnostics.sparsity import dense
 from sparse_but_wrong.diagnostics.working_space import decoder_frame
@@ -173,7 +179,7 @@ class _Totals:
     def __init__(self, sae: sae_lens.SAE[Any]) -> None:
         self.sae = sae
         self.d_sae = sae.W_dec.shape[0]
-        directions = torch.nn.functional.normalize(at_least_float32(sae.W_dec), dim=1).float()
+        directions = unit_rows(sae.W_dec).float()
         # Where weights are not finite no order exists.
         finite = bool(torch.isfinite(directions).all() and torch.isfinite(sae.b_dec).all())
         self.directions = directions if finite else None
@@ -193,7 +199,8 @@ class _Totals:
             per_sample = self._add_latents(dense(latent_acts))
             active += int(per_sample.sum())
             errors = inputs - at_least_float32(self.sae.decode(latent_acts))
-            squared_error += float(errors.square().sum(dtype=torch.float64))
+            squares = with_room_for_squares(errors).square()
+            squared_error += float(squares.sum(dtype=torch.float64))
             if self.directions is not None:
                 frame = decoder_frame(self.sae, inputs)
                 of_chunk = count_projections(frame.samples, self.directions, frame.bias)
@@ -250,7 +257,7 @@ class _Totals:
         tail = last // 10_000
         ends = sorted_entries(self.counts, torch.tensor([last - tail, tail]))
         low, high = (float(end) for end in ends)
-        margin = 0.01 * (high - low) or 1.0
+        margin = 0.01 * ((high - low) or abs(high) or 100.0)
         edges = torch.linspace(low - margin, high + margin, _BARS + 1)
         return StreamedProjections(
             values=values,
@@ -272,7 +279,7 @@ class _Reconstruction:
         self._sums = torch.zeros(5, dtype=torch.float64)
 
     def add(self, batch: Tensor, squared_error: float) -> None:
-        inputs = at_least_float32(batch)
+        inputs = with_room_for_squares(batch)
         if self._origin is None:
             # Any origin gives the same variance; one near the mean leaves nothing to cancel.
             self._origin = inputs.mean(0)
@@ -297,7 +304,7 @@ class _Reconstruction:
         assert self._origin is not None
         scale = self.n_samples * float(self._origin.double().square().sum()) + v
         negligible = (16 * torch.finfo(torch.float32).eps) ** 2 * scale
-        if math.isnan(e):
+        if not math.isfinite(e) or not math.isfinite(variance):
             return self.error.estimate(), Estimate(math.nan, math.nan)
         if variance <= negligible:
             return self.error.estimate(), Estimate(1.0 if e <= negligible else 0.0, math.nan)
