@@ -7,7 +7,12 @@ import torch
 
 from sparse_but_wrong.diagnostics.projection_counts import RELATIVE_ERROR
 from sparse_but_wrong.diagnostics.score import score_sae
-from sparse_but_wrong.diagnostics.stream import DENSE, measure_stream
+from sparse_but_wrong.diagnostics.stream import (
+    DENSE,
+    StreamScore,
+    measure_each,
+    measure_stream,
+)
 
 D, H = 6, 15
 
@@ -162,3 +167,32 @@ def test_saes_of_different_widths_are_refused(sae, make_sae):
         measure_stream([sae, make_sae(torch.eye(3))], samples(10).split(5))
     with pytest.raises(ValueError, match="no SAEs"):
         measure_stream([], samples(10).split(5))
+
+
+def test_where_one_sae_cannot_be_measured_the_others_are(sae):
+    from sae_lens import TopKSAE, TopKSAEConfig
+
+    too_many = TopKSAE(TopKSAEConfig(d_in=D, d_sae=4, k=300))
+    batches = samples(300).split(100)
+    error, score = measure_each([too_many, sae], batches)
+    assert isinstance(error, Exception)
+    (alone,) = measure_stream([sae], batches)
+    assert isinstance(score, StreamScore)
+    assert score.as_row() == alone.as_row()
+    with pytest.raises(RuntimeError):
+        measure_stream([sae, too_many], batches)
+
+
+def test_the_stream_is_left_once_nothing_can_be_measured():
+    from sae_lens import TopKSAE, TopKSAEConfig
+
+    too_many = TopKSAE(TopKSAEConfig(d_in=D, d_sae=4, k=300))
+    batches = iter(samples(300).split(100))
+    (error,) = measure_each([too_many], batches)
+    assert isinstance(error, Exception)
+    assert len(list(batches)) == 1
+
+
+def test_activations_that_nothing_can_read_are_nobodys_fault(sae):
+    with pytest.raises(ValueError, match=r"batch 0: .*not finite"):
+        measure_each([sae], [torch.full((2, D), torch.nan)])

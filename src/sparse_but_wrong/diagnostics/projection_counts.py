@@ -47,10 +47,19 @@ def count_projections(
     centred = activations.to(directions.device, torch.float32) - b_dec.float()
     counts = torch.zeros(_BINS, dtype=torch.int64, device=directions.device)
     for rows in directions.split(tile):
-        # The leading bits of a float, read as an integer, are the number of its bin.
-        bits = (centred @ rows.T).flatten().view(torch.int32)
-        counts += torch.bincount(bits.bitwise_right_shift_(_SHIFT).add_(_POSITIVE), minlength=_BINS)
+        counts += _counted_in_place((centred @ rows.T).flatten())
     return counts
+
+
+def count_values(values: Float[Tensor, " count"]) -> Int[Tensor, " bins"]:
+    """As `count_projections`, of any finite float32 numbers."""
+    return _counted_in_place(values.clone())
+
+
+def _counted_in_place(values: Float[Tensor, " count"]) -> Int[Tensor, " bins"]:
+    # The leading bits of a float, read as an integer, are the number of its bin.
+    bits = values.view(torch.int32).bitwise_right_shift_(_SHIFT).add_(_POSITIVE)
+    return torch.bincount(bits, minlength=_BINS)
 
 
 def sorted_entries(counts: Int[Tensor, " bins"], ranks: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
@@ -65,6 +74,11 @@ def sorted_entries(counts: Int[Tensor, " bins"], ranks: Int[Tensor, " n"]) -> Fl
     descending = _descending(counts)
     reached = descending.cumsum(0)
     return _CENTRES[torch.searchsorted(reached, ranks, right=True)]
+
+
+def count_above(counts: Int[Tensor, " bins"], limit: float) -> int:
+    """How many of what was counted are above a limit, which is sharp to `RELATIVE_ERROR`."""
+    return int(_descending(counts)[limit < _CENTRES].sum())
 
 
 def histogram(counts: Int[Tensor, " bins"], edges: Float[Tensor, " edges"]) -> Int[Tensor, " bars"]:

@@ -7,9 +7,10 @@ measured to the last digit by `score_sae`. Axes: B samples of a batch, D d_in, H
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -40,6 +41,8 @@ DENSE = 0.1
 """A latent that is active on a larger share of the samples counts as dense."""
 
 _BARS = 200
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,6 +152,28 @@ def measure_stream(
             with values that are not finite or samples that an SAE cannot normalise (the message
             names batch and place).
     """
+    results = _measure(saes, batches, keep_going=False)
+    return [result for result in results if isinstance(result, StreamScore)]
+
+
+@torch.no_grad()
+def measure_each(
+    saes: Sequence[sae_lens.SAE[Any]], batches: Iterable[Float[Tensor, "_batch d_in"]]
+) -> list[StreamScore | Exception]:
+    """As `measure_stream`, but where an SAE cannot be measured the others still are.
+
+    Returns:
+        a score per SAE, in their order, or the error that it made. The stream is left where every
+        SAE has made one.
+    Raises:
+        ValueError: as `measure_stream`, where it is not a single SAE that is at fault.
+    """
+    return _measure(saes, batches, keep_going=True)
+
+
+def _measure(
+    saes: Sequence[sae_lens.SAE[Any]], batches: Iterable[Tensor], keep_going: bool
+) -> list[StreamScore | Exception]:
     if not saes:
         raise ValueError("there are no SAEs to measure; give at least one.")
     widths = {sae.cfg.d_in for sae in saes}
@@ -158,19 +183,44 @@ def measure_stream(
             "; measure those of one width at a time."
         )
     (d_in,) = widths
-    totals = [_Totals(sae) for sae in saes]
+    failed: dict[int, Exception] = {}
+
+    def each(step: Callable[[int], _T]) -> dict[int, _T]:
+        done = {}
+        for i in range(len(saes)):
+            try:
+                if i not in failed:
+                    done[i] = step(i)
+            # Anything: sae_lens checks little of a config before it runs, and others' SAEs have
+            # code of their own.
+            except Exception as error:
+                if not keep_going:
+                    raise
+                failed[i] = error
+        return done
+
+    totals = each(lambda i: _Totals(saes[i]))
     n_batches = 0
     for batch in batches:
-        try:
+        if len(failed) == len(saes):
+            break
+        with _named(n_batches):
             check_activations(batch, d_in)
-        except ValueError as error:
-            raise ValueError(f"batch {n_batches}: {error}") from error
-        for total in totals:
-            total.add(batch)
+        each(lambda i, batch=batch, n=n_batches: totals[i].add(batch, n))
         n_batches += 1
-    if n_batches == 0:
+        del batch
+    if n_batches == 0 and len(failed) < len(saes):
         raise ValueError("the stream held no batches; there is nothing to measure on.")
-    return [total.result() for total in totals]
+    scores = each(lambda i: totals[i].result())
+    return [failed[i] if i in failed else scores[i] for i in range(len(saes))]
+
+
+@contextmanager
+def _named(batch: int) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"batch {batch}: {error}") from error
 
 
 class _Totals:
@@ -191,7 +241,11 @@ class _Totals:
         self.l0, self.projections = BatchMoments(), BatchMoments()
         self.reconstruction = _Reconstruction()
 
-    def add(self, batch: Tensor) -> None:
+    def add(self, batch: Tensor, number: int) -> None:
+        with _named(number):
+            self._add(batch)
+
+    def _add(self, batch: Tensor) -> None:
         counts, active, squared_error = None, 0, 0.0
         for chunk in chunks(batch, self.sae):
             inputs = at_least_float32(chunk)

@@ -82,7 +82,8 @@ def check_readable(sae: sae_lens.SAE[Any], samples: Float[Tensor, "B D"], first:
         raise ValueError(
             f"sample {first + sample} has the norm {norm:g}, which the SAE's own normalisation "
             f"({sae.cfg.normalize_activations}) cannot bring to a finite number, and so "
-            f"{len(bad)} of {len(samples)} samples; leave them out."
+            f"{len(bad)} of {len(samples)} samples; leave them out"
+            f"{' (--exclude-outliers does)' if norm == 0 else ''}."
         )
 
 
