@@ -77,3 +77,11 @@ def test_is_drawn_whatever_there_is(scores):
 def test_nothing_is_refused():
     with pytest.raises(ValueError, match="no scores"):
         stream_scores({})
+
+
+@pytest.mark.parametrize("l0s", [(0.0,), (0.0, 3.0)])
+def test_an_sae_whose_latents_are_all_silent_is_drawn(l0s):
+    figure = stream_scores({str(l0): score(l0) for l0 in l0s})
+    over_l0 = figure.axes[1]
+    assert over_l0.get_xscale() == ("log" if max(l0s) else "linear")
+    figure.savefig(io.BytesIO(), format="png")

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 import torch
 
+from sparse_but_wrong.activations.dataset_part import DatasetPart
 from sparse_but_wrong.activations.in_order import contiguous_batches
+from sparse_but_wrong.activations.shards import FORMAT, MANIFEST
 from sparse_but_wrong.activations.stored import StoredActivations, open_activations
-from sparse_but_wrong.atomic import is_free
-from sparse_but_wrong.diagnostics.stream import StreamScore, measure_stream
+from sparse_but_wrong.atomic import claimed, full_disk_named
+from sparse_but_wrong.diagnostics.origin import of_other_activations, origin_of
+from sparse_but_wrong.diagnostics.row_norms import OUTLIER, NormTally, WithoutOutliers
+from sparse_but_wrong.diagnostics.stream import StreamScore, measure_each
 from sparse_but_wrong.report.diagnosis import remarks, write_diagnosis
 from sparse_but_wrong.runs.folder import RunFolder, fresh_path, is_run
 from sparse_but_wrong.runs.provenance import provenance
 from sparse_but_wrong.saes.load import load_sae
+from sparse_but_wrong.untrusted import one_line, plain_name, read_json
 
 if TYPE_CHECKING:
     import sae_lens
@@ -38,67 +44,161 @@ def diagnose(
     device: str,
     threads: int | None,
     out: Path | None,
+    exclude_outliers: bool,
 ) -> None:
     """Load SAEs, measure them in one pass, print a table and write a report.
 
+    What is wrong with one SAE is said on stderr and in the report, and the others are measured; the
+    command then ends with the exit code 1.
+
     Raises:
-        ValueError, OSError: bad input; the message is meant for the user.
+        ValueError, OSError: bad input, or not one SAE could be measured; the message is meant for
+            the user.
     """
     path = out if out is not None else fresh_path(RUNS, "diagnose")
-    if not is_free(path):
-        raise FileExistsError(f"{path} is not empty, and nothing is overwritten; choose another.")
     if threads is not None:
         torch.set_num_threads(threads)
-    started = time.monotonic()
-    stored = open_activations(activations, column)
-    saes = _load(names, device)
-    for name, sae in saes.items():
-        if sae.cfg.d_in != stored.d_in:
-            raise ValueError(
-                f"{name} reads activations of width {sae.cfg.d_in}, but those of {stored.name} "
-                f"have {stored.d_in}; they are of another model or hook."
-            )
-    n_samples = stored.n_samples if samples is None else min(samples, stored.n_samples)
-    if batch_size is None:
-        batch_size = max(1, min(LARGEST_BATCH, n_samples // N_BATCHES))
-    click.echo(
-        f"{len(saes)} SAE{'s' if len(saes) > 1 else ''} on {n_samples:,} of {stored.n_samples:,} "
-        f"samples of {stored.name}, d_in {stored.d_in}"
+    advice = (
+        "Nothing is kept there; the table printed above is all there is. Free space on it, or name "
+        "a folder on another disk with --out, and run the command again."
     )
-    scores = _measure(saes, stored, batch_size, samples)
-    made = provenance()
-    report = write_diagnosis(
-        scores,
-        path,
-        stored.name,
-        {
-            "Activations": activations,
-            "Samples": f"{n_samples:,} in batches of {batch_size:,} in order",
-            "Time": f"{time.monotonic() - started:.0f} s",
-            "Command": made["command"],
-            "Started": made["created"],
-            "Commit": made["commit"] or "–",
-        },
-    )
-    _print(scores, path, report)
+    # Before the work, which may take hours: what cannot be written to is better known now.
+    with full_disk_named(path, advice), claimed(path) as place:
+        started = time.monotonic()
+        stored = open_activations(activations, column)
+        saes, failed = _load(names, device)
+        for name, sae in list(saes.items()):
+            if sae.cfg.d_in != stored.d_in:
+                failed[name] = ValueError(
+                    f"{name} reads activations of width {sae.cfg.d_in}, but those of {stored.name} "
+                    f"have {stored.d_in}; they are of another model or hook."
+                )
+                del saes[name]
+        _say(failed, anything_left=bool(saes))
+        n_samples = stored.n_samples if samples is None else min(samples, stored.n_samples)
+        if batch_size is None:
+            batch_size = max(1, min(LARGEST_BATCH, n_samples // N_BATCHES))
+        click.echo(
+            f"{len(saes)} SAE{'s' if len(saes) > 1 else ''} on {n_samples:,} of "
+            f"{stored.n_samples:,} samples of {stored.name}, d_in {stored.d_in}"
+        )
+        scores, broken, of_samples = _measure(saes, stored, batch_size, samples, exclude_outliers)
+        failed.update(broken)
+        _say(broken if scores else failed, anything_left=bool(scores))
+        origins = {name: origin_of(saes[name]) for name in scores}
+        said = [
+            *remarks(scores, origins),
+            *of_other_activations(origins, *_recorded(stored, activations)),
+            *of_samples,
+        ]
+        _print(scores, said)
+        made = provenance()
+        write_diagnosis(
+            scores,
+            place,
+            stored.name,
+            {
+                "Activations": activations,
+                "Samples": f"{n_samples:,} in batches of {batch_size:,} in order",
+                "Time": f"{time.monotonic() - started:.0f} s",
+                "Command": made["command"],
+                "Started": made["created"],
+                "Commit": made["commit"] or "–",
+            },
+            said,
+            {name: _reason(error) for name, error in failed.items()},
+        )
+    click.echo(f"Tables and figures: {path}")
+    click.echo(f"Report: {path / 'report.html'}")
+    if failed:
+        raise click.exceptions.Exit(1)
 
 
-def _load(names: Sequence[str], device: str) -> dict[str, sae_lens.SAE[Any]]:
-    """The SAEs by name; of a run's folder, all that it holds."""
+def _load(
+    names: Sequence[str], device: str
+) -> tuple[dict[str, sae_lens.SAE[Any]], dict[str, Exception]]:
+    """The SAEs by name, of a run's folder all that it holds; and what went wrong with others."""
     saes: dict[str, sae_lens.SAE[Any]] = {}
+    failed: dict[str, Exception] = {}
     for name in names:
-        if is_run(Path(name)):
-            folder = RunFolder.open(Path(name))
-            ids = [sae["sae_id"] for sae in folder.manifest["spec"]["saes"]]
-            inside = {sae_id: folder.sae_path(sae_id) for sae_id in ids if folder.has_sae(sae_id)}
-            if not inside:
-                raise ValueError(f"{name} is a run without a finished SAE; finish it first.")
-        else:
-            inside = {_short(name): name}
+        try:
+            inside = _of_run(Path(name)) if is_run(Path(name)) else {_short(name): name}
+        except (ValueError, OSError) as error:
+            failed[name] = error
+            continue
         for key, place in inside.items():
             # Two folders of the same name, from two places, are told apart by the whole of it.
-            saes[str(place) if key in saes else key] = load_sae(place, device)
-    return saes
+            key = str(place) if key in saes or key in failed else key
+            try:
+                saes[key] = load_sae(place, device)
+            # Anything: what others wrote can be wrong in more ways than a loader foresees.
+            except Exception as error:
+                failed[key] = error
+    return saes, failed
+
+
+def _of_run(path: Path) -> dict[str, Path]:
+    """Where the SAEs of a run lie, by their names.
+
+    Raises:
+        ValueError: its manifest is damaged, or there is no finished SAE.
+    """
+    folder = RunFolder.open(path)
+    try:
+        ids = [plain_name(sae["sae_id"]) for sae in folder.manifest["spec"]["saes"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"the manifest of the run in {path} names no SAEs ({type(error).__name__}: "
+            f"{one_line(error)}); name the folders in {path / 'saes'} instead."
+        ) from error
+    there = {sae_id: folder.sae_path(sae_id) for sae_id in ids if folder.has_sae(sae_id)}
+    if not there:
+        raise ValueError(f"{path} is a run without a finished SAE; finish it first.")
+    if missing := [sae_id for sae_id in ids if sae_id not in there]:
+        click.echo(
+            f"sbw: {len(missing)} of {len(ids)} SAEs of {path} are not there and so not measured: "
+            f"{', '.join(missing)}; `sbw run` with --resume trains them.",
+            err=True,
+        )
+    return there
+
+
+def _say(failed: Mapping[str, Exception], anything_left: bool) -> None:
+    """Say on stderr what went wrong.
+
+    Raises:
+        ValueError: there is nothing left to measure.
+    """
+    if anything_left:
+        for name, error in failed.items():
+            click.echo(f"sbw: not measured: {name}: {_reason(error)}", err=True)
+    elif len(failed) == 1:
+        (error,) = failed.values()
+        raise ValueError(_reason(error)) from error
+    else:
+        reasons = " ".join(f"{name}: {_reason(error)}" for name, error in failed.items())
+        raise ValueError(f"none of the {len(failed)} SAEs can be measured. {reasons}")
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, (ValueError, OSError)):
+        return " ".join(str(error).split())
+    return f"{type(error).__name__}: {one_line(error)}"
+
+
+def _recorded(stored: StoredActivations, activations: str) -> tuple[str | None, str | None]:
+    """The model and the hook that activations are of, where that is on record."""
+    with suppress(ValueError, OSError):
+        manifest = read_json(Path(activations).expanduser() / MANIFEST)
+        if manifest.get("format") == FORMAT:
+            model, hook = manifest.get("model"), manifest.get("hook")
+            return (
+                model if isinstance(model, str) else None,
+                hook if isinstance(hook, str) else None,
+            )
+    # sae_lens names the column after the hook.
+    part = stored.parts[0]
+    return None, part.rows.column_names[0] if isinstance(part, DatasetPart) else None
 
 
 def _short(name: str) -> str:
@@ -110,22 +210,50 @@ def _measure(
     stored: StoredActivations,
     batch_size: int,
     samples: int | None,
-) -> dict[str, StreamScore]:
+    exclude_outliers: bool,
+) -> tuple[dict[str, StreamScore], dict[str, Exception], list[str]]:
+    """The scores, what went wrong, and what there is to say of the samples."""
+    tally = NormTally()
+    said: list[str] = []
+    if exclude_outliers:
+        # Which samples those are is known only once the norms of all are.
+        for batch in _batches(stored, batch_size, samples, "Reading norms"):
+            tally.add(batch)
+        batches = WithoutOutliers(
+            _batches(stored, batch_size, samples, "Measuring"), tally.result()
+        )
+    else:
+        batches = tally.watch(_batches(stored, batch_size, samples, "Measuring"))
+    results = dict(zip(saes, measure_each(list(saes.values()), batches), strict=True))
+    if isinstance(batches, WithoutOutliers):
+        said.append(
+            f"Left out: {batches.n_zero:,} samples of zeros and {batches.n_outliers:,} with a norm "
+            f"of more than {OUTLIER:g} times the median ({tally.result().median:.3g})."
+        )
+    else:
+        said += tally.result().in_words()
+    scores = {name: r for name, r in results.items() if isinstance(r, StreamScore)}
+    failed = {name: r for name, r in results.items() if isinstance(r, Exception)}
+    return scores, failed, said
+
+
+def _batches(
+    stored: StoredActivations, batch_size: int, samples: int | None, what: str
+) -> Iterator[torch.Tensor]:
     from tqdm import tqdm
 
-    batches = contiguous_batches(stored, batch_size, samples)
     n_samples = stored.n_samples if samples is None else min(samples, stored.n_samples)
     bar = tqdm(
-        batches,
-        desc="Measuring",
+        contiguous_batches(stored, batch_size, samples),
+        desc=what,
         unit=" batches",
         total=-(-n_samples // batch_size),
         disable=not sys.stderr.isatty(),
     )
-    return dict(zip(saes, measure_stream(list(saes.values()), iter(bar)), strict=True))
+    return iter(bar)
 
 
-def _print(scores: Mapping[str, StreamScore], path: Path, report: Path) -> None:
+def _print(scores: Mapping[str, StreamScore], said: Sequence[str]) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.markup import escape
@@ -153,7 +281,5 @@ def _print(scores: Mapping[str, StreamScore], path: Path, report: Path) -> None:
         )
     console.print(table)
     console.print("± two standard errors over batches.", soft_wrap=True)
-    for remark in remarks(scores):
+    for remark in said:
         console.print(f"  - {remark}", soft_wrap=True, markup=False)
-    console.print(f"Tables and figures: {path}", soft_wrap=True, markup=False)
-    console.print(f"Report: {report}", soft_wrap=True, markup=False)

@@ -168,6 +168,11 @@ def find_l0(
     help="Samples in a row, which standard errors take for one. [default: a sixteenth of all, at "
     "most 4096]",
 )
+@click.option(
+    "--exclude-outliers",
+    is_flag=True,
+    help="Leave out samples of zeros and those with more than 10 times the median norm.",
+)
 @click.option("--device", default="cpu", show_default=True, help="Where to measure.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. [default: all cores]")
 @click.option(
@@ -181,6 +186,7 @@ def diagnose(
     column: str | None,
     samples: int | None,
     batch_size: int | None,
+    exclude_outliers: bool,
     device: str,
     threads: int | None,
     out: Path | None,
@@ -188,7 +194,8 @@ def diagnose(
     """Measure SAEs on activations: L0, dead latents, s_n^dec for every n, similarity, and more.
 
     SAE is a folder of sae_lens, dictionary_learning or sparsify, RELEASE/SAE_ID of a published one,
-    or the folder of a run, all of whose SAEs are measured.
+    or the folder of a run, all of whose SAEs are measured. Where one cannot be measured the others
+    still are, and the exit code is 1.
     """
     from sparse_but_wrong.cli.diagnose import diagnose as measure
 
@@ -201,6 +208,7 @@ def diagnose(
         device=device,
         threads=threads,
         out=out,
+        exclude_outliers=exclude_outliers,
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 import matplotlib
 import numpy as np
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
@@ -110,7 +111,7 @@ def _draw_over_l0(axes: Axes, scores: Mapping[str, StreamScore]) -> None:
             elinewidth=0.8,
             label=f"$n = {at[0]}$" if len(set(at)) == 1 else f"$n = {share:g}\\,H$",
         )
-    _log_l0(axes)
+    _log_l0(axes, l0)
     axes.set_ylabel("$s_n$")
     axes.set_title("$n$-th decoder projection")
     low, high = axes.get_ylim()
@@ -125,19 +126,21 @@ def _draw_similarity(axes: Axes, scores: Mapping[str, StreamScore]) -> None:
         (r"$c_\mathrm{enc}$", VERMILLION, "s", [score.c_enc for score in scores.values()]),
     ):
         axes.plot(l0, values, color=color, marker=marker, markersize=3, linewidth=0.8, label=label)
-    _log_l0(axes)
+    _log_l0(axes, l0)
     axes.set_ylim(bottom=0)
     axes.set_ylabel("mean |cosine|")
     axes.set_title("Similarity of latents")
     axes.legend(loc="best", handlelength=1.2)
 
 
-def _log_l0(axes: Axes) -> None:
+def _log_l0(axes: Axes, l0: Float[np.ndarray, " saes"]) -> None:
+    axes.set_xlabel("SAE L0")
+    if not (l0 > 0).any():  # a logarithmic axis would have nothing on it
+        return
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlabel("SAE L0")
 
 
 def _draw_l0(axes: Axes, score: StreamScore, color: _Color) -> None:

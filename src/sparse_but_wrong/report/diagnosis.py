@@ -10,11 +10,13 @@ report.html            all of it on one page
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparse_but_wrong import atomic
+from sparse_but_wrong.diagnostics.findings import saturated, unsettled_thresholds
+from sparse_but_wrong.diagnostics.origin import Origin
 from sparse_but_wrong.diagnostics.stream import DENSE, StreamScore
 from sparse_but_wrong.figures.save import save_figure
 from sparse_but_wrong.figures.stream_scores import SHARES, stream_scores
@@ -38,42 +40,53 @@ MANY_DENSE = 0.01
 
 
 def write_diagnosis(
-    scores: Mapping[str, StreamScore], folder: Path, title: str, facts: Mapping[str, Any]
+    scores: Mapping[str, StreamScore],
+    place: Path,
+    title: str,
+    facts: Mapping[str, Any],
+    said: Sequence[str] | None = None,
+    not_measured: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write what was measured into a new folder.
+    """Write what was measured into a folder.
 
     Args:
         scores: by the name of the SAE; at least one.
-        folder: must not exist yet, or be empty. It appears whole or not at all.
+        place: an empty folder; it is made where there is none.
         title: of the page: what the activations are.
         facts: how it was made, by name.
+        said: what stands out, in sentences; `remarks` of the scores if left out.
+        not_measured: why not, by the name of the SAE.
     Returns:
         The path of the page.
     Raises:
         FileExistsError: the folder holds something.
     """
-    table = score_table(scores)
-    with atomic.new_folder(folder) as place:
-        _, png = save_figure(stream_scores(scores), place / "plots/scores")
-        for name, content in (
-            ("saes", table),
-            ("projections", projection_table(scores)),
-            ("latents", latent_table(scores)),
-        ):
-            atomic.write_bytes(place / f"{name}.csv", content.to_csv(index=False).encode())
-        page = render(
-            "diagnosis.html.jinja",
-            [own_script("tables.js")],
-            title=title,
-            n_samples=f"{max(score.n_samples for score in scores.values()):,}",
-            remarks=remarks(scores),
-            image=data_uri(png.read_bytes(), "image/png"),
-            caption=CAPTION,
-            scores=shown_table("saes", "A row per SAE.", table),
-            facts={k: shown_time(v) if k == "Started" else str(v) for k, v in facts.items()},
+    if not atomic.is_free(place):
+        raise FileExistsError(
+            f"{place} already holds something, and nothing is overwritten; choose a new folder."
         )
-        atomic.write_bytes(place / "report.html", page)
-    return folder / "report.html"
+    table = score_table(scores)
+    _, png = save_figure(stream_scores(scores), place / "plots/scores")
+    for name, content in (
+        ("saes", table),
+        ("projections", projection_table(scores)),
+        ("latents", latent_table(scores)),
+    ):
+        atomic.write_bytes(place / f"{name}.csv", content.to_csv(index=False).encode())
+    page = render(
+        "diagnosis.html.jinja",
+        [own_script("tables.js")],
+        title=title,
+        n_samples=f"{max(score.n_samples for score in scores.values()):,}",
+        remarks=remarks(scores) if said is None else said,
+        not_measured=not_measured or {},
+        image=data_uri(png.read_bytes(), "image/png"),
+        caption=CAPTION,
+        scores=shown_table("saes", "A row per SAE.", table),
+        facts={k: shown_time(v) if k == "Started" else str(v) for k, v in facts.items()},
+    )
+    atomic.write_bytes(place / "report.html", page)
+    return place / "report.html"
 
 
 def score_table(scores: Mapping[str, StreamScore]) -> pd.DataFrame:
@@ -130,8 +143,15 @@ def latent_table(scores: Mapping[str, StreamScore]) -> pd.DataFrame:
     )
 
 
-def remarks(scores: Mapping[str, StreamScore]) -> list[str]:
-    """What of the figures should not be overlooked: the numbers, the bound and what to do."""
+def remarks(
+    scores: Mapping[str, StreamScore], origins: Mapping[str, Origin] | None = None
+) -> list[str]:
+    """What of the figures should not be overlooked: the numbers, the bound and what to do.
+
+    Args:
+        scores: by the name of the SAE.
+        origins: how these were trained, where that is known.
+    """
     said = []
     diverged = [name for name, score in scores.items() if _diverged(score)]
     if diverged:
@@ -139,6 +159,16 @@ def remarks(scores: Mapping[str, StreamScore]) -> list[str]:
             f"Diverged, with weights or activations that are not finite: {', '.join(diverged)}."
         )
     fine = {name: score for name, score in scores.items() if name not in diverged}
+    # Where no latent is active the bias alone is left, and that is said of dead latents.
+    explained = {n: score.variance_explained.value for n, score in fine.items() if score.l0.value}
+    if worse := {name: value for name, value in explained.items() if value < 0}:
+        said.append(
+            "Variance explained below 0, which is worse than the mean of the samples alone: "
+            f"{', '.join(f'{value:.3g} ({name})' for name, value in worse.items())}. Such an SAE "
+            "was trained on other activations (model, hook, or scale), or is read as something "
+            "that it is not; check where both come from before using any number here."
+        )
+    said += _of_training(fine, origins or {})
     dead = {name: score.dead_latents / score.d_sae for name, score in fine.items()}
     if many := _named(dead, MANY_DEAD):
         said.append(
@@ -163,6 +193,23 @@ def remarks(scores: Mapping[str, StreamScore]) -> list[str]:
             f"want {_FEW_BATCHES} or more. Measure on more samples, or in smaller batches."
         )
     return said
+
+
+def _of_training(scores: Mapping[str, StreamScore], origins: Mapping[str, Origin]) -> Iterator[str]:
+    """What the measured L0 says of the training."""
+    known = {
+        name: (origins[name], score.l0.value) for name, score in scores.items() if name in origins
+    }
+    settled = unsettled_thresholds(
+        (name, origin.batchtopk_k, l0)
+        for name, (origin, l0) in known.items()
+        if origin.batchtopk_k is not None
+    )
+    families: dict[str, list[tuple[str, float, float]]] = {}
+    for name, (origin, l0) in known.items():
+        if origin.coefficient is not None:
+            families.setdefault(origin.family, []).append((name, origin.coefficient, l0))
+    yield from filter(None, (settled, *map(saturated, families.values())))
 
 
 _FEW_BATCHES = 8
