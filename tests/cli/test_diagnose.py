@@ -16,7 +16,7 @@ import torch
 from click.testing import CliRunner, Result
 
 from sparse_but_wrong import atomic
-from sparse_but_wrong.cli.main import cli
+from sparse_but_wrong.cli.main import cli, main
 
 D, H = 6, 12
 
@@ -184,6 +184,18 @@ def test_one_bad_sae_is_named_and_the_others_are_measured(
 
 
 @quickly
+def test_the_command_ends_with_that_exit_code(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["diagnose", str(place / "jumprelu"), str(tmp_path / "missing")]
+    where = ["--activations", str(place / "acts.npy"), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr("sys.argv", ["sbw", *arguments, *where])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1
+
+
+@quickly
 def test_without_a_single_good_sae_nothing_is_written(place: Path, tmp_path: Path) -> None:
     a_topk(tmp_path / "one", 300)
     out = tmp_path / "out"
@@ -325,7 +337,7 @@ def test_a_negative_variance_explained_is_remarked(place: Path, tmp_path: Path) 
     sae.W_dec.data.mul_(300)
     sae.save_model(tmp_path / "bad")
     done = run(place, str(tmp_path / "bad"), "--out", str(tmp_path / "out"))
-    explained = pd.read_csv(tmp_path / "out/saes.csv")["variance_explained"][0]
+    (explained,) = pd.read_csv(tmp_path / "out/saes.csv")["variance_explained"].tolist()
     assert explained < -1
     for text in (done.output, page_text(tmp_path / "out")):
         assert re.search(rf"below 0.* {explained:.3g} \(bad\)", text)
@@ -397,7 +409,8 @@ def test_zeros_and_outliers_are_counted_and_can_be_left_out(tmp_path: Path) -> N
         assert re.search(r"Left out: 2 samples of zeros and 1 with", text)
         assert "Outliers:" not in text
     with_it, without = (pd.read_csv(tmp_path / name / "saes.csv") for name in ("all", "rest"))
-    assert (with_it["n_samples"][0], without["n_samples"][0]) == (128, 125)
+    assert with_it["n_samples"].tolist() == [128]
+    assert without["n_samples"].tolist() == [125]
     # The huge sample alone had made latents look alive.
     assert without["dead_latents"].tolist() == [H]
     assert with_it["dead_latents"].tolist()[0] < H

@@ -359,9 +359,8 @@ def bench_l0(names: tuple[str, ...], split: str, out: Path, seed: int, threads: 
 def main() -> None:
     """Entry point: errors of the user's making are one line and exit code 2."""
     try:
-        cli.main(standalone_mode=False)
-    except click.exceptions.Exit as finished:
-        sys.exit(finished.exit_code)
+        # Left to itself it gives back the code that a command exits with.
+        sys.exit(cli.main(standalone_mode=False))
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         sys.exit(2)
