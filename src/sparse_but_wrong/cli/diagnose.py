@@ -14,7 +14,7 @@ import torch
 
 from sparse_but_wrong.activations.dataset_part import DatasetPart
 from sparse_but_wrong.activations.in_order import contiguous_batches
-from sparse_but_wrong.activations.shards import FORMAT, MANIFEST
+from sparse_but_wrong.activations.shards import MANIFEST
 from sparse_but_wrong.activations.stored import StoredActivations, open_activations
 from sparse_but_wrong.atomic import claimed, full_disk_named
 from sparse_but_wrong.diagnostics.origin import of_other_activations, origin_of
@@ -190,12 +190,8 @@ def _recorded(stored: StoredActivations, activations: str) -> tuple[str | None, 
     """The model and the hook that activations are of, where that is on record."""
     with suppress(ValueError, OSError):
         manifest = read_json(Path(activations).expanduser() / MANIFEST)
-        if manifest.get("format") == FORMAT:
-            model, hook = manifest.get("model"), manifest.get("hook")
-            return (
-                model if isinstance(model, str) else None,
-                hook if isinstance(hook, str) else None,
-            )
+        model, hook = (manifest.get(name) for name in ("model", "hook"))
+        return model if isinstance(model, str) else None, hook if isinstance(hook, str) else None
     # sae_lens names the column after the hook.
     part = stored.parts[0]
     return None, part.rows.column_names[0] if isinstance(part, DatasetPart) else None
