@@ -85,3 +85,10 @@ def test_an_sae_whose_latents_are_all_silent_is_drawn(l0s):
     over_l0 = figure.axes[1]
     assert over_l0.get_xscale() == ("log" if max(l0s) else "linear")
     figure.savefig(io.BytesIO(), format="png")
+
+
+def test_similarities_close_to_each_other_keep_off_the_frame():
+    similarity = stream_scores({str(l0): score(l0) for l0 in (10.0, 10.1)}).axes[2]
+    low, high = similarity.get_ylim()
+    assert low == 0
+    assert high > 1.05 * 0.201

@@ -127,7 +127,7 @@ def _draw_similarity(axes: Axes, scores: Mapping[str, StreamScore]) -> None:
     ):
         axes.plot(l0, values, color=color, marker=marker, markersize=3, linewidth=0.8, label=label)
     _log_l0(axes, l0)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.1 * axes.get_ylim()[1])  # or values close to each other touch the frame
     axes.set_ylabel("mean |cosine|")
     axes.set_title("Similarity of latents")
     axes.legend(loc="best", handlelength=1.2)
