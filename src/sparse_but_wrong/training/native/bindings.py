@@ -73,14 +73,22 @@ class Sae(ctypes.Structure):
 
 
 class Kernels:
-    """The functions of the library, with their types."""
+    """The functions of the library, with their types.
+
+    Raises:
+        AttributeError: the library lacks one of them.
+        RuntimeError: its structures are not those of this module.
+    """
 
     def __init__(self, library: ctypes.CDLL) -> None:
         for name, structure in (("config_bytes", Config), ("sae_bytes", Sae)):
             function = getattr(library, name)
             function.restype = _int
             if function() != ctypes.sizeof(structure):
-                raise RuntimeError(f"kernels.cpp and bindings.py disagree about {structure}.")
+                raise RuntimeError(
+                    f"kernels.cpp and bindings.py disagree about {structure.__name__}; reinstall "
+                    "sparse_but_wrong"
+                )
         library.vector_floats.restype = _int
         self.vector_floats = int(library.vector_floats())
         self.scratch_floats = library.scratch_floats
@@ -108,4 +116,10 @@ class Kernels:
 def kernels() -> Kernels | None:
     """The compiled loops; None where they cannot be had."""
     library = build.library()
-    return None if library is None else Kernels(library)
+    if library is None:
+        return None
+    try:
+        return Kernels(library)
+    except (AttributeError, RuntimeError) as error:  # a function is missing, or is not as expected
+        build.say_without(error)
+        return None

@@ -1,4 +1,8 @@
-"""Compiling the loops once per machine, and finding them again."""
+"""Compiling the loops once per machine, and finding them again.
+
+They are kept in the user's cache, and what lies there is code that will run: it is loaded only
+where nobody else could have put it, and only if it is what the compiler wrote.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +13,28 @@ import logging
 import os
 import shlex
 import shutil
+import stat
 import subprocess
+import sys
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 
-logger = logging.getLogger(__name__)
+from sparse_but_wrong.untrusted import sha256
+
+# Not a child of the training's logger: a search keeps that quiet, and this concerns it, too.
+logger = logging.getLogger("sparse_but_wrong.native")
 
 _SOURCE = Path(__file__).with_name("kernels.cpp")
 _FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
 # What this machine's processor can do; compilers differ in how they want to be asked.
 _FOR_THIS_MACHINE = (("-march=native",), ("-mcpu=native",), ())
+_TIMEOUT = 300.0
+# How old what is swept must be, in seconds: folders of compilations that were killed (one that is
+# running is younger than its timeout), and libraries, of which other versions and other machines
+# that share the home folder may use some.
+_SWEPT = {"tmp*": 12 * _TIMEOUT, "kernels-*": 30 * 86400.0}
 
 
 class CannotBuildError(RuntimeError):
@@ -27,33 +43,57 @@ class CannotBuildError(RuntimeError):
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled loops, built if need be; None, said once, where they cannot be built."""
+    """The compiled loops, built if need be; None, said once, where they cannot be had."""
     try:
-        return ctypes.CDLL(str(_built()))
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as private:
+            return ctypes.CDLL(str(_built(Path(private))))
     except (CannotBuildError, OSError) as error:
-        logger.warning(
-            "the compiled training loops are not to be had (%s). Training runs on PyTorch's own "
-            "operations: to the same end, several times slower. A C++ compiler (g++ or clang++, or "
-            "one named in CXX) mends it.",
-            error,
-        )
+        say_without(error)
         return None
 
 
-def _built() -> Path:
+def say_without(reason: Exception) -> None:
+    """Tell the user why training does without the compiled loops."""
+    logger.warning(
+        "Could not use the compiled training step (%s); using PyTorch instead (same results, about "
+        "3x slower).",
+        reason,
+    )
+
+
+def _built(private: Path) -> Path:
+    """The library as it is kept, or else compiled: to be kept, or in a private folder."""
+    from tqdm import tqdm
+
     compiler = find_compiler()
-    source = _SOURCE.read_bytes()
     machine, target = _target(compiler)
+    source = _SOURCE.read_bytes()
     key = hashlib.sha256(source + repr((_FLAGS, machine)).encode() + target).hexdigest()[:20]
-    folder = _cache_folder()
-    built = folder / f"kernels-{key}.so"
-    if not built.exists():
-        # Under a name of its own, then renamed: several processes may build at the same time.
-        with tempfile.TemporaryDirectory(dir=folder) as work:
-            fresh = Path(work) / "kernels.so"
-            build(compiler, machine, fresh)
-            fresh.replace(built)
-    return built
+    where = "once for this machine"
+    try:
+        folder = _cache_folder()
+        _sweep(folder)
+        for kept in folder.glob(f"kernels-{key}-*.so"):
+            if _why_unsafe(kept.lstat()) is None and kept.name == _name(key, kept):
+                return kept
+            where = f"again, because {kept} was damaged or could have been changed by others"
+            kept.unlink()
+    except OSError as error:
+        folder = private
+        where = f"for this process alone, because it cannot be kept: {error}"
+    # Not a warning, as nothing is wrong; and a bar that is being drawn is not to be cut in two.
+    tqdm.write(f"Compiling the training step {where} …", file=sys.stderr)
+    # Under a name of its own, then renamed: several processes may build at the same time.
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        fresh = Path(work) / "kernels.so"
+        build(compiler, machine, fresh)
+        fresh.chmod(0o700)  # whatever the umask, or it would not be trusted
+        return fresh.replace(folder / _name(key, fresh))
+
+
+def _name(key: str, file: Path) -> str:
+    """The name that a library is kept under: what it was made from, and what it holds."""
+    return f"kernels-{key}-{sha256(file)[:20]}.so"
 
 
 def build(compiler: tuple[str, ...], machine_flags: tuple[str, ...], to: Path) -> None:
@@ -82,7 +122,7 @@ def find_compiler() -> tuple[str, ...]:
     for name in ("c++", "g++", "clang++"):
         if path := shutil.which(name):
             return (path,)
-    raise CannotBuildError("no C++ compiler was found")
+    raise CannotBuildError("no C++ compiler was found; install g++ or clang++, or name one in CXX")
 
 
 def _target(compiler: tuple[str, ...]) -> tuple[tuple[str, ...], bytes]:
@@ -104,21 +144,56 @@ def _macros(compiler: tuple[str, ...], flags: tuple[str, ...]) -> bytes:
 
 
 def _cache_folder() -> Path:
+    """The folder in which the library is kept, made if need be.
+
+    Raises:
+        OSError: it cannot be made or written to, or others could put something into it or in its
+            place; the message says what to do.
+    """
     from platformdirs import user_cache_path
 
-    folder = user_cache_path("sparse_but_wrong", appauthor=False)
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise CannotBuildError(f"{folder} cannot be made: {error.strerror}") from error
+    folder = user_cache_path("sparse_but_wrong", appauthor=False).resolve()
+    for place in (*reversed(folder.parents), folder):
+        place.mkdir(mode=0o700, exist_ok=True)
+        if (why := _why_unsafe(place.stat(), may_be_shared=place != folder)) is not None:
+            raise PermissionError(
+                f"{place} {why}; run chmod go-w on it if it is yours, or set XDG_CACHE_HOME to a "
+                "folder of your own"
+            )
     if not os.access(folder, os.W_OK):
-        raise CannotBuildError(f"{folder} cannot be written to")
+        raise PermissionError(f"{folder} cannot be written to")
     return folder
+
+
+def _why_unsafe(found: os.stat_result, *, may_be_shared: bool = False) -> str | None:
+    """Why somebody else than this user and root could decide what lies in a place, in words.
+
+    Args:
+        found: what the place is.
+        may_be_shared: whether it may be a folder like /tmp, where nobody touches what is another's.
+    """
+    if not hasattr(os, "geteuid"):  # Windows, where a user's cache is the user's alone
+        return None
+    if found.st_uid not in (0, os.geteuid()):
+        return "belongs to another user"
+    is_shared = may_be_shared and bool(found.st_mode & stat.S_ISVTX)
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not is_shared:
+        return "can be written to by others"
+    return None
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed compilations and old versions have left behind."""
+    for pattern, age in _SWEPT.items():
+        for old in folder.glob(pattern):
+            with suppress(OSError):  # another process has just been done with it, or sweeps as well
+                if old.lstat().st_mtime < time.time() - age:
+                    shutil.rmtree(old) if old.is_dir() else old.unlink()
 
 
 def _run(command: list[str]) -> bytes:
     try:
-        done = subprocess.run(command, capture_output=True, check=True, timeout=300)
+        done = subprocess.run(command, capture_output=True, check=True, timeout=_TIMEOUT)
     except subprocess.CalledProcessError as error:
         said = error.stderr.decode(errors="replace").strip().splitlines()
         raise CannotBuildError(
