@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from sparse_but_wrong.cli import main as cli_main
 from sparse_but_wrong.cli.main import main
 from sparse_but_wrong.experiments.jumprelu import JUMPRELU
 from sparse_but_wrong.experiments.runner import RunSettings, start_run
+from sparse_but_wrong.experiments.spec_file import to_yaml
+from sparse_but_wrong.runs.folder import RunFolder
 from tests.experiments import tiny
 
 SBW = [sys.executable, "-c", "from sparse_but_wrong.cli.main import main; main()"]
@@ -151,6 +154,46 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cli_main.cli, "main", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         main()
+
+
+def test_sigterm_ends_a_command_as_ctrl_c_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def ended(*_: object, **__: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        pytest.fail("it went on")
+
+    monkeypatch.setattr("sparse_but_wrong.cli.find_l0.find", ended)
+    code, _, err = sbw(["find-l0", "jumprelu"], monkeypatch, capsys)
+    assert code == 143
+    assert err.strip().splitlines()[-1] == "sbw: terminated"
+
+
+def test_sigterm_in_a_real_process_leaves_a_checkpoint(tmp_path: Path) -> None:
+    options = replace(tiny.TINY.training, total_training_samples=200_000 * 64)
+    spec = replace(tiny.TINY, analysis="sweep", training=options)
+    (tmp_path / "spec.yaml").write_text(to_yaml(spec), encoding="utf-8")
+    process = subprocess.Popen(
+        [*SBW, "run", "spec.yaml", "--out", "run"],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    seen = ""
+    deadline = time.monotonic() + 120
+    while not re.search(r" [1-9]\d?%", seen) and time.monotonic() < deadline:
+        seen += process.stderr.read(1)
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert "Go on with: sbw run spec.yaml --out run --resume" in err
+    assert "Traceback" not in err
+    checkpoint = RunFolder.open(tmp_path / "run").read_checkpoint()
+    assert checkpoint is not None
+    assert checkpoint.sae_ids == [sae.sae_id for sae in spec.saes]
+    assert checkpoint.state.n_steps[0] > 1000
 
 
 def test_ctrl_c_in_a_real_process_and_resume(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from sae_lens import (
 from torch import Tensor
 
 from sparse_but_wrong.training import batches as batches_module
+from sparse_but_wrong.training.interrupt import Terminated, terminate
 from sparse_but_wrong.training.loop import Training, TrainingState, _Flight, train_saes
 from sparse_but_wrong.training.options import TrainOptions
 from tests.training import oracle
@@ -138,22 +139,35 @@ def test_ctrl_c_leaves_the_saes_at_the_last_finished_step() -> None:
             assert torch.equal(value, oracle.parameters(expected)[name]), name
 
 
-def test_a_signal_waits_for_the_step_and_the_run_can_be_taken_up() -> None:
+@pytest.fixture
+def _terminated_by_sigterm() -> Iterator[None]:
+    """SIGTERM as the command line takes it."""
+    before = signal.signal(signal.SIGTERM, terminate)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("_terminated_by_sigterm")
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_for_the_step_and_the_run_can_be_taken_up(signum: signal.Signals) -> None:
+    handler = signal.getsignal(signum)
+
     class Signalling(RandomSource):
         n_drawn = 0
 
         def __next__(self) -> Tensor:
             self.n_drawn += 1
             if self.n_drawn == 60:
-                signal.raise_signal(signal.SIGINT)
+                signal.raise_signal(signum)
             return super().__next__()
 
     options = oracle.options_for(120)
     training = Training(make_saes(), Signalling(), options)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as stopped:
         training.run()
+    assert (stopped.type is Terminated) == (signum == signal.SIGTERM)
     assert 0 < training.n_samples < options.total_training_samples
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signum) is handler
     assert_taken_up_it_ends_as_if_never_stopped(training)
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
 import click
+
+from sparse_but_wrong.training.interrupt import Terminated, terminate
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -67,7 +70,7 @@ def run(
 ) -> None:
     """Run the experiment NAME, or the one in a YAML file, and write its run folder.
 
-    Ctrl-C stops it with a checkpoint; --resume goes on from there.
+    Ctrl-C and SIGTERM stop it with a checkpoint; --resume goes on from there.
     """
     from sparse_but_wrong.cli.run import run_experiment
 
@@ -357,7 +360,11 @@ def bench_l0(names: tuple[str, ...], split: str, out: Path, seed: int, threads: 
 
 
 def main() -> None:
-    """Entry point: errors of the user's making are one line and exit code 2."""
+    """Entry point: errors of the user's making are one line and exit code 2.
+
+    SIGTERM, which batch systems send before they kill, ends a command as Ctrl-C does.
+    """
+    signal.signal(signal.SIGTERM, terminate)
     try:
         # Left to itself it gives back the code that a command exits with.
         sys.exit(cli.main(standalone_mode=False))
@@ -366,9 +373,11 @@ def main() -> None:
         sys.exit(2)
     except click.ClickException as error:
         _fail(error.format_message())
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("sbw: interrupted", err=True)
-        sys.exit(130)
+    except (click.Abort, KeyboardInterrupt) as stopped:
+        # click makes an Abort of what interrupts a command.
+        is_terminated = isinstance(stopped.__cause__ or stopped, Terminated)
+        click.echo(f"sbw: {'terminated' if is_terminated else 'interrupted'}", err=True)
+        sys.exit(128 + (signal.SIGTERM if is_terminated else signal.SIGINT))
     except (ValueError, OSError) as error:
         if os.environ.get("SBW_TRACEBACK"):
             raise

@@ -260,8 +260,7 @@ class Training:
                         if self._launched_to_snapshot():
                             land(0)
                             self._take_snapshots()
-                        if interrupt.pending:
-                            raise KeyboardInterrupt
+                        interrupt.raise_pending()
                         if on_rest is not None and time.monotonic() - rested >= every_seconds:
                             land(0)
                             on_rest(self)
@@ -280,8 +279,8 @@ class Training:
             for member, progress in zip(self.members, self._progress, strict=True):
                 member.finish(progress.n_steps)
         self._report()
-        if interrupt.pending or closing.pending:
-            raise KeyboardInterrupt
+        interrupt.raise_pending()
+        closing.raise_pending()
 
     def _report(self) -> None:
         """Say what users should know of how their SAEs ended."""
