@@ -29,6 +29,7 @@ from sparse_but_wrong.runs.folder import RunFolder
 from sparse_but_wrong.toy_models.world import World
 from sparse_but_wrong.training.controls import KTransition
 from sparse_but_wrong.training.loop import Training
+from sparse_but_wrong.training.native import bindings
 from tests.experiments import tiny
 
 SETTINGS = RunSettings(seed=3, progress=False)
@@ -67,6 +68,8 @@ def test_what_a_run_leaves_behind(tmp_path: Path) -> None:
     assert manifest["spec"] == json.loads(json.dumps(tiny.TINY.to_dict()))
     assert manifest["provenance"]["versions"]["sae-lens"] == sae_lens.__version__
     assert manifest["timings"]["training_seconds"] > 0
+    step = "pytorch" if bindings.kernels() is None else "compiled"
+    assert manifest["steps"] == {sae.sae_id: step for sae in tiny.TINY.saes}
     assert manifest["verdict"]["outcome"] in ("holds", "fails", "not judged")
     assert manifest["verdict"] == json.loads(json.dumps(results.verdict.to_dict()))
     assert manifest["tables"] == {"widths": "How wide the SAEs are."}
@@ -200,9 +203,9 @@ def test_finished_saes_are_kept_and_only_the_others_trained(
     trained: list[int] = []
     original = Training.__init__
 
-    def init(self: Training, saes: Any, *rest: Any) -> None:
+    def init(self: Training, saes: Any, *rest: Any, **named: Any) -> None:
         trained.append(len(saes))
-        original(self, saes, *rest)
+        original(self, saes, *rest, **named)
 
     monkeypatch.setattr(Training, "__init__", init)
     folder, spec, _ = resume_run(folder.path)
@@ -302,6 +305,14 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path: Path) -> None
     )
     refuse("d_sae=4", saes=(replace(sae, init="true_features", config={"d_sae": 5}),))
     refuse("nope", saes=(replace(sae, config={**sae.config, "nope": 1}),))
+    for field, value in (
+        ("l0_coefficient", -1),
+        ("d_in", 9),
+        ("device", "cuda"),
+        ("d_sae", 10**12),
+    ):
+        config = {**sae.config, field: value}
+        refuse(f"'c_0.05': .*{field}", saes=(replace(sae, config=config),))
     refuse("no_such", saes=(replace(sae, architecture="no_such"),))
     refuse(
         "target_l0",

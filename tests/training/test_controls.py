@@ -166,6 +166,8 @@ def test_something_that_is_no_control_is_refused(monkeypatch: pytest.MonkeyPatch
         ("topk", 10, r"saes\[0\], a TopKTrainingSAE, is to keep k = 10 of 9 latents"),
         ("topk", 2.5, r"saes\[0\], a TopKTrainingSAE, has cfg.k 2.5, .* give an int"),
         ("topk", -1, r"k = -1 of 9"),
+        ("topk", 0, r"k = 0 of 9"),
+        ("batchtopk", 0.001, r"k = 0.001 of 9"),
         ("batchtopk", 9.1, r"saes\[0\], a BatchTopKTrainingSAE, is to keep k = 9.1 of 9 latents"),
         ("batchtopk", math.nan, r"k = nan of 9"),
         ("matryoshka", 12.0, r"saes\[0\], a Matryoshka.*k = 12 of 9"),

@@ -9,7 +9,7 @@ import torch
 from sae_lens import JumpReLUTrainingSAE
 
 from sparse_but_wrong.training import loop, products
-from sparse_but_wrong.training.loop import train_saes
+from sparse_but_wrong.training.loop import Training, train_saes
 from tests.training import oracle
 
 pytestmark = pytest.mark.usefixtures("kernels")
@@ -48,13 +48,20 @@ def test_alone_and_beside_others_one_of_which_diverges() -> None:
     assert_identical(together[3], trained([wider])[0])
 
 
-def test_the_log_says_which_diverged_and_when() -> None:
+def test_the_log_says_which_diverged_and_when(caplog: pytest.LogCaptureFixture) -> None:
     fine, doomed = oracle.make_sae(seed=0), oracle.make_sae(seed=1)
     with torch.no_grad():
         doomed.W_dec.mul_(1e30)
     log = train_saes([fine, doomed], iter(oracle.recorded_batches(N_STEPS)), OPTIONS)
     assert log.saes[0].diverged_at is None
     assert log.saes[1].diverged_at == 0
+    (line,) = caplog.messages
+    assert "saes[1] (JumpReLUTrainingSAE, l0_coefficient = 0.3) diverged" in line
+
+    caplog.clear()  # where the SAEs have names
+    Training([doomed], iter(oracle.recorded_batches(N_STEPS)), OPTIONS, names=["SAE 'c_3'"]).run()
+    (line,) = caplog.messages
+    assert line.startswith("SAE 'c_3' (Jump")
 
 
 def test_order_and_threads_make_no_difference() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
+import math
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -22,8 +23,10 @@ from sae_lens import (
 from torch import Tensor
 
 from sparse_but_wrong.training import batches as batches_module
+from sparse_but_wrong.training import memory
 from sparse_but_wrong.training.interrupt import Terminated, terminate
 from sparse_but_wrong.training.loop import Training, TrainingState, _Flight, train_saes
+from sparse_but_wrong.training.native import bindings
 from sparse_but_wrong.training.options import TrainOptions
 from tests.training import oracle
 
@@ -308,6 +311,42 @@ def test_saes_that_cannot_share_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
         train_saes([oracle.make_sae()], iter(batches), options)
     with pytest.raises(TypeError, match=r"saes\[0\] is a Linear"):
         train_saes([torch.nn.Linear(2, 2)], iter(batches), options)  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("l0_coefficient", -1.0), ("jumprelu_bandwidth", math.nan)]
+)
+@pytest.mark.parametrize("is_stacked", [True, False])
+def test_what_nobody_can_train_with_is_refused(field: str, value: float, is_stacked: bool) -> None:
+    saes = [oracle.make_sae(), oracle.make_sae()]
+    setattr(saes[1].cfg, field, value)
+    if not is_stacked:
+        saes[1] = MyJumpReLU(saes[1].cfg)
+    with pytest.raises(ValueError, match=rf"saes\[1\], a \w+, has {field} = {value}"):
+        train_saes(saes, iter([]), oracle.options_for(3))
+
+
+def test_what_does_not_fit_in_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = oracle.options_for(1, train_batch_size_samples=10**12)
+    with pytest.raises(ValueError, match="train_batch_size_samples = 1000000000000"):
+        train_saes([oracle.make_sae()], iter([]), options)
+    monkeypatch.setattr(memory, "_available", lambda _: 5000)
+    one, other = oracle.make_sae(), oracle.make_sae()
+    Training([one], iter([]), oracle.options_for(1, train_batch_size_samples=2))
+    with pytest.raises(ValueError, match=r"2 SAEs .* d_sae = 9"):
+        Training([one, other], iter([]), oracle.options_for(1, train_batch_size_samples=2))
+
+
+def test_what_takes_the_steps_of_each_sae(monkeypatch: pytest.MonkeyPatch) -> None:
+    def steps(*saes: TrainingSAE[Any], **changes: Any) -> Sequence[str]:
+        return Training(saes, iter([]), oracle.options_for(1, **changes)).steps
+
+    built = "pytorch" if bindings.kernels() is None else "compiled"
+    saes = [MyJumpReLU(oracle.make_sae().cfg), oracle.make_sae(), oracle.make_sae(d_sae=4)]
+    assert steps(*saes) == ["sae_lens", built, built]
+    assert steps(*reversed(saes), compiled=False) == ["pytorch", "pytorch", "sae_lens"]
+    monkeypatch.setattr(bindings, "kernels", lambda: None)
+    assert steps(*saes) == ["sae_lens", "pytorch", "pytorch"]
 
 
 class MyBatchTopK(BatchTopKTrainingSAE):

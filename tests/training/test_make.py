@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from sae_lens import (
@@ -248,6 +250,59 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         "with d_in=12 and d_sae=9",
     ),
 }
+
+
+IMPOSSIBLE: list[tuple[str, dict[str, Any]]] = [
+    *(("jumprelu", {"l0_coefficient": value}) for value in (-1.0, math.nan, math.inf, None, "3")),
+    *(("jumprelu", {"jumprelu_bandwidth": value}) for value in (0.0, -1.0, math.nan)),
+    ("jumprelu", {"jumprelu_init_threshold": math.nan}),
+    ("jumprelu", {"jumprelu_tanh_scale": math.nan}),
+    ("jumprelu", {"l0_warm_up_steps": -1}),
+    ("jumprelu", {"pre_act_loss_coefficient": -1e-6}),
+    ("jumprelu", {"target_l0": math.nan, "jumprelu_sparsity_loss_mode": "quadratic"}),
+    *(("standard", {"l1_coefficient": value}) for value in (-1.0, math.nan, True)),
+    ("standard", {"lp_norm": 0.0}),
+    ("standard", {"decoder_init_norm": math.nan}),
+    ("gated", {"l1_coefficient": -0.1}),
+    *(("topk", {"k": value}) for value in (0, -1, 10, math.nan, None, "8")),
+    *(("abstopk", {"k": value}) for value in (0, 10)),
+    *(("batchtopk", {"k": value}) for value in (0.0, -1.0, 9.5, math.nan)),
+    ("batchtopk", {"aux_loss_coefficient": -1.0, "k": 2}),
+    ("batchtopk", {"topk_threshold_lr": math.nan, "k": 2}),
+    ("matching_pursuit", {"residual_threshold": math.nan, "decoder_init_norm": 1.0}),
+    *(("standard", {"d_sae": value}) for value in (0, -1, 2.5, True, None, 10**12)),
+    ("standard", {"d_in": 0}),
+]
+
+
+@pytest.mark.parametrize(("architecture", "config"), IMPOSSIBLE, ids=str)
+def test_what_nobody_can_train_with_is_refused_and_named(
+    architecture: str, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
+    _, config_class = SAE_TRAINING_CLASS_REGISTRY[architecture]
+    field, *_ = config
+    with pytest.raises(ValueError, match=f"SAE 0: .*{field}"):
+        make_saes([config_class(**{**SIZES, **config})], [0])
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config"),
+    [
+        ("jumprelu", {"l0_coefficient": 0, "jumprelu_init_threshold": -0.1}),
+        ("jumprelu", {"pre_act_loss_coefficient": None, "target_l0": None}),
+        ("standard", {"lp_norm": math.inf, "l1_coefficient": np.float32(0.5)}),
+        ("standard", {"decoder_init_norm": None, "d_sae": np.int64(9)}),
+        ("batchtopk", {"k": 0.5, "aux_loss_coefficient": 0.0, "topk_threshold_lr": 0.0}),
+        ("topk", {"k": 9}),
+        ("matching_pursuit", {"residual_threshold": -1.0, "decoder_init_norm": 1.0}),
+    ],
+    ids=str,
+)
+def test_what_sae_lens_trains_with_is_made(architecture: str, config: dict[str, Any]) -> None:
+    sae_class, config_class = SAE_TRAINING_CLASS_REGISTRY[architecture]
+    (sae,) = make_saes([config_class(**{**SIZES, **config})], [0])
+    assert type(sae) is sae_class
 
 
 @pytest.mark.parametrize("name", REFUSED)

@@ -98,6 +98,11 @@ def make_saes(
         _, config_class = SAE_TRAINING_CLASS_REGISTRY[spec.architecture]
         known = {f.name for f in fields(config_class)}
         for name in spec.config:
+            if name in ("d_in", "device"):
+                raise ValueError(
+                    f"SAE {spec.sae_id!r}: config.{name} follows from the "
+                    f"{'world' if name == 'd_in' else 'run'}; leave it out."
+                )
             if name not in known:
                 raise ValueError(
                     f"SAE {spec.sae_id!r}: {config_class.__name__} has no field {name!r}."

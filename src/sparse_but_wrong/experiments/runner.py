@@ -244,7 +244,8 @@ def _make_training(
     )
     features = world.model if isinstance(world, World) else None
     saes = make_saes(group, width(world), settings.seed, settings.device, features)
-    return Training(saes, source, options, [sae.control for sae in group])
+    names = [f"SAE {sae.sae_id!r}" for sae in group]
+    return Training(saes, source, options, [sae.control for sae in group], names=names)
 
 
 def run_group(
@@ -295,6 +296,7 @@ def run_group(
         if not folder.has_sae(sae_id):
             folder.save_sae(sae_id, sae)
     folder.remove_checkpoint()
+    folder.manifest.setdefault("steps", {}).update(zip(ids, training.steps, strict=True))
     timings = folder.manifest["timings"]
     seconds = seconds_before + time.perf_counter() - started
     timings["training_seconds"] = timings.get("training_seconds", 0.0) + seconds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Callable
 from types import FrameType
 
 
@@ -11,7 +12,7 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM: a batch system is about to kill the process."""
 
 
-def terminate(signum: int, frame: FrameType | None) -> None:
+def terminate(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
     """A handler for SIGTERM that ends a program as Ctrl-C would.
 
     Raises:
@@ -20,7 +21,10 @@ def terminate(signum: int, frame: FrameType | None) -> None:
     raise Terminated
 
 
-_HANDLERS = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: terminate}
+_HANDLERS: dict[int, Callable[[int, FrameType | None], None]] = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: terminate,
+}
 
 
 class DeferredInterrupt:
@@ -59,7 +63,7 @@ class DeferredInterrupt:
         if self._pending is not None:
             _HANDLERS[self._pending](self._pending, None)
 
-    def _handle(self, signum: int, frame: FrameType | None) -> None:
+    def _handle(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002
         is_second = self._pending is not None
         self._pending = signum
         if is_second and self.is_safe:

@@ -6,7 +6,8 @@ The engine must end where sae_lens' own trainer would; whatever can be asked of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +21,68 @@ if TYPE_CHECKING:
     from sae_lens.training.sae_trainer import SAETrainer
 
     from sparse_but_wrong.training.options import TrainOptions
+
+
+def _number(value: object) -> float:
+    """A value of a config as a number; NaN where it is none, as is text that holds one."""
+    is_number = hasattr(value, "__float__") and not isinstance(value, bool)
+    return float(value) if is_number else math.nan  # pyright: ignore[reportArgumentType]
+
+
+_LIMITS: dict[str, tuple[Callable[[object], bool], tuple[str, ...]]] = {
+    "a whole number of at least 1": (
+        lambda value: hasattr(value, "__index__") and _number(value) >= 1,
+        ("d_in", "d_sae"),
+    ),
+    "a number above 0": (
+        lambda value: 0 < _number(value) < math.inf,
+        ("k", "jumprelu_bandwidth", "target_l0"),
+    ),
+    "a number above 0, or infinite": (lambda value: _number(value) > 0, ("lp_norm",)),
+    "a number of at least 0": (
+        lambda value: 0 <= _number(value) < math.inf,
+        (
+            *("l0_coefficient", "l1_coefficient", "aux_loss_coefficient"),
+            *("pre_act_loss_coefficient", "l0_warm_up_steps", "l1_warm_up_steps"),
+            *("topk_threshold_lr", "jumprelu_tanh_scale", "decoder_init_norm"),
+        ),
+    ),
+    "a number": (
+        lambda value: math.isfinite(_number(value)),
+        ("jumprelu_init_threshold", "residual_threshold"),
+    ),
+}
+"""What fields of sae_lens' training configs must be for anything to come of the training; sae_lens
+looks at few of them."""
+
+_MAY_BE_NONE = ("target_l0", "pre_act_loss_coefficient", "decoder_init_norm")
+
+
+def why_not_config(cfg: sae_lens.TrainingSAEConfig) -> str | None:
+    """What nobody could train an SAE with, sae_lens included, in words that follow the SAE's name.
+
+    Returns:
+        The field, its value and what it must be; None if nothing is wrong.
+    """
+    for wanted, (is_good, names) in _LIMITS.items():
+        for name in names:
+            value = getattr(cfg, name, None)
+            is_there = hasattr(cfg, name) and not (value is None and name in _MAY_BE_NONE)
+            if is_there and not is_good(value):
+                return f"has {name} = {value!r}; it must be {wanted}"
+    if getattr(cfg, "k", 0) > cfg.d_sae:
+        return f"has k = {cfg.k:g}, but d_sae = {cfg.d_sae} latents; lower k"  # pyright: ignore[reportAttributeAccessIssue]
+    return None
+
+
+def in_words(sae: sae_lens.TrainingSAE[Any]) -> str:
+    """What an SAE is and what sets its sparsity."""
+    said = [type(sae).__name__]
+    if hasattr(sae.cfg, "k"):
+        said.append(f"k = {sae.cfg.k:g}")
+    else:
+        said += [f"{name}_coefficient = {knob(sae, name)[0]:g}" for name in sae.get_coefficients()]
+    return ", ".join(said)
 
 
 def knob(sae: sae_lens.TrainingSAE[Any], name: str) -> tuple[float, float]:

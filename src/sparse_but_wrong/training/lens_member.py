@@ -23,6 +23,7 @@ class LensMember(Member):
     """One SAE, stepped through the seams that sae_lens' trainer offers to coordinators."""
 
     n_tasks = 1
+    step = "sae_lens"
 
     def __init__(self, sae: sae_lens.TrainingSAE[Any], options: TrainOptions) -> None:
         self.sae = sae

@@ -36,8 +36,8 @@ from sparse_but_wrong.training.controls import (
 from sparse_but_wrong.training.interrupt import DeferredInterrupt
 from sparse_but_wrong.training.lens_member import LensMember
 from sparse_but_wrong.training.log import TrainingLog
-from sparse_but_wrong.training.member import Member
-from sparse_but_wrong.training.memory import free_memory
+from sparse_but_wrong.training.member import Member, Step
+from sparse_but_wrong.training.memory import check_room, free_memory
 from sparse_but_wrong.training.options import TrainOptions
 from sparse_but_wrong.training.stack import why_not_stackable
 from sparse_but_wrong.training.stack_member import StackMember
@@ -126,7 +126,8 @@ class TrainingState:
 class Training:
     """A training run as an object: it can be watched, checkpointed and taken up again.
 
-    Args and errors are those of `train_saes`.
+    Args and errors are those of `train_saes`; `names` is what messages call the SAEs, if not by
+    their places.
     """
 
     def __init__(
@@ -136,7 +137,9 @@ class Training:
         options: TrainOptions,
         controls: Sequence[Control | None] | None = None,
         on_snapshot: Callable[[Snapshot], None] | None = None,
+        names: Sequence[str] | None = None,
     ) -> None:
+        self._names = [f"saes[{i}]" for i in range(len(saes))] if names is None else list(names)
         _check_saes(saes)
         if (on_snapshot is None) != (not options.snapshot_steps):
             raise ValueError(
@@ -159,13 +162,18 @@ class Training:
         self.source = source
         self.device = saes[0].W_dec.device
         self.on_snapshot = on_snapshot
-        self.members, self._places = _make_members(saes, options, controls, self.device)
-        logs = {
-            place: log
-            for member, member_places in zip(self.members, self._places, strict=True)
-            for place, log in zip(member_places, member.logs, strict=True)
-        }
-        self.log = TrainingLog([logs[place] for place in range(len(saes))])
+        _check_room(saes, options, self.device)
+        self.members, self._places = _make_members(
+            saes, options, controls, self.device, self._names
+        )
+        seats = sorted(
+            (place, i, row)
+            for i, places in enumerate(self._places)
+            for row, place in enumerate(places)
+        )
+        self.log = TrainingLog([self.members[i].logs[row] for _, i, row in seats])
+        self.steps: list[Step] = [self.members[i].step for _, i, _ in seats]
+        """What takes the steps of each SAE."""
         self._reader = BatchReader(source, saes[0].cfg.d_in, self.device)
         self._learning_rates = lens.LearningRates(options)
         self._progress = [_Progress() for _ in self.members]
@@ -294,16 +302,17 @@ class Training:
                 self.options.train_batch_size_samples,
                 last,
             )
-        for i, log in enumerate(self.log.saes):
+        for name, sae, log in zip(self._names, self.saes, self.log.saes, strict=True):
             if log.diverged_at is not None:
                 logger.warning(
-                    "saes[%d] diverged: its gradient was not finite at step %d. The others are not "
+                    "%s (%s) diverged: its gradient was not finite at step %d. The others are not "
                     "touched by it; a lower lr or smaller initial weights may save it.",
-                    i,
+                    name,
+                    lens.in_words(sae),
                     log.diverged_at,
                 )
             elif log.note is not None:
-                logger.warning("saes[%d] %s", i, log.note)
+                logger.warning("%s (%s) %s", name, lens.in_words(sae), log.note)
 
     def _draw(self) -> Block | None:
         """The next block, cut so that each SAE does one thing throughout it; None at the end."""
@@ -573,6 +582,27 @@ def _check_saes(saes: Sequence[sae_lens.TrainingSAE[Any]]) -> None:
                 )
 
 
+def _check_room(
+    saes: Sequence[sae_lens.TrainingSAE[Any]], options: TrainOptions, device: torch.device
+) -> None:
+    """Refuse a run that cannot fit in memory, before any of it is taken."""
+    cfg = saes[0].cfg
+    n_parameters = sum(p.numel() for sae in saes for p in sae.parameters())
+    check_room(
+        12 * n_parameters,
+        device,
+        f"the parameters of {len(saes)} SAEs in training, the first with d_sae = {cfg.d_sae},",
+        "train fewer at a time, or narrower ones",
+    )
+    batch_size = options.train_batch_size_samples
+    check_room(
+        4 * batch_size * (cfg.d_in + cfg.d_sae),
+        device,
+        f"batches of train_batch_size_samples = {batch_size}",
+        "lower it",
+    )
+
+
 def _check_controls(controls: Sequence[Control | None], n_saes: int) -> None:
     if len(controls) != n_saes:
         raise ValueError(
@@ -595,7 +625,7 @@ def _why_refused(
 ) -> str | None:
     """Why an SAE cannot be trained as it is asked for; `architecture` if the engine stacks it."""
     if architecture is None:
-        return why_not_controlled(control, None, options)
+        return why_not_controlled(control, None, options) or lens.why_not_config(sae.cfg)
     own = own_transition(sae.cfg)
     if own is not None and control is not None:
         return (
@@ -606,8 +636,10 @@ def _why_refused(
     for moved in (own, control):
         if isinstance(moved, KTransition):
             ends.append(moved.initial_k)
-    return why_not_controlled(control, architecture.knob, options) or architecture.why_impossible(
-        sae, ends, options.train_batch_size_samples
+    return (
+        why_not_controlled(control, architecture.knob, options)
+        or architecture.why_impossible(sae, ends, options.train_batch_size_samples)
+        or lens.why_not_config(sae.cfg)
     )
 
 
@@ -644,6 +676,7 @@ def _make_members(
     options: TrainOptions,
     controls: Sequence[Control | None],
     device: torch.device,
+    names: Sequence[str],
 ) -> tuple[list[Member], list[list[int]]]:
     """Group SAEs that can be stepped as one; with each group its places in the caller's list."""
     stacks: dict[tuple[object, ...], list[int]] = {}
@@ -662,10 +695,10 @@ def _make_members(
             architecture = None
         refusal = _why_refused(sae, architecture, controls[place], options)
         if refusal is not None:
-            raise ValueError(f"saes[{place}], a {name}, {refusal}.")
+            raise ValueError(f"{names[place]}, a {name}, {refusal}.")
         if architecture is None and options.reinit_dead_every is not None:
             raise ValueError(
-                f"saes[{place}], a {name}, is trained by sae_lens' own trainer ({reason}), which "
+                f"{names[place]}, a {name}, is trained by sae_lens' own trainer ({reason}), which "
                 "does not re-initialise dead latents; leave reinit_dead_every out."
             )
         own = own_transition(sae.cfg)

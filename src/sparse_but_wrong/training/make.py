@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sparse_but_wrong.training import lens
+from sparse_but_wrong.training.memory import check_room
 
 if TYPE_CHECKING:
     import sae_lens
@@ -49,6 +50,7 @@ def make_saes(
     Raises:
         TypeError: a config of no training SAE, or a starting point that is no SAE.
         ValueError: lists of unequal lengths, an architecture that is not registered with sae_lens,
+            a value in a config that nothing can be trained with, weights that do not fit in memory,
             a seed that no generator takes, or a starting point of other shapes. The message names
             the place in the list.
     """
@@ -82,6 +84,12 @@ def make_sae(cfg: sae_lens.TrainingSAEConfig, seed: int) -> sae_lens.TrainingSAE
     On the CPU, because its generator gives the same weights whatever device they move to.
     """
     sae_class = lens.training_class(cfg)
+    if (why := lens.why_not_config(cfg)) is not None:
+        raise ValueError(f"it {why}.")
+    # The encoder's weights and the decoder's; the rest does not count beside them.
+    n_bytes = 8 * int(cfg.d_in) * int(cfg.d_sae)
+    weights = f"its weights, with d_in = {cfg.d_in} and d_sae = {cfg.d_sae},"
+    check_room(n_bytes, torch.device("cpu"), weights, "lower d_sae")
     try:
         seed = operator.index(seed)
     except TypeError:

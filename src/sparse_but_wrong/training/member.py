@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -18,11 +18,18 @@ if TYPE_CHECKING:
     import sae_lens
 
 
+Step = Literal["compiled", "pytorch", "sae_lens"]
+"""The compiled loops, PyTorch's operations, or sae_lens' own trainer."""
+
+
 class Member(ABC):
     """Some SAEs of a run, trained by the engine or by sae_lens' own trainer."""
 
     logs: list[SAELog]
     """A log per SAE."""
+
+    step: Step
+    """What takes their steps."""
 
     n_norm_batches: int
     """Batches at the head of the stream that are looked at, not trained on."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 
 import torch
 
@@ -17,8 +19,41 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def free_memory(device: torch.device) -> int:
     """Bytes that may be taken on a device, with a fifth left to others and to fragments."""
+    return int(0.8 * _available(device)) if device.type == "cuda" else sys.maxsize
+
+
+def check_room(n_bytes: int, device: torch.device, what: str, remedy: str) -> None:
+    """Refuse what cannot fit in a device's memory, before any of it is taken.
+
+    Args:
+        n_bytes: wanted at the least.
+        device: where.
+        what: takes them, in words.
+        remedy: what to do about it, in words.
+    Raises:
+        ValueError: it does not fit.
+    """
+    available = _available(device)
+    if n_bytes > available:
+        raise ValueError(
+            f"{what} take {n_bytes / 2**30:,.1f} GiB, but there are {available / 2**30:,.1f} GiB "
+            f"of memory free; {remedy}."
+        )
+
+
+def _available(device: torch.device) -> int:
+    """Bytes that are free on a device; as many as can be where nobody knows."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(0.8 * (free + cached))
-    return sys.maxsize  # not asked for on the CPU, and unknown elsewhere
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if device.type != "cpu":
+        return sys.maxsize
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        pass  # only Linux has it
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return sys.maxsize

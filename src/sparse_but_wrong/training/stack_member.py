@@ -99,6 +99,7 @@ class StackMember(Member):
         )
         self.stepper = self._make_stepper(n_chunks)
         self.n_tasks = len(self.stepper.chunks)
+        self.step = "compiled" if isinstance(self.stepper, NativeStepper) else "pytorch"
 
         self._last_batch: Tensor | None = None
         self.mean_norm = MeanNorm()

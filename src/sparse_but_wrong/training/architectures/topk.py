@@ -213,8 +213,11 @@ def why_not_k(sae: Any, ks: Sequence[float], batch_size: int) -> str | None:
     """What is wrong with the k that an SAE is to have, in words; None if nothing is."""
     cfg = sae.cfg
     for k in ks:
-        if not 0 <= k * batch_size < cfg.d_sae * batch_size + 1:
-            return f"is to keep k = {k:g} of {cfg.d_sae} latents; k must lie between 0 and d_sae"
+        if not 1 <= k * batch_size < cfg.d_sae * batch_size + 1:
+            return (
+                f"is to keep k = {k:g} of {cfg.d_sae} latents; k must be at most d_sae, and enough "
+                f"that one is active in a batch of {batch_size}"
+            )
     # Where the config moves k by itself, the activation function keeps the k of some step.
     if sae.activation_fn.k != cfg.k and own_transition(cfg) is None:
         return (
