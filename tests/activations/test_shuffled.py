@@ -12,15 +12,22 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from sae_lens import StandardTrainingSAEConfig
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sparse_but_wrong.activations.in_order import contiguous_batches
 from sparse_but_wrong.activations.part import Part, TensorPart
 from sparse_but_wrong.activations.shuffled import RUN, ShuffledActivations
 from sparse_but_wrong.activations.source import ResumableSource
+from sparse_but_wrong.activations.split import hold_out
 from sparse_but_wrong.activations.stored import StoredActivations, open_activations
+from sparse_but_wrong.training.loop import train_saes
+from sparse_but_wrong.training.make import make_saes
+from sparse_but_wrong.training.options import TrainOptions
 from tests.activations.test_stored import Recorder
 
 N, D_IN = 1_000, 3
@@ -62,6 +69,41 @@ def wait_for_readers(seconds: float = 5) -> None:
     while readers() and time.monotonic() < end:
         time.sleep(0.005)
     assert readers() == []
+
+
+def with_a_bad_row(folder: Path, value: float) -> StoredActivations:
+    """Two files, of which the second holds a value that is not finite in its row 120."""
+    folder.mkdir()
+    x = np.ones((300, D_IN), dtype=np.float32)
+    np.save(folder / "a.npy", x)
+    x[120, 2] = value
+    np.save(folder / "b.npy", x)
+    return open_activations(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+@pytest.mark.parametrize("buffer_bytes", [256 * D_IN * 4, 2**20])
+def test_what_is_not_finite_is_named_by_file_and_row(
+    tmp_path: Path, value: float, buffer_bytes: int
+) -> None:
+    stored = with_a_bad_row(tmp_path / "x", value)
+    train, held_out = hold_out(stored, 100)
+    source = ShuffledActivations(train, batch_size=50, seed=0, buffer_bytes=buffer_bytes)
+    config = StandardTrainingSAEConfig(d_in=D_IN, d_sae=4)
+    options = TrainOptions(total_training_samples=2000, train_batch_size_samples=50, progress=False)
+    where = rf"b.npy holds {value} at sample 120, dimension 2"
+    with pytest.raises(ValueError, match=where):
+        train_saes(make_saes([config], [0]), source, options)
+    with pytest.raises(ValueError, match=where):
+        list(contiguous_batches(stored, 64))
+    assert len(list(contiguous_batches(held_out, 64))) == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_what_is_large_but_finite_is_read(dtype: torch.dtype) -> None:
+    x = torch.full((200, D_IN), torch.finfo(dtype).max, dtype=dtype)  # the sum overflows
+    source = ShuffledActivations(StoredActivations.of(x), batch_size=50, seed=0)
+    assert torch.equal(next(source), x[:50].float())
 
 
 @pytest.fixture(autouse=True)

@@ -39,6 +39,7 @@ class ShuffledActivations(Iterator[Tensor]):
     Raises:
         ValueError: fewer samples than a batch, or a buffer smaller than one.
         OSError: from `next`, a part that cannot be read. The next call tries again.
+        NotFiniteError: from `next`, as soon as what is read ahead holds such a value.
     """
 
     def __init__(
@@ -213,6 +214,7 @@ class _Reading:
 
         Raises:
             OSError: a part cannot be read.
+            NotFiniteError: a part holds a value that is not finite.
         """
         return self._future.result()
 

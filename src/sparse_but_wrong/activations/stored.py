@@ -34,6 +34,13 @@ from sparse_but_wrong.untrusted import parse_json
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
+class NotFiniteError(ValueError):
+    """Stored activations hold a value that is not finite; the message says in which part and row.
+
+    It is met here, where that is still known, and not in a shuffled batch.
+    """
+
+
 @dataclass(frozen=True)
 class StoredActivations:
     """Activations that lie in parts, one after the other; made by `open_activations` or `of`.
@@ -96,7 +103,7 @@ class StoredActivations:
         """The samples from start up to stop, of `dtype`, in memory of their own.
 
         Raises:
-            ValueError: they are not all there.
+            ValueError: they are not all there, or not all finite.
             OSError: a part cannot be read; the message names it.
         """
         if not 0 <= start <= stop <= self.n_samples:
@@ -194,6 +201,8 @@ def _is_manifest(text: str) -> bool:
 def _read(part: Part, start: int, stop: int) -> Float[Tensor, "rows d_in"]:
     try:
         rows = part.read(start, stop)
+    except NotFiniteError:  # of a part of a part, which has said where
+        raise
     except Exception as error:
         # Every kind of file has errors of its own.
         raise OSError(
@@ -202,5 +211,12 @@ def _read(part: Part, start: int, stop: int) -> Float[Tensor, "rows d_in"]:
     if rows.shape != (stop - start, part.d_in):
         raise OSError(
             f"{part.name} gives {list(rows.shape)} numbers for the samples from {start} to {stop}."
+        )
+    # A finite sum proves that all are; only otherwise (it may have overflowed) look closer.
+    if not bool(rows.sum().isfinite()) and not bool(rows.isfinite().all()):
+        row, column = (~rows.isfinite()).nonzero()[0].tolist()
+        raise NotFiniteError(
+            f"{part.name} holds {rows[row, column].item()} at sample {start + row}, dimension "
+            f"{column}; make these activations anew, or leave that file out."
         )
     return rows

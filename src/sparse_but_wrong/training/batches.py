@@ -149,5 +149,5 @@ def _non_finite(index: int, batch: Float[Tensor, "B D"]) -> ValueError:
     row, column = (~torch.isfinite(batch)).nonzero()[0].tolist()
     return ValueError(
         f"batch {index} of the source holds {batch[row, column].item()} at sample {row}, "
-        f"dimension {column}; no SAE has been trained on it. Mend the source of activations."
+        f"dimension {column}; no SAE has been trained on it. Fix the source of activations."
     )
