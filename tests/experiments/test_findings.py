@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -12,8 +14,14 @@ from sparse_but_wrong.experiments.findings import (
     find_projection_minima,
     in_words,
     l0_change_at_end,
+    log_every_that_tells,
     moving_in_words,
+    saturated_groups_in_words,
 )
+from sparse_but_wrong.experiments.runner import RunSettings, finish_run, start_run
+from sparse_but_wrong.experiments.spec import ONLY_WORLD, SAESpec
+from sparse_but_wrong.training.controls import TargetL0
+from tests.experiments import tiny
 
 L0 = [22.0, 5.0, 10.9, 15.0, 8.0, 11.2]
 N = 12
@@ -101,3 +109,69 @@ def test_an_l0_that_was_still_moving_is_named() -> None:
     assert line is not None
     assert "The L0 of 1 SAEs was still moving" in line
     assert "sae_1 7.0 → 5.0" in line
+
+
+@pytest.mark.parametrize(
+    ("log_every", "n_steps", "expected"),
+    [
+        (100, 14_649, 100),  # the published budget
+        (100, 2000, 100),
+        (50, 400, 50),  # 350 lies between 85 % and 90 %
+        (100, 1000, 50),
+        (2, 293, 2),
+        (100, 30, 1),
+        (100, 1, 1),
+        (5, 1_000_000, 5),
+    ],
+)
+def test_logs_are_close_enough_to_tell_whether_l0_moved(
+    log_every: int, n_steps: int, expected: int
+) -> None:
+    assert log_every_that_tells(log_every, n_steps) == expected
+
+
+def test_it_can_be_told_of_every_short_run() -> None:
+    for n_steps in range(20, 2200):
+        every = log_every_that_tells(100, n_steps)
+        steps = [*range(0, n_steps - 1, every), n_steps - 1]
+        assert l0_change_at_end(steps, [1.0] * len(steps)) == 0.0, n_steps
+
+
+def l0s(*values: float) -> pd.DataFrame:
+    return pd.DataFrame({"sae_id": [f"sae_{i}" for i in range(len(values))], "l0": values})
+
+
+def test_coefficients_that_give_one_l0_are_named_by_kind() -> None:
+    def sae(i: int, coefficient: float, **changes: object) -> SAESpec:
+        config = {"d_sae": 4, "l0_coefficient": coefficient, **changes}
+        return SAESpec(f"sae_{i}", "jumprelu", config, factors={"seed": i})
+
+    one_kind = [sae(0, 1.0), sae(1, 10.0), sae(2, 100.0)]
+    (line,) = saturated_groups_in_words(one_kind, l0s(3.0, 2.0, 2.0))
+    assert "from 10 to 100 " in line
+    assert "L0 2.00" in line
+    assert saturated_groups_in_words(one_kind, l0s(3.0, 2.0, 1.0)) == []
+    two_kinds = [sae(0, 10.0), sae(1, 100.0, jumprelu_bandwidth=2.0)]
+    assert saturated_groups_in_words(two_kinds, l0s(2.0, 2.0)) == []
+    controlled = [replace(s, control=TargetL0(2.0)) for s in one_kind]
+    assert saturated_groups_in_words(controlled, l0s(2.0, 2.0, 2.0)) == []
+    of_k = [SAESpec(f"sae_{i}", "topk", {"d_sae": 4, "k": k}) for i, k in enumerate((1, 2))]
+    assert saturated_groups_in_words(of_k, l0s(1.0, 1.0)) == []
+
+
+def test_a_short_run_says_what_moved_and_what_is_saturated(tmp_path: Path) -> None:
+    options = replace(tiny.TINY.training, total_training_samples=70 * 64, log_every=100, lr=0.03)
+    sae = tiny.TINY.saes[0]
+    saes = tuple(
+        replace(sae, sae_id=f"c_{c:g}", config={**sae.config, "l0_coefficient": c}, factors={})
+        for c in (0.05, 300.0, 3000.0)
+    )
+    spec = replace(
+        tiny.TINY, analysis="sweep", training=options, saes=saes, worlds={ONLY_WORLD: tiny.WORLD}
+    )
+    settings = RunSettings(seed=3, progress=False)
+    results = finish_run(start_run(spec, tmp_path / "run", settings, quick=False), spec, settings)
+    changes = results.table["l0_change_at_end"]
+    assert bool(changes.notna().all())
+    assert any("still moving" in remark for remark in results.verdict.remarks)
+    assert any("from 300 to 3000 " in remark for remark in results.verdict.remarks)

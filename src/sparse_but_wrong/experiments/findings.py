@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from sparse_but_wrong.training.saturation import saturated_in_words
+
 if TYPE_CHECKING:
     import pandas as pd
+
+    from sparse_but_wrong.experiments.spec import SAESpec
 
 NEAR = 1.0
 """An SAE within this many latents of the true L0 counts as at it."""
@@ -21,6 +26,10 @@ in the 50-feature world)."""
 
 MOVING = 0.02
 """An L0 that changed by more than this share of itself over training's last tenth was moving."""
+
+
+_COEFFICIENTS = ("l0_coefficient", "l1_coefficient")
+"""What sets the sparsity of SAEs that have no k."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +126,18 @@ def l0_change_at_end(steps: Sequence[int], l0: Sequence[float]) -> float:
     return sum(end) / len(end) - sum(before) / len(before)
 
 
+def log_every_that_tells(log_every: int, n_steps: int) -> int:
+    """How often to log for `l0_change_at_end` to find rows in both of its windows.
+
+    Args:
+        log_every: steps between two rows, as asked for; kept where that is often enough.
+        n_steps: of the run.
+    """
+    steps = [*range(0, n_steps - 1, log_every), n_steps - 1]
+    can_tell = not math.isnan(l0_change_at_end(steps, [0.0] * len(steps)))
+    return log_every if can_tell else min(log_every, max(1, n_steps // 20))
+
+
 def in_words(findings: Sequence[ProjectionFinding], true_l0: float) -> list[str]:
     """What a sweep shows, as sentences, a line each.
 
@@ -185,6 +206,26 @@ def moving_in_words(table: pd.DataFrame) -> str | None:
             "longer, or take it as a snapshot."
         )
     return None
+
+
+def saturated_groups_in_words(saes: Sequence[SAESpec], table: pd.DataFrame) -> list[str]:
+    """Which coefficients of a run give one L0 up to the largest, a sentence per kind of SAE.
+
+    Args:
+        saes: of the run. Those that differ in a coefficient only, or in a factor besides, are of
+            one kind; those whose sparsity is controlled are left out.
+        table: a row per SAE with columns `sae_id` and `l0`.
+    """
+    l0s = dict(zip(table["sae_id"].tolist(), table["l0"].tolist(), strict=True))
+    kinds: dict[str, list[tuple[float, float]]] = {}
+    for sae in saes:
+        config = dict(sae.config)
+        coefficients = [float(config.pop(name)) for name in _COEFFICIENTS if name in config]
+        if len(coefficients) == 1 and sae.control is None:
+            kind = json.dumps([sae.world, sae.architecture, sae.init, config], sort_keys=True)
+            kinds.setdefault(kind, []).append((coefficients[0], l0s[sae.sae_id]))
+    said = [saturated_in_words(*zip(*pairs, strict=True)) for pairs in kinds.values()]
+    return [line for line in said if line is not None]
 
 
 def ranges(numbers: Sequence[int]) -> str:

@@ -15,7 +15,12 @@ from sparse_but_wrong.diagnostics.score import score_sae
 from sparse_but_wrong.diagnostics.stream import StreamScore, measure_stream
 from sparse_but_wrong.experiments.analysis import Results, evaluation_samples, inference_sae
 from sparse_but_wrong.experiments.data import load_data, make_data, training_stream, width
-from sparse_but_wrong.experiments.findings import l0_change_at_end, moving_in_words
+from sparse_but_wrong.experiments.findings import (
+    l0_change_at_end,
+    log_every_that_tells,
+    moving_in_words,
+    saturated_groups_in_words,
+)
 from sparse_but_wrong.experiments.make import make_saes
 from sparse_but_wrong.experiments.registry import get_analysis
 from sparse_but_wrong.experiments.seeds import world_seed
@@ -176,7 +181,9 @@ def _measure(folder: RunFolder, spec: ExperimentSpec, settings: RunSettings) -> 
     if folder.manifest["quick"] and spec.saes:
         verdict = verdict.unjudged("A quick run: everything works, and its figures mean nothing.")
     moving = moving_in_words(table) if spec.saes else None
-    results.verdict = Verdict(verdict.checks, (*verdict.remarks, *([moving] if moving else [])))
+    saturated = saturated_groups_in_words(spec.saes, table) if spec.saes else []
+    remarks = (*verdict.remarks, *([moving] if moving else []), *saturated)
+    results.verdict = Verdict(verdict.checks, remarks)
     folder.manifest["timings"]["evaluation_seconds"] = time.perf_counter() - started
     folder.manifest["true_l0"] = true_l0
     folder.manifest["verdict"] = results.verdict.to_dict()
@@ -238,7 +245,12 @@ def _make_training(
     settings: RunSettings,
 ) -> Training:
     """The training of some SAEs of a world, at its start."""
-    options = replace(spec.training, threads=settings.threads, progress=settings.progress)
+    options = replace(
+        spec.training,
+        threads=settings.threads,
+        progress=settings.progress,
+        log_every=log_every_that_tells(spec.training.log_every, spec.training.n_steps),
+    )
     source = training_stream(
         world, options.train_batch_size_samples, world_seed(settings.seed, "stream", name)
     )
