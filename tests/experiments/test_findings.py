@@ -148,8 +148,7 @@ def test_coefficients_that_give_one_l0_are_named_by_kind() -> None:
 
     one_kind = [sae(0, 1.0), sae(1, 10.0), sae(2, 100.0)]
     (line,) = saturated_groups_in_words(one_kind, l0s(3.0, 2.0, 2.0))
-    assert "from 10 to 100 " in line
-    assert "L0 2.00" in line
+    assert "coefficient 10 on: 2 there (sae_1) and 2 at 100 (sae_2)" in line
     assert saturated_groups_in_words(one_kind, l0s(3.0, 2.0, 1.0)) == []
     two_kinds = [sae(0, 10.0), sae(1, 100.0, jumprelu_bandwidth=2.0)]
     assert saturated_groups_in_words(two_kinds, l0s(2.0, 2.0)) == []
@@ -174,4 +173,4 @@ def test_a_short_run_says_what_moved_and_what_is_saturated(tmp_path: Path) -> No
     changes = results.table["l0_change_at_end"]
     assert bool(changes.notna().all())
     assert any("still moving" in remark for remark in results.verdict.remarks)
-    assert any("from 300 to 3000 " in remark for remark in results.verdict.remarks)
+    assert any("coefficient 300 on" in remark for remark in results.verdict.remarks)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 
 import pytest
 import torch
@@ -13,8 +12,6 @@ from sparse_but_wrong.training.loop import train_saes
 from sparse_but_wrong.training.optimizer import AdamScalars, adam_
 from sparse_but_wrong.training.saturation import (
     ThresholdState,
-    saturated,
-    saturated_in_words,
     threshold_state,
 )
 from sparse_but_wrong.training.stack import ParameterLayout, stack_parameters
@@ -51,34 +48,6 @@ def test_runs_that_end_well_end_early_and_are_past_their_reach(
     said = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert any(line.startswith("saes[0] (Jump") and line.endswith(early[0]) for line in said)
     assert len(said) == sum(note is not None for note in early + late)
-
-
-@pytest.mark.parametrize(
-    ("coefficients", "l0s", "found"),
-    [
-        ([1, 10, 100], [9.0, 4.0, 4.03], (10, 100)),
-        ([100, 1, 30, 10], [4.0, 9.0, 4.01, 3.98], (10, 100)),  # in any order
-        ([10, 100], [0.0, 0.0], (10, 100)),  # all dead
-        ([10, 100, 1000], [4.0, 4.0, math.nan], (10, 100)),  # the last diverged
-        ([1, 10, 100], [9.0, 4.0, 3.8], None),  # it still falls
-        ([1, 1.5, 10], [11.0, 11.0, 4.0], None),  # flat at the truth, not at the end
-        ([10, 15], [4.0, 4.0], None),  # too near to each other to tell
-        ([10, 10, 100, 100], [4.0, 5.0, 4.0, 4.0], None),  # two seeds: one of them is elsewhere
-        ([5], [4.0], None),
-        ([], [], None),
-    ],
-)
-def test_coefficients_that_give_one_l0(
-    coefficients: list[float], l0s: list[float], found: tuple[float, float] | None
-) -> None:
-    given = [float(coefficient) for coefficient in coefficients]
-    assert saturated(given, l0s) == found
-    words = saturated_in_words(given, l0s)
-    if found is None:
-        assert words is None
-    else:
-        assert words is not None
-        assert "from 10 to 100 " in words
 
 
 @pytest.mark.parametrize(

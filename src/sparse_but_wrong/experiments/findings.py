@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from sparse_but_wrong.training.saturation import saturated_in_words
+from sparse_but_wrong.diagnostics.findings import saturated
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -217,15 +217,14 @@ def saturated_groups_in_words(saes: Sequence[SAESpec], table: pd.DataFrame) -> l
         table: a row per SAE with columns `sae_id` and `l0`.
     """
     l0s = dict(zip(table["sae_id"].tolist(), table["l0"].tolist(), strict=True))
-    kinds: dict[str, list[tuple[float, float]]] = {}
+    kinds: dict[str, list[tuple[str, float, float]]] = {}
     for sae in saes:
         config = dict(sae.config)
         coefficients = [float(config.pop(name)) for name in _COEFFICIENTS if name in config]
         if len(coefficients) == 1 and sae.control is None:
             kind = json.dumps([sae.world, sae.architecture, sae.init, config], sort_keys=True)
-            kinds.setdefault(kind, []).append((coefficients[0], l0s[sae.sae_id]))
-    said = [saturated_in_words(*zip(*pairs, strict=True)) for pairs in kinds.values()]
-    return [line for line in said if line is not None]
+            kinds.setdefault(kind, []).append((sae.sae_id, coefficients[0], l0s[sae.sae_id]))
+    return [line for line in map(saturated, kinds.values()) if line is not None]
 
 
 def ranges(numbers: Sequence[int]) -> str:

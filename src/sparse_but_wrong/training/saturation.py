@@ -13,8 +13,6 @@ of reconstruction was 0.2 of that of sparsity and less.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,46 +28,6 @@ MOVING = 0.5
 
 OUTWEIGHED = 0.25
 """Reconstruction's gradient over sparsity's below which the coefficient is past its reach."""
-
-
-SAME_L0 = 0.02
-"""A share of itself by which an L0 may differ from another and count as the same."""
-
-APART = 2.0
-"""The ratio of two coefficients from which on it says something that they give one L0."""
-
-
-def saturated(coefficients: Sequence[float], l0s: Sequence[float]) -> tuple[float, float] | None:
-    """Which coefficients at the upper end of a sweep give one L0, as measured.
-
-    Args:
-        coefficients: of SAEs that differ in nothing else, seeds aside, in any order.
-        l0s: their L0s; those of SAEs that diverged are not finite, and left out.
-    Returns:
-        the lowest and the highest of them; None where L0 falls to the end of the sweep.
-    """
-    pairs = sorted(pair for pair in zip(coefficients, l0s, strict=True) if math.isfinite(pair[1]))
-    if not pairs:
-        return None
-    highest, last = pairs[-1]
-    elsewhere = [c for c, l0 in pairs if abs(l0 - last) > SAME_L0 * max(l0, last)]
-    one_l0 = [c for c, _ in pairs if c > max(elsewhere, default=-math.inf)]
-    if not one_l0 or highest == one_l0[0] or highest < APART * one_l0[0]:
-        return None
-    return one_l0[0], highest
-
-
-def saturated_in_words(coefficients: Sequence[float], l0s: Sequence[float]) -> str | None:
-    """What `saturated` finds, as a remark; None where it finds nothing."""
-    found = saturated(coefficients, l0s)
-    if found is None:
-        return None
-    lowest, highest = found
-    l0 = next(l0 for c, l0 in zip(coefficients, l0s, strict=True) if c == highest)
-    return (
-        f"The coefficients from {lowest:g} to {highest:g} are saturated: they all give L0 "
-        f"{l0:.2f}, and a larger one changes nothing. Lower them, or set a TargetL0."
-    )
 
 
 @dataclass(frozen=True)
