@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from sparse_but_wrong.activations import shards
 from sparse_but_wrong.activations.stored import open_activations
 
 X = torch.arange(24.0).view(12, 2)
@@ -128,11 +130,25 @@ def test_shards_that_are_not_what_the_manifest_lists_are_refused(tmp_path: Path)
     ("changes", "message"),
     [
         ({"shards": []}, "holds no activations yet"),
-        ({"format_version": 2}, "has the format version 2, but .* reads 1"),
-        ({"format": "something else"}, "is not the manifest of activations"),
-        ({"shards": [{"file": "x.safetensors"}]}, r"is damaged \(KeyError: 'n_samples'\)"),
-        ({"shards": 3}, r"is damaged \(TypeError"),
-        ({"mean_norm": "much"}, r"is damaged \(ValueError"),
+        ({"format_version": 3}, "has the format version 3, but .* reads 1 and 2"),
+        ({"format": "something else"}, "is not the manifest of a cache of activations"),
+        ({"shards": [{"file": "x.safetensors"}]}, r"is damaged .*'n_samples'"),
+        ({"shards": 3}, "is damaged .*shards is 3"),
+        ({"shards": ["x"]}, r"is damaged .*shards\[0\] is 'x'"),
+        ({"mean_norm": "much"}, "is damaged .*mean_norm is 'much'"),
+        ({"d_in": 2.5}, r"is damaged .*d_in is 2\.5"),
+        (
+            {"shards": [{"file": "x.npy", "n_samples": -1, "bytes": 1}]},
+            "is damaged .*n_samples is -1",
+        ),
+        (
+            {"shards": [{"file": "x.npy", "n_samples": 9, "bytes": 1}]},
+            "is damaged .*1 bytes for 9 samples",
+        ),
+        (
+            {"shards": [{"file": "x.npy", "n_samples": 1, "bytes": 4}] * 2},
+            "is damaged .*listed twice",
+        ),
         (
             {"shards": [{"file": "../x.npy", "n_samples": 1, "bytes": 1}]},
             r"'\.\./x\.npy' is not the plain name",
@@ -143,6 +159,24 @@ def test_manifests_that_are_refused(tmp_path: Path, changes: dict[str, Any], mes
     write_cache(tmp_path, **changes)
     with pytest.raises(ValueError, match=message):
         open_activations(tmp_path)
+
+
+def test_checksums_are_compared_where_that_takes_no_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries = write_cache(tmp_path)["shards"]
+    for entry in entries:
+        entry["sha256"] = sha256((tmp_path / entry["file"]).read_bytes()).hexdigest()
+    write_cache(tmp_path, shards=entries)
+    assert torch.equal(open_activations(tmp_path).read(0, 12), X.bfloat16())
+    second = tmp_path / entries[1]["file"]
+    content = bytearray(second.read_bytes())
+    content[-1] ^= 1
+    second.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{second.name} is damaged .*SHA-256.* --resume"):
+        open_activations(tmp_path)
+    monkeypatch.setattr(shards, "_CHECKSUMS_UP_TO", sum(e["bytes"] for e in entries) - 1)
+    assert open_activations(tmp_path).n_samples == 12
 
 
 def test_a_manifest_that_is_cut_off(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from safetensors.numpy import load_file
 
 from sparse_but_wrong.activations import cache
+from sparse_but_wrong.activations.stored import is_activations, open_activations
 from sparse_but_wrong.cli.main import cli
 from tests.activations.tiny_model import make_tiny_model, write_text
 
@@ -122,12 +123,49 @@ def test_large_norms_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_data_set() -> None:
-    datasets.Dataset.from_dict({"text": ["ba be bi " * 50]}).save_to_disk("data")
+    datasets.Dataset.from_dict({"text": [None, "ba be bi " * 50]}).save_to_disk("data")
     result = sbw("--dataset", "data", "--out", "from-data", "--tokens", "50")
     assert result.exit_code == 0, result.output
+    assert "null or empty, that were skipped: 1" in result.output
     manifest = json.loads(Path("from-data/manifest.json").read_text())
     assert manifest["text"]["kind"] == "folder"
     assert manifest["text"]["column"] == "text"
+
+
+def test_the_home_folder(here: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(here))
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(
+        cli,
+        [
+            "cache-activations",
+            "--model",
+            "~/model",
+            "--hook",
+            "model.layers.0",
+            "--text",
+            "~/texts",
+            "--out",
+            "~/at-home",
+            "--tokens",
+            "50",
+            "--context-size",
+            "16",
+        ],
+    )
+    assert result.exit_code == 0, result.output
+    assert not list(tmp_path.iterdir())
+    assert open_activations("~/at-home").n_samples >= 50
+    assert is_activations("~/at-home")
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_before_the_model_is_loaded() -> None:
+    Path("link").symlink_to("nowhere/at/all")
+    for out, resume in (("link", []), ("model/config.json/below", []), ("n", ["--resume"])):
+        wrong = ["--model", "none", "--hook", "x", "--text", "none"]
+        result = CliRunner().invoke(cli, ["cache-activations", *wrong, "--out", out, *resume])
+        assert isinstance(result.exception, OSError)
+        assert out.split("/below")[0] in str(result.exception)
 
 
 @pytest.mark.parametrize(

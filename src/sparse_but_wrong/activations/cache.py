@@ -6,32 +6,33 @@ Axes: Q sequences in a batch, C tokens in a sequence, D d_in.
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import time
-import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import torch
-from sae_lens.training.activations_store import ActivationsStore
 from sae_lens.util import get_special_token_ids
 from torch import Tensor
 from tqdm import tqdm
 
 from sparse_but_wrong.activations.cache_folder import (
     Cache,
-    Shard,
-    is_whole,
+    checked,
     read_cache,
     remove_empty,
     write_shard,
 )
 from sparse_but_wrong.activations.language_model import LanguageModel
-from sparse_but_wrong.activations.texts import Text
+from sparse_but_wrong.activations.manifest import MANIFEST, Shard, shard_name
+from sparse_but_wrong.activations.sequences import IDLE, PIECE_SIZE, Sequences
+from sparse_but_wrong.activations.texts import TOKEN_COLUMNS, Text
 from sparse_but_wrong.atomic import full_disk_named, is_free, locked, remove_leftovers
+from sparse_but_wrong.untrusted import one_line
 
 Dtype = Literal["bfloat16", "float32"]
 
@@ -102,6 +103,9 @@ class CacheResult:
     n_remade: int
     """Shards that were damaged or missing and are there again."""
 
+    n_skipped: int
+    """Texts without content, null or empty, that were passed over this time."""
+
 
 def cache_activations(
     model: LanguageModel,
@@ -142,6 +146,12 @@ def cache_activations(
             f"{model.name} takes {model.n_ctx} tokens at once, but context_size is "
             f"{options.context_size}; lower it."
         )
+    begins_with_bos = options.prepend_bos and model.tokenizer.bos_token_id is not None
+    if options.context_size == 1 and begins_with_bos and text.column not in TOKEN_COLUMNS:
+        raise ValueError(
+            "context_size 1 has room for BOS alone, with which every sequence starts; choose 2 or "
+            "more, or start none with it (--no-bos)."
+        )
     excluded = sorted(get_special_token_ids(model.tokenizer))
     settings = {
         "model": model.name,
@@ -159,37 +169,36 @@ def cache_activations(
         "samples_per_shard": options.samples_per_shard,
     }
     made_by = dict(provenance or {})
-    if resume:
-        cache = read_cache(folder, settings)
-        if options.tokens < cache.tokens:
-            raise ValueError(
-                f"the cache in {folder} was made with tokens {cache.tokens}, not {options.tokens}; "
-                "it can be extended, but not cut."
-            )
-        cache = replace(cache, tokens=options.tokens, resumed=(*cache.resumed, made_by))
-    elif is_free(folder):
-        cache = Cache(folder, settings, options.tokens, False, (), made_by)
-    else:
-        raise FileExistsError(
-            f"{folder} is not empty, and nothing is overwritten; choose another folder, or "
-            "--resume to go on with a cache."
-        )
-    damaged = [shard for shard in cache.shards if not is_whole(folder, shard, model.d_in)]
-    n_missing = sum(shard.n_samples for shard in damaged)
-    if not cache.text_ended:
-        n_missing += max(0, options.tokens - cache.n_samples)
-    _check_room(folder, options.n_bytes(model.d_in, n_missing))
-    reader = _Reader(model, text, options)
+    check_folder(folder, resume=resume)
+    if not resume:
+        _check_room(folder, options.n_bytes(model.d_in))
     is_new = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with locked(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        # Somebody may have been at work there until now.
+        check_folder(folder, resume=resume)
+        try:
+            if resume:
+                cache = _taken_up(folder, settings, options, made_by)
+            else:
+                cache = Cache(
+                    folder, settings, options.tokens, False, (), made_by, piece_size=PIECE_SIZE
+                )
+            found = [checked(folder, shard, model.d_in) for shard in cache.shards]
+            n_whole = sum(shard.n_samples for shard in found if shard is not None)
+            n_missing = cache.n_samples - n_whole
+            if not cache.text_ended:
+                n_missing += max(0, options.tokens - cache.n_samples)
+            _check_room(folder, options.n_bytes(model.d_in, n_missing))
             remove_leftovers(folder)
+            damaged = [old for old, new in zip(cache.shards, found, strict=True) if new is None]
+            shards = (new or old for old, new in zip(cache.shards, found, strict=True))
+            cache = replace(cache, shards=tuple(shards))
             cache.write()
-            n_done = cache.n_samples - sum(shard.n_samples for shard in damaged)
+            reader = _Reader(model, text, options, cache.piece_size)
             with tqdm(
-                total=n_done + n_missing,
-                initial=n_done,
+                total=n_whole + n_missing,
+                initial=n_whole,
                 unit="token",
                 unit_scale=True,
                 disable=not progress,
@@ -197,52 +206,89 @@ def cache_activations(
                 for shard in damaged:
                     cache = _remake(cache, shard, reader, bar)
                 cache = _extend(cache, reader, bar)
-        if not cache.shards:
+            if not cache.shards:
+                raise ValueError(
+                    f"no activations came of {text.name}: it gives no full sequence of "
+                    f"{options.context_size} tokens in which anything is kept; give more text or a "
+                    "smaller context_size."
+                )
+        except ValueError:
+            # To be started again with something else, for which an empty cache would be in the way.
+            if not resume:
+                remove_empty(folder, with_folder=is_new)
+            raise
+    return CacheResult(
+        cache,
+        reader.n_tokens_run,
+        time.monotonic() - started,
+        len(damaged),
+        reader.sequences.n_skipped,
+    )
+
+
+def check_folder(folder: Path, *, resume: bool) -> None:
+    """Find out whether a cache can be made in a folder, or gone on with, before that takes long.
+
+    Raises:
+        FileExistsError: the folder holds something, and `resume` is not asked for.
+        FileNotFoundError: no cache to resume.
+        OSError: the folder cannot be written to, or not be made.
+    """
+    if resume and not (folder / MANIFEST).is_file():
+        raise FileNotFoundError(
+            f"{folder} holds no cache to go on with; leave out --resume to start one."
+        )
+    if not resume and not is_free(folder):
+        raise FileExistsError(
+            f"{folder} is not empty, and nothing is overwritten; choose another folder, or "
+            "--resume to go on with a cache."
+        )
+    there = _nearest(folder)
+    if not there.is_dir():
+        raise NotADirectoryError(f"{there} is no folder; choose another one than {folder}.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"{there} cannot be written to; choose another folder.")
+
+
+def _taken_up(
+    folder: Path, settings: dict[str, Any], options: CacheOptions, made_by: dict[str, Any]
+) -> Cache:
+    """The cache in a folder, to go on with."""
+    cache = read_cache(folder, settings)
+    if options.tokens < cache.tokens:
+        raise ValueError(
+            f"the cache in {folder} was made with tokens {cache.tokens}, not {options.tokens}; "
+            "it can be extended, but not cut."
+        )
+    for shard in cache.shards:
+        if shard.n_sequences > options.sequences_per_shard:
             raise ValueError(
-                f"no activations came of {text.name}: it gives no full sequence of "
-                f"{options.context_size} tokens in which anything is kept; give more text or a "
-                "smaller context_size."
+                f"{folder / MANIFEST} is damaged ({shard.file} is of {shard.n_sequences} "
+                f"sequences, and shards have {options.sequences_per_shard} at most); make the "
+                "cache anew."
             )
-    except ValueError:
-        # To be started again with something else, for which an empty cache would be in the way.
-        if not resume:
-            remove_empty(folder, with_folder=is_new)
-        raise
-    n_run = reader.n_sequences_run * options.context_size
-    return CacheResult(cache, n_run, time.monotonic() - started, len(damaged))
+    return replace(cache, tokens=options.tokens, resumed=(*cache.resumed, made_by))
 
 
 class _Reader:
     """Activations of the sequences of a text, one batch after the other, forwards only."""
 
-    def __init__(self, model: LanguageModel, text: Text, options: CacheOptions) -> None:
+    def __init__(
+        self, model: LanguageModel, text: Text, options: CacheOptions, piece_size: int | None
+    ) -> None:
         self.model, self.text, self.options = model, text, options
         self.at = 0
-        self.n_sequences_run = 0
+        self.n_tokens_run = 0
+        self._idle = 0
         excluded = get_special_token_ids(model.tokenizer) if options.exclude_special_tokens else []
-        self._excluded = torch.tensor(sorted(excluded), dtype=torch.long, device=model.device)
-        with warnings.catch_warnings():
-            # That text is not tokenized, or longer than the sequences; both are as meant.
-            warnings.filterwarnings("ignore", "Dataset is not tokenized")
-            warnings.filterwarnings("ignore", r"\s*pretokenized dataset has context_size")
-            self._store = ActivationsStore(
-                model=model.model,
-                dataset=cast(Any, text.rows),
-                streaming=True,
-                hook_name=model.hook,
-                hook_head_index=None,
-                context_size=options.context_size,
-                d_in=model.d_in,
-                # Of the store's own mixing buffer, which is not used: order is kept here.
-                n_batches_in_buffer=1,
-                total_training_tokens=0,
-                store_batch_size_prompts=options.batch_size,
-                train_batch_size_tokens=options.batch_size,
-                prepend_bos=options.prepend_bos,
-                normalize_activations="none",
-                device=model.device,
-                dtype="float32",
-            )
+        self._excluded = torch.tensor(sorted(excluded), dtype=torch.long)
+        self.sequences = Sequences(
+            model,
+            text,
+            options.context_size,
+            prepend_bos=options.prepend_bos,
+            piece_size=piece_size,
+        )
 
     def skip_to(self, sequence: int) -> None:
         """Go on to a sequence without running the model.
@@ -265,39 +311,61 @@ class _Reader:
         Returns:
             activations [samples, D] of the dtype that is stored, token ids [samples].
         Raises:
-            ValueError: activations that are not finite.
+            ValueError: activations that are not finite, or a text of which nothing is kept for
+                so long that nothing more is to be expected.
         """
         sequences = []
         while len(sequences) < most and (sequence := self._next()) is not None:
             sequences.append(sequence)
         if not sequences:
             return None
-        tokens = torch.stack(sequences).to(self.model.device)
-        self.n_sequences_run += len(sequences)
-        activations = self._store.get_activations(tokens)[:, self.options.skip_positions :]
-        tokens = tokens[:, self.options.skip_positions :]
-        keep = ~torch.isin(tokens, self._excluded)
-        kept = activations[keep].to(_torch_dtype(self.options.dtype)).cpu()
-        if not kept.isfinite().all():
+        places: dict[int, list[int]] = {}
+        for place, sequence in enumerate(sequences):
+            places.setdefault(len(sequence), []).append(place)
+        # By length: padding would give other positions in some models, and other attention in more.
+        dtype = _torch_dtype(self.options.dtype)
+        kept = [torch.empty(0, self.model.d_in, dtype=dtype)] * len(sequences)
+        token_ids = [torch.empty(0, dtype=torch.long)] * len(sequences)
+        for of_length in places.values():
+            tokens = torch.stack([sequences[place] for place in of_length])
+            keep = ~torch.isin(tokens, self._excluded)
+            keep[:, : self.options.skip_positions] = False
+            if not keep.any():
+                continue
+            activations = self.model.activations(tokens)
+            self.n_tokens_run += tokens.numel()
+            of_all = activations[keep.to(activations.device)].to(dtype).cpu()
+            n_kept = keep.sum(dim=1).tolist()
+            for i, rows in enumerate(of_all.split(n_kept)):
+                kept[of_length[i]], token_ids[of_length[i]] = rows, tokens[i, keep[i]]
+        samples = torch.cat(kept)
+        self._check_finite(samples, file, len(sequences))
+        self._idle = 0 if len(samples) else self._idle + len(sequences)
+        if self._idle >= IDLE:
+            raise ValueError(
+                f"{self.text.name}: of the last {self._idle:,} sequences, up to number "
+                f"{self.at - 1}, nothing is kept, because they hold nothing but special tokens or "
+                "positions that are skipped; give another text or a larger context_size."
+            )
+        return samples, torch.cat(token_ids).to(torch.int32)
+
+    def _check_finite(self, samples: Tensor, file: str, n_sequences: int) -> None:
+        if not samples.isfinite().all():
             raise ValueError(
                 f"{file}: the activations at {self.model.hook} are not all finite in the sequences "
-                f"{self.at - len(sequences)} to {self.at - 1}; {_REMEDY[self.model.dtype]}"
+                f"{self.at - n_sequences} to {self.at - 1}; {_REMEDY[self.model.dtype]}"
             )
-        return kept, tokens[keep].to(torch.int32).cpu()
 
     def _next(self) -> Tensor | None:
         try:
-            with warnings.catch_warnings():
-                # The store copies a row that is a tensor already.
-                warnings.filterwarnings("ignore", "To copy construct from a tensor")
-                sequence = next(self._store.iterable_sequences, None)
+            sequence = next(self.sequences, None)
         except (ValueError, OSError):
             raise
         except Exception as error:
             # What streams a data set over a network has errors of its own.
             raise OSError(
                 f"{self.text.name} cannot be read after {self.at} sequences "
-                f"({type(error).__name__}: {error}); go on with --resume."
+                f"({type(error).__name__}: {one_line(error)}); go on with --resume."
             ) from error
         if sequence is None:
             return None
@@ -306,13 +374,12 @@ class _Reader:
         return sequence
 
     def _check(self, sequence: Tensor) -> None:
-        if len(sequence) != self.options.context_size:
-            raise ValueError(
-                f"row {self.at} of {self.text.name} has {len(sequence)} tokens; context_size "
-                f"({self.options.context_size}) must not be larger."
-            )
         n_vocab = self.model.n_vocab
-        if n_vocab is not None and not 0 <= int(sequence.min()) <= int(sequence.max()) < n_vocab:
+        if (
+            n_vocab is not None
+            and len(sequence)
+            and not 0 <= int(sequence.min()) <= int(sequence.max()) < n_vocab
+        ):
             raise ValueError(
                 f"sequence {self.at} of {self.text.name} has token ids outside of the {n_vocab} of "
                 f"{self.model.name}; it was made for another tokenizer."
@@ -339,6 +406,7 @@ class _Piece:
 
     first_sequence: int
     n_sequences: int
+    n_tokens: int
     mean_norm: float
     max_norm: float
 
@@ -347,7 +415,7 @@ def _extend(cache: Cache, reader: _Reader, bar: tqdm[Any]) -> Cache:
     """Add shard after shard until there is enough or the text ends."""
     reader.skip_to(cache.n_sequences)
     while not cache.complete:
-        file = f"shard-{len(cache.shards):05d}.safetensors"
+        file = shard_name(len(cache.shards))
         most = reader.options.sequences_per_shard
         wanted = cache.tokens - cache.n_samples
         piece = _run(reader, file, most, wanted, bar)
@@ -383,6 +451,7 @@ def _run(
 ) -> _Piece:
     """The next so many sequences, or fewer where that gives the samples wanted or the text ends."""
     first, n_kept, total, largest = reader.at, 0, 0.0, 0.0
+    n_tokens_before = reader.n_tokens_run
     activations = [torch.empty(0, reader.model.d_in, dtype=_torch_dtype(reader.options.dtype))]
     token_ids = [torch.empty(0, dtype=torch.int32)]
     while reader.at < first + n_sequences and (wanted is None or n_kept < wanted):
@@ -400,13 +469,19 @@ def _run(
         bar.update(len(kept))
     mean_norm = total / n_kept if n_kept else 0.0
     return _Piece(
-        torch.cat(activations), torch.cat(token_ids), first, reader.at - first, mean_norm, largest
+        torch.cat(activations),
+        torch.cat(token_ids),
+        first,
+        reader.at - first,
+        reader.n_tokens_run - n_tokens_before,
+        mean_norm,
+        largest,
     )
 
 
 def _write(cache: Cache, file: str, piece: _Piece) -> Shard:
     with _room(cache):
-        n_bytes = write_shard(cache.folder / file, piece.activations, piece.token_ids)
+        n_bytes, checksum = write_shard(cache.folder / file, piece.activations, piece.token_ids)
     return Shard(
         file,
         len(piece.token_ids),
@@ -415,6 +490,8 @@ def _write(cache: Cache, file: str, piece: _Piece) -> Shard:
         n_bytes,
         piece.mean_norm,
         piece.max_norm,
+        piece.n_tokens,
+        checksum,
     )
 
 
@@ -427,7 +504,7 @@ def _room(cache: Cache) -> AbstractContextManager[None]:
 
 
 def _check_room(folder: Path, n_bytes: int) -> None:
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    there = _nearest(folder)
     free = shutil.disk_usage(there).free
     if n_bytes > free:
         raise OSError(
@@ -435,6 +512,12 @@ def _check_room(folder: Path, n_bytes: int) -> None:
             f"{human_bytes(free)} free; keep fewer tokens, store them as bfloat16, or choose "
             "another disk."
         )
+
+
+def _nearest(folder: Path) -> Path:
+    """What is there of a path: itself, or of its parents the nearest."""
+    places = (folder, *folder.absolute().parents)
+    return next(place for place in places if place.is_symlink() or place.exists())
 
 
 def human_bytes(n: int) -> str:

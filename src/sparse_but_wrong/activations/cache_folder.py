@@ -2,37 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float, Int32
 from torch import Tensor
 
-from sparse_but_wrong.activations.shards import FORMAT, FORMAT_VERSION, MANIFEST
+from sparse_but_wrong.activations.manifest import (
+    FORMAT,
+    FORMAT_VERSION,
+    MANIFEST,
+    Shard,
+    read_manifest,
+    whole,
+)
 from sparse_but_wrong.atomic import LOCK, write_bytes
-from sparse_but_wrong.untrusted import read_json
+from sparse_but_wrong.untrusted import one_line, sha256
 
-
-@dataclass(frozen=True)
-class Shard:
-    """What the manifest says of a shard."""
-
-    file: str
-    n_samples: int
-    first_sequence: int
-    """Of the text; sequences are counted from 0."""
-
-    n_sequences: int
-    bytes: int
-    mean_norm: float
-    """Mean of the samples' L2 norms, as they are stored."""
-
-    max_norm: float
+_ANEW = "make the cache anew"
 
 
 @dataclass(frozen=True)
@@ -54,6 +47,10 @@ class Cache:
     resumed: tuple[dict[str, Any], ...] = ()
     """The provenance of every later process that worked on it."""
 
+    piece_size: int | None = None
+    """Characters after which a long document is cut before it is tokenized; none in caches of
+    format 1, which tokenized documents whole, and kept only the start of long rows of ids."""
+
     @property
     def n_samples(self) -> int:
         """Samples in all shards."""
@@ -63,6 +60,16 @@ class Cache:
     def n_sequences(self) -> int:
         """Sequences of the text that are done."""
         return max((shard.first_sequence + shard.n_sequences for shard in self.shards), default=0)
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that were run for all shards."""
+        # Sequences were all of one length where it is not said.
+        length = self.settings["context_size"]
+        return sum(
+            shard.n_sequences * length if shard.n_tokens is None else shard.n_tokens
+            for shard in self.shards
+        )
 
     @property
     def n_bytes(self) -> int:
@@ -97,7 +104,8 @@ class Cache:
             "n_samples": self.n_samples,
             "mean_norm": self.mean_norm,
             "max_norm": self.max_norm,
-            "n_tokens_run": self.n_sequences * self.settings["context_size"],
+            "n_tokens_run": self.n_tokens,
+            "piece_size": self.piece_size,
             "text_ended": self.text_ended,
             "complete": self.complete,
             "shards": [asdict(shard) for shard in self.shards],
@@ -116,38 +124,38 @@ def read_cache(folder: Path, settings: Mapping[str, Any]) -> Cache:
         ValueError: its manifest is damaged, of another version, or a setting differs.
     """
     file = folder / MANIFEST
-    if not file.is_file():
-        raise FileNotFoundError(
-            f"{folder} holds no cache to go on with; leave out --resume to start one."
-        )
-    manifest = read_json(file, "make the cache anew")
-    if manifest.get("format") != FORMAT:
-        raise ValueError(f"{file} is not the manifest of a cache of activations.")
-    if manifest.get("format_version") != FORMAT_VERSION:
-        raise ValueError(
-            f"{file} has the format version {manifest.get('format_version')}, but this version of "
-            f"sparse_but_wrong writes {FORMAT_VERSION}; go on with the version that wrote it."
-        )
+    manifest = read_manifest(file, _ANEW, to_resume=True)
+    content = manifest.content
     for name, value in settings.items():
-        if manifest.get(name) != value:
+        if content.get(name) != value:
             raise ValueError(
-                f"the cache in {folder} was made with {name} {_short(manifest.get(name))}, not "
+                f"the cache in {folder} was made with {name} {_short(content.get(name))}, not "
                 f"{_short(value)}; give what it was made with, or make one in another folder."
             )
     try:
+        provenance, resumed = content["provenance"], content["resumed"]
+        text_ended, piece_size = content["text_ended"], content.get("piece_size")
+        for name, value, kind in (
+            ("provenance", provenance, dict),
+            ("resumed", resumed, list),
+            ("text_ended", text_ended, bool),
+        ):
+            if not isinstance(value, kind):
+                raise ValueError(f"{name} is {value!r}")
         return Cache(
             folder,
             dict(settings),
-            int(manifest["tokens"]),
-            bool(manifest["text_ended"]),
-            tuple(Shard(**shard) for shard in manifest["shards"]),
-            manifest["provenance"],
-            tuple(manifest["resumed"]),
+            whole(content, "tokens", 1),
+            text_ended,
+            manifest.shards,
+            provenance,
+            tuple(resumed),
+            None if piece_size is None else whole(content, "piece_size", 1),
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{file} is damaged ({type(error).__name__}: {error}); make the cache anew."
-        ) from error
+    except KeyError as error:
+        raise ValueError(f"{file} is damaged ({error} is missing); {_ANEW}.") from error
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({one_line(error)}); {_ANEW}.") from error
 
 
 def remove_empty(folder: Path, *, with_folder: bool) -> None:
@@ -167,8 +175,8 @@ def remove_empty(folder: Path, *, with_folder: bool) -> None:
 
 def write_shard(
     file: Path, activations: Float[Tensor, "samples d_in"], token_ids: Int32[Tensor, " samples"]
-) -> int:
-    """Write a shard, whole or not at all, and return its size in bytes.
+) -> tuple[int, str]:
+    """Write a shard, whole or not at all, and return its size in bytes and its SHA-256.
 
     Raises:
         OSError: it cannot be written.
@@ -177,22 +185,29 @@ def write_shard(
 
     content = save({"activations": activations, "token_ids": token_ids})
     write_bytes(file, content)
-    return len(content)
+    return len(content), hashlib.sha256(content).hexdigest()
 
 
-def is_whole(folder: Path, shard: Shard, d_in: int) -> bool:
-    """Whether a shard is there as the manifest lists it, as far as its size and header tell."""
+def checked(folder: Path, shard: Shard, d_in: int) -> Shard | None:
+    """A shard that is there as the manifest lists it, with its checksum; none if it is not.
+
+    Where the manifest has no checksum yet, only size and header can tell.
+    """
     from safetensors import SafetensorError, safe_open
 
     file = folder / shard.file
     try:
         if file.stat().st_size != shard.bytes:
-            return False
+            return None
+        checksum = sha256(file)
+        if shard.sha256 is not None:
+            return shard if checksum == shard.sha256 else None
         with safe_open(file, framework="pt") as opened:
             shapes = {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
     except (OSError, SafetensorError):
-        return False
-    return shapes == {"activations": [shard.n_samples, d_in], "token_ids": [shard.n_samples]}
+        return None
+    is_whole = shapes == {"activations": [shard.n_samples, d_in], "token_ids": [shard.n_samples]}
+    return replace(shard, sha256=checksum) if is_whole else None
 
 
 def _short(value: object) -> str:

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+from jaxtyping import Float32, Int64
 from sae_lens.load_model import HookedProxyLM, load_model
 from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
+from torch import Tensor
 from transformer_lens import HookedRootModule
 from transformer_lens.loading_from_pretrained import (
     NEED_REMOTE_CODE_MODELS,
@@ -22,6 +24,9 @@ from transformer_lens.loading_from_pretrained import (
     get_pretrained_model_config,
 )
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+
+from sparse_but_wrong.activations.paths import user_path
+from sparse_but_wrong.untrusted import one_line
 
 ModelClass = Literal["AutoModelForCausalLM", "HookedTransformer"]
 ModelDtype = Literal["float32", "bfloat16", "float16"]
@@ -63,6 +68,16 @@ class LanguageModel:
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's."""
         return self.model.tokenizer  # pyright: ignore[reportReturnType]
+
+    def activations(
+        self, tokens: Int64[Tensor, "sequences context"]
+    ) -> Float32[Tensor, "sequences context d_in"]:
+        """What the model gives at the hook point for ids of tokens, on its device.
+
+        Raises:
+            ValueError: it cannot be run on them.
+        """
+        return _run(self.model, self.hook, tokens.to(self.device)).flatten(2).float()
 
 
 def open_language_model(
@@ -130,7 +145,7 @@ def model_class_of(hook: str) -> ModelClass:
 
 
 def _causal_lm(name: str, dtype: ModelDtype) -> tuple[Any, PreTrainedTokenizerBase]:
-    path = Path(name).expanduser()
+    path = user_path(name)
     gguf = _gguf_file(path)
     # Not left out: on a terminal, transformers would ask whether to run the model's own code.
     options: dict[str, Any] = {"trust_remote_code": False}
@@ -156,7 +171,7 @@ def _causal_lm(name: str, dtype: ModelDtype) -> tuple[Any, PreTrainedTokenizerBa
 
 def _hooked_transformer(name: str, dtype: ModelDtype, device: torch.device) -> HookedRootModule:
     instead = "give the path of a module as the hook point, such as model.layers.14"
-    if name.lower().endswith(".gguf") or Path(name).expanduser().exists():
+    if name.lower().endswith(".gguf") or user_path(name).exists():
         raise ValueError(f"TransformerLens loads models of the Hub only, not {name}; {instead}.")
     _check_hub_id(name)
     try:
@@ -190,7 +205,7 @@ def _loading(name: str, is_local: bool) -> Iterator[None]:
             warnings.simplefilter("ignore", FutureWarning)
             yield
     except Exception as error:
-        said = " ".join(str(error).split())[:400]
+        said = one_line(error)
         if "trust_remote_code" in str(error):
             raise ValueError(
                 f"{name} needs code that comes with it, which is not run; choose a model whose "
@@ -272,23 +287,35 @@ def _check_hook(hook: str, hooks: list[str], name: str) -> None:
 
 
 @torch.no_grad()
-def _width(model: HookedRootModule, hook: str, device: torch.device) -> int:
-    shapes = []
-    # Two lengths, to tell what has a row per token from what only happens to be as long.
-    for length in (3, 5):
-        tokens = torch.zeros(1, length, dtype=torch.long, device=device)
+def _run(model: HookedRootModule, hook: str, tokens: Tensor) -> Tensor:
+    try:
         _, cache = model.run_with_cache(
             tokens,
             names_filter=[hook],
             stop_at_layer=extract_stop_at_layer_from_tlens_hook_name(hook),
             prepend_bos=False,
         )
-        if hook not in cache:
-            raise ValueError(
-                f"the output at the hook point {hook!r} is no tensor; choose one that gives "
-                "activations [batch, pos, d_in], such as a whole layer."
-            )
-        shapes.append(tuple(cache[hook].shape))
+    except Exception as error:
+        # Too little memory, or weights that do not fit together: each model has errors of its own.
+        raise ValueError(
+            f"the model cannot be run over {tokens.shape[0]} sequences of {tokens.shape[1]} tokens "
+            f"({type(error).__name__}: {one_line(error)}); where that is for want of memory, lower "
+            "the batch size."
+        ) from error
+    if hook not in cache:
+        raise ValueError(
+            f"the output at the hook point {hook!r} is no tensor; choose one that gives "
+            "activations [batch, pos, d_in], such as a whole layer."
+        )
+    return cache[hook]
+
+
+def _width(model: HookedRootModule, hook: str, device: torch.device) -> int:
+    shapes = []
+    # Two lengths, to tell what has a row per token from what only happens to be as long.
+    for length in (3, 5):
+        tokens = torch.zeros(1, length, dtype=torch.long, device=device)
+        shapes.append(tuple(_run(model, hook, tokens).shape))
     first, second = shapes
     # Heads in a dimension of their own, [batch, pos, heads, d_head], lie side by side in sae_lens.
     if (

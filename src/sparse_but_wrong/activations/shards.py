@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
+from sparse_but_wrong.activations.manifest import MANIFEST, Shard, read_manifest
 from sparse_but_wrong.activations.npy_part import open_npy
 from sparse_but_wrong.activations.part import Part
 from sparse_but_wrong.activations.safetensors_part import open_safetensors
-from sparse_but_wrong.untrusted import plain_name, read_json
+from sparse_but_wrong.untrusted import sha256
 
 SUFFIXES = (".npy", ".safetensors")
-MANIFEST = "manifest.json"
-FORMAT = "sparse_but_wrong activations"
-FORMAT_VERSION = 1
+_CHECKSUMS_UP_TO = 2 * 2**30
+"""Bytes of a cache of which checksums are compared when it is opened, at more than 1 GB per second.
+Larger ones would make everybody wait who reads only a little; for them, `--resume` compares."""
 
 _ANEW = "`sbw cache-activations` with --resume makes it anew"
-
-
-@dataclass(frozen=True)
-class _Listed:
-    """What the manifest of a cache says of a shard."""
-
-    file: str
-    n_samples: int
-    d_in: int
-    n_bytes: int
 
 
 def open_file(path: Path) -> Part:
@@ -46,7 +36,8 @@ def open_shards(folder: Path) -> tuple[list[Part], float | None]:
     """The files of activations in a folder, in order, and their mean norm where it is known.
 
     With the manifest of a cache these are the files that it lists, also where the cache is not
-    complete: what is listed is whole. Without one they are all .npy and .safetensors files, by
+    complete: what is listed is whole, which size and header show, and in caches of up to 2 GiB the
+    checksum. Without one they are all .npy and .safetensors files, by
     name; hidden files are left out.
 
     Raises:
@@ -81,60 +72,42 @@ def shard_files(folder: Path) -> list[Path]:
 
 
 def _open_listed(folder: Path) -> tuple[list[Part], float | None]:
-    listed, mean_norm = _read_manifest(folder / MANIFEST)
-    if not listed:
+    manifest = read_manifest(
+        folder / MANIFEST,
+        "make the cache anew, or move that file away to read all shards beside it",
+    )
+    if not manifest.shards:
         raise ValueError(
             f"the cache in {folder} holds no activations yet; go on with `sbw cache-activations` "
             "and --resume."
         )
-    return [_open_shard(folder, shard) for shard in listed], mean_norm
+    with_checksum = sum(shard.bytes for shard in manifest.shards) <= _CHECKSUMS_UP_TO
+    parts = [_open_shard(folder, shard, manifest.d_in, with_checksum) for shard in manifest.shards]
+    return parts, manifest.mean_norm
 
 
-def _open_shard(folder: Path, shard: _Listed) -> Part:
+def _open_shard(folder: Path, shard: Shard, d_in: int, with_checksum: bool) -> Part:
     path = folder / shard.file
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is missing, but {MANIFEST} lists it; put it back, or {_ANEW}."
         )
     n_bytes = path.stat().st_size
-    if n_bytes != shard.n_bytes:
+    if n_bytes != shard.bytes:
         raise ValueError(
-            f"{path} is damaged ({n_bytes} bytes; {MANIFEST} lists {shard.n_bytes}); {_ANEW}."
+            f"{path} is damaged ({n_bytes} bytes; {MANIFEST} lists {shard.bytes}); {_ANEW}."
         )
     try:
         part = open_file(path)
     except ValueError as error:
         raise ValueError(f"{error} {_ANEW}.") from error
-    if (part.n_samples, part.d_in) != (shard.n_samples, shard.d_in):
+    if (part.n_samples, part.d_in) != (shard.n_samples, d_in):
         raise ValueError(
             f"{path} is damaged (shape [{part.n_samples}, {part.d_in}]; {MANIFEST} lists "
-            f"[{shard.n_samples}, {shard.d_in}]); {_ANEW}."
+            f"[{shard.n_samples}, {d_in}]); {_ANEW}."
+        )
+    if with_checksum and shard.sha256 not in (None, sha256(path)):
+        raise ValueError(
+            f"{path} is damaged (its SHA-256 is not the one that {MANIFEST} lists); {_ANEW}."
         )
     return part
-
-
-def _read_manifest(file: Path) -> tuple[list[_Listed], float | None]:
-    manifest = read_json(
-        file, "make the cache anew, or move that file away to read all shards beside it"
-    )
-    if manifest.get("format") != FORMAT:
-        raise ValueError(
-            f"{file} is not the manifest of activations, so that {file.parent} is something else; "
-            "name the folder of a cache, or the files of activations."
-        )
-    if manifest.get("format_version") != FORMAT_VERSION:
-        raise ValueError(
-            f"{file} has the format version {manifest.get('format_version')}, but this version of "
-            f"sparse_but_wrong reads {FORMAT_VERSION}; use the version that wrote it."
-        )
-    try:
-        d_in, mean_norm = int(manifest["d_in"]), manifest.get("mean_norm")
-        listed = [
-            _Listed(plain_name(shard["file"]), int(shard["n_samples"]), d_in, int(shard["bytes"]))
-            for shard in manifest["shards"]
-        ]
-        return listed, None if mean_norm is None else float(mean_norm)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{file} is damaged ({type(error).__name__}: {error}); make the cache anew."
-        ) from error

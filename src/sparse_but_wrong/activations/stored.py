@@ -20,10 +20,10 @@ from sparse_but_wrong.activations.dataset_part import (
     load_dataset,
     open_dataset,
 )
+from sparse_but_wrong.activations.manifest import FORMAT, MANIFEST
 from sparse_but_wrong.activations.part import Part, TensorPart
+from sparse_but_wrong.activations.paths import user_path
 from sparse_but_wrong.activations.shards import (
-    FORMAT,
-    MANIFEST,
     SUFFIXES,
     open_file,
     open_shards,
@@ -124,7 +124,7 @@ def open_activations(where: str | Path, column: str | None = None) -> StoredActi
     """Activations on disk, of which only what is asked for is read into memory.
 
     Args:
-        where: one of
+        where: one of these, in which a leading `~` is the home folder:
 
             - a .npy file: an array [samples, d_in];
             - a .safetensors file: the tensor "activations" [samples, d_in], or else the only one
@@ -144,7 +144,7 @@ def open_activations(where: str | Path, column: str | None = None) -> StoredActi
             columns, other numbers than floating-point ones, or files of different widths; the
             message says which and what to do.
     """
-    path, name = Path(where), str(where)
+    path, name = user_path(where), str(where)
     if is_dataset(path):
         return StoredActivations(name, (open_dataset(path, column),))
     if is_hub_name(name):
@@ -168,7 +168,7 @@ def is_activations(where: str | Path) -> bool:
     `open_activations` takes; whether they can be read shows only when they are opened. Of data
     sets of the Hub, see `is_hub_name`. Raises nothing.
     """
-    path = Path(where)
+    path = user_path(where)
     try:
         if not path.is_dir():
             return path.suffix in SUFFIXES

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparse_but_wrong.untrusted import parse_json
+from sparse_but_wrong.activations.paths import user_path
+from sparse_but_wrong.untrusted import one_line, parse_json, read_json
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
-_COLUMNS = ("tokens", "input_ids", "text", "problem")
+TOKEN_COLUMNS = ("tokens", "input_ids")
+"""Columns of a data set that hold ids of tokens."""
+
+MASK = "attention_mask"
+"""The column beside them with a one for every token and a zero for padding."""
+
+_COLUMNS = (*TOKEN_COLUMNS, "text", "problem")
 _END = 2**20
+_CHUNK = 2**16
 
 
 @dataclass(frozen=True)
@@ -30,7 +37,28 @@ class Text:
     """A document each, in the column `column`; can be gone through again and again."""
 
     column: str
-    """One that sae_lens' ActivationsStore takes: "text" or "problem", or ids of tokens."""
+    """One of those that sae_lens takes: "text" or "problem", with strings or `LongText` or null; or
+    "tokens" or "input_ids", with ids of tokens, beside which may be their `MASK`."""
+
+
+@dataclass(frozen=True)
+class LongText:
+    """The text in a .txt file, of which only what is asked for is read."""
+
+    file: Path
+
+    def __iter__(self) -> Iterator[str]:
+        """The text, in chunks that follow each other.
+
+        Raises:
+            ValueError: it is not UTF-8.
+        """
+        try:
+            with self.file.open(encoding="utf-8-sig") as content:
+                while chunk := content.read(_CHUNK):
+                    yield chunk
+        except UnicodeDecodeError as error:
+            raise _not_utf8(self.file, error) from error
 
 
 def read_text(paths: Sequence[Path]) -> Text:
@@ -49,7 +77,7 @@ def read_text(paths: Sequence[Path]) -> Text:
         raise ValueError("no text was named; name a file or a folder.")
     name = ", ".join(map(str, paths))
     rows = _Documents(tuple(files))
-    _first_row(rows, name)
+    _check_content(rows, name)
     description = {
         "kind": "files",
         "n_files": len(files),
@@ -74,7 +102,7 @@ def open_text_dataset(name: str, config: str | None = None) -> Text:
     """
     import datasets
 
-    path = Path(name).expanduser()
+    path = user_path(name)
     is_folder = path.is_dir()
     if path.exists():
         rows = _from_disk(path)
@@ -86,12 +114,14 @@ def open_text_dataset(name: str, config: str | None = None) -> Text:
             rows = datasets.load_dataset(name, config, split="train", streaming=True)
         except OSError as error:
             raise OSError(
-                f"the data set {name} could not be had from the Hugging Face Hub ({error}); check "
-                "its name and the network; a folder that `save_to_disk` wrote, or files of text, "
-                "work without one."
+                f"the data set {name} could not be had from the Hugging Face Hub "
+                f"({one_line(error)}); check its name and the network; a folder that "
+                "`save_to_disk` wrote, or files of text, work without one."
             ) from error
         facts = {"id": name, "config": config, "split": "train"}
-    first = _first_row(rows, name)
+    first = next(iter(rows), None)
+    if first is None:
+        raise ValueError(f"{name} holds no text.")
     column = next((column for column in _COLUMNS if column in first), None)
     if column is None:
         raise ValueError(
@@ -106,20 +136,19 @@ def open_text_dataset(name: str, config: str | None = None) -> Text:
 class _Documents:
     files: tuple[Path, ...]
 
-    def __iter__(self) -> Iterator[dict[str, str]]:
+    def __iter__(self) -> Iterator[dict[str, str | LongText | None]]:
         for file in self.files:
             for text in _READERS[file.suffix](file):
-                if not isinstance(text, str):
-                    raise ValueError(f"{file} holds {text!r} as a text; texts are strings.")
-                if text.strip():
-                    yield {"text": text}
+                if text is not None and not isinstance(text, str | LongText):
+                    raise ValueError(
+                        f"{file} holds {repr(text)[:100]} as a text; texts are strings."
+                    )
+                has_content = text is not None and any(map(str.strip, text))
+                yield {"text": text if has_content else None}
 
 
 def _txt(file: Path) -> Iterator[Any]:
-    try:
-        yield file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise _not_utf8(file, error) from error
+    yield LongText(file)
 
 
 def _jsonl(file: Path) -> Iterator[Any]:
@@ -132,12 +161,13 @@ def _jsonl(file: Path) -> Iterator[Any]:
                 try:
                     row = parse_json(line)
                 except ValueError as error:
-                    raise ValueError(f"{file}, line {number} is no JSON ({error}).") from error
+                    raise ValueError(
+                        f"{file}, line {number} is no JSON ({one_line(error)})."
+                    ) from error
                 if not isinstance(row, dict) or "text" not in row:
                     there = ", ".join(row) if isinstance(row, dict) else type(row).__name__
                     raise ValueError(f"{file}, line {number}: no field 'text', but {there}.")
-                if row["text"] is not None:
-                    yield row["text"]
+                yield row["text"]
     except UnicodeDecodeError as error:
         raise _not_utf8(file, error) from error
 
@@ -152,9 +182,9 @@ def _parquet(file: Path) -> Iterator[Any]:
             if "text" not in names:
                 raise ValueError(f"{file} has no column 'text', but {', '.join(names)}.")
             for batch in opened.iter_batches(batch_size=256, columns=["text"]):
-                yield from (text for text in batch.column(0).to_pylist() if text is not None)
+                yield from batch.column(0).to_pylist()
     except pyarrow.ArrowException as error:
-        raise ValueError(f"{file} cannot be read as parquet ({error}).") from error
+        raise ValueError(f"{file} cannot be read as parquet ({one_line(error)}).") from error
 
 
 _READERS = {".txt": _txt, ".jsonl": _jsonl, ".parquet": _parquet}
@@ -165,6 +195,7 @@ def _not_utf8(file: Path, error: UnicodeDecodeError) -> ValueError:
 
 
 def _files(path: Path) -> list[Path]:
+    path = user_path(path)
     if path.is_dir():
         found = sorted(
             file for file in path.iterdir() if file.suffix in SUFFIXES and file.name[0] != "."
@@ -192,11 +223,9 @@ def _fingerprint(files: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def _first_row(rows: Iterable[Mapping[str, Any]], name: str) -> Mapping[str, Any]:
-    first = next(iter(rows), None)
-    if first is None:
+def _check_content(rows: Iterable[Mapping[str, Any]], name: str) -> None:
+    if all(row["text"] is None for row in rows):
         raise ValueError(f"{name} holds no text.")
-    return first
 
 
 def _from_disk(path: Path) -> Any:
@@ -212,8 +241,8 @@ def _from_disk(path: Path) -> Any:
     except Exception as error:
         # A damaged one, or one without a row: it stumbles over those in many ways.
         raise ValueError(
-            f"{path} cannot be read as a data set ({type(error).__name__}: {error}); it may be "
-            "empty or damaged."
+            f"{path} cannot be read as a data set ({type(error).__name__}: "
+            f"{one_line(error)}); it may be empty or damaged."
         ) from error
     if isinstance(loaded, datasets.DatasetDict):
         if "train" not in loaded:
@@ -227,5 +256,5 @@ def _state(path: Path) -> str | None:
     """The fingerprint that a data set on disk carries."""
     for file in (path / "state.json", path / "train" / "state.json"):
         if file.is_file():
-            return json.loads(file.read_text(encoding="utf-8")).get("_fingerprint")
+            return read_json(file).get("_fingerprint")
     return None

@@ -20,6 +20,7 @@ from sparse_but_wrong.activations.cache import (
     CacheResult,
     Dtype,
     cache_activations,
+    check_folder,
     human_bytes,
 )
 from sparse_but_wrong.activations.language_model import (
@@ -27,8 +28,8 @@ from sparse_but_wrong.activations.language_model import (
     ModelDtype,
     open_language_model,
 )
+from sparse_but_wrong.activations.paths import user_path
 from sparse_but_wrong.activations.texts import Text, open_text_dataset, read_text
-from sparse_but_wrong.atomic import is_free
 from sparse_but_wrong.runs.provenance import provenance
 
 _LARGE = 10
@@ -72,11 +73,9 @@ def cache(
         exclude_special_tokens=not keep_special_tokens,
         skip_positions=skip_positions,
     )
-    if not resume and not is_free(out):
-        raise FileExistsError(
-            f"{out} is not empty, and nothing is overwritten; choose another folder, or --resume "
-            "to go on with a cache."
-        )
+    out = user_path(out)
+    # Before the model is loaded, which can take minutes.
+    check_folder(out, resume=resume)
     if threads is not None:
         torch.set_num_threads(threads)
     with _quiet_libraries():
@@ -129,6 +128,8 @@ def _print(result: CacheResult) -> None:
         click.echo(
             f"The text ended before {cache.tokens:,} samples were kept; give more text for more."
         )
+    if result.n_skipped:
+        click.echo(f"Texts without content, null or empty, that were skipped: {result.n_skipped:,}")
     if result.n_remade:
         click.echo(f"Shards made anew: {result.n_remade}")
     if result.n_tokens_run == 0:
