@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import FrozenInstanceError, dataclass, field
 from pathlib import Path
 
@@ -164,6 +165,133 @@ def test_a_file_that_has_become_shorter_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").unlink()
     with pytest.raises(OSError, match="No such file"):
         stored.read(0, 1)
+
+
+def npy(header: str | bytes, data: bytes = b"", version: int = 1) -> bytes:
+    text = header.encode() if isinstance(header, str) else header
+    text = text.ljust(-(-(len(text) + 11) // 64) * 64 - 11) + b"\n"
+    size = len(text).to_bytes(2 if version == 1 else 4, "little")
+    return b"\x93NUMPY" + bytes([version, 0]) + size + text + data
+
+
+SOUND = "{'descr': '<f4', 'fortran_order': False, 'shape': (10, 2)}"
+
+
+def of_shape(shape: str, descr: str = "'<f4'") -> str:
+    return f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}}}"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        npy("("),
+        npy("(" * 9000),
+        npy("-" * 9000 + "1"),
+        npy("[" * 90 + "]" * 90),
+        npy("{'descr': '<f4'"),
+        npy("\\"),
+        npy("0x"),
+        npy("'\\d'"),
+        npy("\x00"),
+        npy("{1: 2}"),
+        npy(b"\xff\xfe"),
+        npy(b"\xff\xfe", version=3),
+        npy(" " * 100_000 + SOUND, version=2),
+        npy(SOUND, bytes(80), version=9),
+        npy(SOUND, bytes(79)),
+        npy(of_shape("(-10, 2)"), bytes(80)),
+        npy(of_shape("(-10, -2)"), bytes(80)),
+        npy(of_shape("(10.0, 2)"), bytes(80)),
+        npy(of_shape("10"), bytes(80)),
+        npy(of_shape("(True, 2)"), bytes(80)),
+        npy(of_shape(f"({2**62}, 4)"), bytes(80)),
+        npy(of_shape(f"({2**64}, 2)"), bytes(80)),
+        npy(of_shape(f"({10**30}, 2)"), bytes(80)),
+        npy(of_shape("(1,) * 9"), bytes(80)),
+        npy(of_shape("(10, 2)", "'|O'"), bytes(80)),
+        npy(of_shape("(10, 2)", "'nothing'"), bytes(80)),
+        npy(of_shape("(10, 2)", "[('a', '<f4')]"), bytes(80)),
+        npy(of_shape("(10, 2)", "('<f4', (10**9,))"), bytes(80)),
+        npy(of_shape("(10, 2)", "'<f4,' * 9"), bytes(80)),
+        npy(of_shape("(10, 2)", "3"), bytes(80)),
+        npy(of_shape("(10, 2)", "'<f99999999999'"), bytes(80)),
+        b"\x93NUMPY",
+        b"\x93NUMPY\x01\x00\xff",
+        b"PK\x03\x04" + bytes(60),
+        b"PK\x05\x06" + bytes(18),
+        b"\x80\x04\x95" + bytes(30),
+        bytes(200),
+    ],
+)
+def test_npy_headers_that_are_no_such(tmp_path: Path, content: bytes) -> None:
+    """numpy.load has a kind of error for every kind of damage, and believes any shape."""
+    file = tmp_path / "x.npy"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\.npy") as refused:
+        open_activations(file)
+    assert len(str(refused.value)) < 800
+    file.write_bytes(npy(SOUND, bytes(80)))
+    assert open_activations(file).n_samples == 10
+    file.write_bytes(npy(SOUND, bytes(80), version=2))
+    assert open_activations(file).n_samples == 10
+
+
+def safetensors(header: object, data: bytes = b"", length: int | None = None) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return (len(text) if length is None else length).to_bytes(8, "little") + text + data
+
+
+def tensor(shape: object, stop: object, dtype: object = "F32", start: object = 0) -> object:
+    return {"activations": {"dtype": dtype, "shape": shape, "data_offsets": [start, stop]}}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        safetensors(b""),
+        safetensors(b"{"),
+        safetensors(b"[" * 100_000),
+        safetensors(b'{"a":' * 100_000),
+        safetensors(b"\xff\xfe{}"),
+        safetensors([]),
+        safetensors(3),
+        safetensors({"activations": 3}),
+        safetensors(tensor([10, 2], 80), bytes(80), length=2**63),
+        safetensors(tensor([10, 2], 80), bytes(80), length=0),
+        safetensors(tensor([10, 2], 80), bytes(79)),
+        safetensors(tensor([10, 2], 80), bytes(81)),
+        safetensors(tensor([-10, 2], 80), bytes(80)),
+        safetensors(tensor([-10, -2], 80), bytes(80)),
+        safetensors(tensor([10.0, 2], 80), bytes(80)),
+        safetensors(tensor([2**62, 4], 0)),
+        safetensors(tensor([2**64, 2], 80), bytes(80)),
+        safetensors(tensor([10**30, 2], 80), bytes(80)),
+        safetensors(tensor("10", 80), bytes(80)),
+        safetensors(tensor([10, 2], 80, start=-80), bytes(80)),
+        safetensors(tensor([10, 2], 80, start=8), bytes(80)),
+        safetensors(tensor([10, 2], 80, dtype="F3"), bytes(80)),
+        safetensors(tensor([10, 2], 80, dtype=3), bytes(80)),
+        safetensors(tensor([10, 2], 20, dtype="F8_E5M2"), bytes(20)),
+        safetensors(tensor([10, 2], 160, dtype="C64"), bytes(160)),
+        safetensors(tensor([20], 80), bytes(80)),
+        safetensors(tensor([], 4), bytes(4)),
+        safetensors({"__metadata__": {"a": 3}}),
+        safetensors({"__metadata__": {"a": "b"}}),
+        b"\x01",
+        b"",
+    ],
+)
+def test_safetensors_headers_that_are_no_such(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\.safetensors") as refused:
+        open_activations(tmp_path / "x.safetensors")
+    assert len(str(refused.value)) < 800
+
+
+def test_names_that_are_no_files(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.npy")
+    with pytest.raises(ValueError, match=r"pipe\.npy is no regular file"):
+        open_activations(tmp_path / "pipe.npy")
 
 
 def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:

@@ -135,24 +135,9 @@ def test_a_data_set() -> None:
 def test_the_home_folder(here: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(here))
     monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(
-        cli,
-        [
-            "cache-activations",
-            "--model",
-            "~/model",
-            "--hook",
-            "model.layers.0",
-            "--text",
-            "~/texts",
-            "--out",
-            "~/at-home",
-            "--tokens",
-            "50",
-            "--context-size",
-            "16",
-        ],
-    )
+    paths = ["--model", "~/model", "--text", "~/texts", "--out", "~/at-home"]
+    rest = ["--hook", "model.layers.0", "--tokens", "50", "--context-size", "16"]
+    result = CliRunner().invoke(cli, ["cache-activations", *paths, *rest])
     assert result.exit_code == 0, result.output
     assert not list(tmp_path.iterdir())
     assert open_activations("~/at-home").n_samples >= 50

@@ -10,6 +10,7 @@ import torch
 
 from sparse_but_wrong.activations.file_part import FilePart
 from sparse_but_wrong.activations.part import check_rows
+from sparse_but_wrong.untrusted import one_line
 
 TENSOR = "activations"
 """The tensor that is read where there is one of this name."""
@@ -37,7 +38,9 @@ def open_safetensors(path: Path) -> FilePart:
         with safe_open(path, framework="numpy") as file:
             slices = {name: file.get_slice(name) for name in sorted(file.keys())}
     except (SafetensorError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({error}).") from error
+        raise ValueError(
+            f"{path} is damaged ({one_line(error)}); copy it again from its source."
+        ) from error
     name = TENSOR if TENSOR in slices else _only_fitting(path, slices)
     shape, dtype = slices[name].get_shape(), str(slices[name].get_dtype())
     check_rows(f"{path}, tensor {name!r}", shape, _DTYPES.get(dtype, dtype))

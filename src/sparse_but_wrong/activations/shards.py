@@ -25,6 +25,9 @@ def open_file(path: Path) -> Part:
         OSError: it cannot be opened.
         ValueError: another kind of file, a damaged one, or one that holds no activations.
     """
+    # A pipe would be waited for without end.
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no regular file.")
     if path.suffix == ".npy":
         return open_npy(path)
     if path.suffix == ".safetensors":
