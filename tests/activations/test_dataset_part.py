@@ -11,6 +11,7 @@ import pytest
 import torch
 from datasets import Array2D, Array3D, Dataset, DatasetDict, Features, LargeList, List, Value
 
+from sparse_but_wrong.activations.in_order import contiguous_batches, without_tokens
 from sparse_but_wrong.activations.stored import is_activations, open_activations
 
 CONTEXT, D_IN = 5, 3
@@ -56,6 +57,34 @@ def test_in_the_order_in_which_the_data_set_was_shuffled(tmp_path: Path) -> None
     as_sae_lens_writes(X).select([6, 0, 3]).save_to_disk(tmp_path / "data")
     stored = open_activations(tmp_path / "data")
     assert torch.equal(stored.read(0, 15), X[[6, 0, 3]].flatten(0, 1))
+
+
+@pytest.mark.parametrize("kind", ["int32", "int64"])
+def test_token_ids_as_sae_lens_writes_them(tmp_path: Path, kind: str) -> None:
+    ids = torch.arange(35).view(7, CONTEXT) % 4
+    data = as_sae_lens_writes(X).remove_columns("token_ids")
+    column = Dataset.from_dict(
+        {"token_ids": ids.tolist()}, Features({"token_ids": List(Value(kind), length=CONTEXT)})
+    )
+    datasets.concatenate_datasets([data, column], axis=1).save_to_disk(tmp_path / "data")
+    stored = open_activations(tmp_path / "data")
+    for start, stop in ((0, 35), (3, 8), (4, 5), (18, 33)):
+        found = stored.read_token_ids(start, stop)
+        assert found is not None
+        assert torch.equal(found, ids.flatten()[start:stop])
+    kept = torch.cat(list(contiguous_batches(stored, 9, keep=without_tokens([0, 3]))))
+    assert torch.equal(kept, X.flatten(0, 1)[(ids.flatten() == 1) | (ids.flatten() == 2)])
+    data.save_to_disk(tmp_path / "without")
+    assert open_activations(tmp_path / "without").read_token_ids(0, 35) is None
+
+
+def test_a_token_id_beside_each_vector(tmp_path: Path) -> None:
+    features = Features({"x": List(Value("float32")), "token_ids": Value("int64")})
+    rows = {"x": X.flatten(0, 1).tolist(), "token_ids": list(range(35))}
+    Dataset.from_dict(rows, features=features).save_to_disk(tmp_path)
+    found = open_activations(tmp_path).read_token_ids(7, 20)
+    assert found is not None
+    assert found.tolist() == list(range(7, 20))
 
 
 @pytest.mark.parametrize(

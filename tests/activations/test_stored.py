@@ -134,6 +134,20 @@ def test_safetensors(tmp_path: Path, dtype: torch.dtype) -> None:
         assert torch.equal(stored.read(2, 9), X[2:9].to(dtype))
 
 
+def test_token_ids_in_files(tmp_path: Path) -> None:
+    ids = torch.arange(10, 20)
+    save_file({"activations": X, "token_ids": ids.int()}, tmp_path / "a.safetensors")
+    save_file({"activations": X, "token_ids": ids}, tmp_path / "b.safetensors")
+    both = open_activations(tmp_path).read_token_ids(8, 13)
+    assert both is not None
+    assert both.tolist() == [18, 19, 10, 11, 12]
+    # One per row or none.
+    save_file({"activations": X, "token_ids": ids[:9]}, tmp_path / "c.safetensors")
+    assert open_activations(tmp_path / "c.safetensors").read_token_ids(0, 9) is None
+    save_file({"activations": X, "token_ids": X[:, 0].clone()}, tmp_path / "d.safetensors")
+    assert open_activations(tmp_path / "d.safetensors").read_token_ids(0, 9) is None
+
+
 @pytest.mark.parametrize("name", ["large.npy", "large.safetensors"])
 def test_the_rest_of_a_file_is_not_read(tmp_path: Path, name: str) -> None:
     n_samples, d_in = 2**28, 32  # 32 GiB of nothing: a sparse file, larger than most memories

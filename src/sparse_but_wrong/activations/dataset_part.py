@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
-from sparse_but_wrong.activations.part import check_rows
+from sparse_but_wrong.activations.part import DTYPES, TOKEN_IDS, check_rows
+from sparse_but_wrong.untrusted import one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -37,16 +39,33 @@ class DatasetPart:
     rows: Dataset
     """Only that column, as Arrow tables."""
 
+    token_ids: Dataset | None = None
+    """Only the column with the ids of the samples' tokens, as Arrow tables, if it is there."""
+
     def read(self, start: int, stop: int) -> Float[Tensor, "rows d_in"]:
         """The samples from start up to stop.
 
         Raises:
             ValueError: a row of the data set has another shape than the first, or misses numbers.
         """
+        return self._read(self.rows, start, stop, [self.d_in])
+
+    def read_token_ids(self, start: int, stop: int) -> Int64[Tensor, " rows"] | None:
+        """The ids of the tokens of the samples from start up to stop, where there are any.
+
+        Raises:
+            ValueError: a row of the data set has another number of them than samples.
+        """
+        if self.token_ids is None:
+            return None
+        return self._read(self.token_ids, start, stop, []).long()
+
+    def _read(self, rows: Dataset, start: int, stop: int, shape: list[int]) -> Tensor:
+        """What a column has for some samples, of that shape each."""
         first = start // self.context
-        table: Any = self.rows[first : -(-stop // self.context)]
-        chunks = [_flat(chunk, self.context, self.d_in) for chunk in table.column(0).chunks]
-        samples = torch.cat(chunks).view(-1, self.d_in)
+        table: Any = rows[first : -(-stop // self.context)]
+        chunks = [_flat(chunk, [self.context, *shape]) for chunk in table.column(0).chunks]
+        samples = torch.cat(chunks).view(-1, *shape)
         return samples[start - first * self.context : stop - first * self.context]
 
 
@@ -86,7 +105,7 @@ def open_dataset(path: Path, column: str | None) -> DatasetPart:
     except Exception as error:
         # What is raised depends on which of its files is damaged, and how.
         raise ValueError(
-            f"the data set in {path} is damaged or not finished ({error}); make it anew."
+            f"the data set in {path} is damaged or not finished ({one_line(error)}); make it anew."
         ) from error
     if dataset is None:
         raise _empty(str(path))
@@ -110,7 +129,8 @@ def load_dataset(name: str, column: str | None) -> DatasetPart:
     except Exception as error:
         raise OSError(
             f"there is no file or folder {name}, and no data set {name!r} of the Hugging Face Hub "
-            f"could be loaded ({type(error).__name__}: {error}); check the name and the connection."
+            f"could be loaded ({type(error).__name__}: "
+            f"{one_line(error)}); check the name and the connection."
         ) from error
     return _open_column(name, dataset, column)
 
@@ -119,7 +139,9 @@ def _open_column(name: str, dataset: Dataset, column: str | None) -> DatasetPart
     schema = dataset.features.arrow_schema
     types = {field.name: _nested(field.type) for field in schema}
     if column is None:
-        fitting = [key for key, (depth, kind) in types.items() if depth in (1, 2) and kind]
+        fitting = [
+            key for key, (depth, kind) in types.items() if depth in (1, 2) and kind in DTYPES
+        ]
         if len(fitting) != 1:
             problem = "several columns" if fitting else "no column"
             raise ValueError(
@@ -131,7 +153,7 @@ def _open_column(name: str, dataset: Dataset, column: str | None) -> DatasetPart
     elif column not in types:
         raise ValueError(f"{name} has no column {column!r}; its columns: {_describe(schema)}.")
     depth, dtype = types[column]
-    if depth not in (1, 2) or dtype is None:
+    if depth not in (1, 2) or dtype not in DTYPES:
         raise ValueError(
             f"column {column!r} of {name} holds no floating-point vectors [d_in] or matrices "
             f"[context, d_in]; its columns: {_describe(schema)}."
@@ -144,7 +166,11 @@ def _open_column(name: str, dataset: Dataset, column: str | None) -> DatasetPart
     shape = _shape(label, first.column(0).chunk(0), depth)
     check_rows(label, shape, dtype)
     context, d_in = shape
-    return DatasetPart(label, len(dataset) * context, d_in, dtype, context, rows)
+    token_ids = None
+    # A list of them beside a matrix, and one beside a vector.
+    if types.get(TOKEN_IDS) in ((depth - 1, torch.int32), (depth - 1, torch.int64)):
+        token_ids = dataset.select_columns([TOKEN_IDS]).with_format("arrow")
+    return DatasetPart(label, len(dataset) * context, d_in, dtype, context, rows, token_ids)
 
 
 def _empty(name: str) -> ValueError:
@@ -164,7 +190,13 @@ def _nested(kind: pa.DataType) -> tuple[int, torch.dtype | None]:
             depth += 1
         else:
             break
-    dtypes = {pa.float16(): torch.float16, pa.float32(): torch.float32, pa.float64(): torch.float64}
+    dtypes = {
+        pa.float16(): torch.float16,
+        pa.float32(): torch.float32,
+        pa.float64(): torch.float64,
+        pa.int32(): torch.int32,
+        pa.int64(): torch.int64,
+    }
     return depth, dtypes.get(kind)
 
 
@@ -190,17 +222,18 @@ def _shape(label: str, row: pa.Array, depth: int) -> list[int]:
     return shape
 
 
-def _flat(chunk: pa.Array, context: int, d_in: int) -> Float[Tensor, " numbers"]:
+def _flat(chunk: pa.Array, shape: Sequence[int]) -> Shaped[Tensor, " numbers"]:
+    """The numbers of a column; each row holds those of a shape, of which ones may lead."""
     import pyarrow.compute
 
     pc: Any = pyarrow.compute  # its functions are made at import, unseen by type checkers
     lists = _without_extension(chunk)
-    lengths = [d_in] if not _is_list(lists.type.value_type) else [context, d_in]
-    for length in lengths:
+    depth, _ = _nested(lists.type)
+    for length in shape[len(shape) - depth :]:
         if lists.null_count or not pc.all(pc.equal(pc.list_value_length(lists), length)).as_py():
             raise ValueError(
-                f"not every row holds {context} × {d_in} numbers, as the first does; leave the "
-                "others out."
+                f"not every row holds {' × '.join(map(str, shape))} numbers, as the first does; "
+                "leave the others out."
             )
         lists = lists.flatten()
     if lists.null_count:

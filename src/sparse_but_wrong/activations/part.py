@@ -7,11 +7,14 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 """What activations may be stored as."""
+
+TOKEN_IDS = "token_ids"
+"""The tensor or column with the ids of the samples' tokens, beside the activations."""
 
 
 @runtime_checkable
@@ -43,6 +46,15 @@ class Part(Protocol):
 
         Several threads may read at once.
         """
+        ...
+
+
+@runtime_checkable
+class PartWithTokenIds(Protocol):
+    """A part that may have, beside each row, the id of its token."""
+
+    def read_token_ids(self, start: int, stop: int) -> Int64[Tensor, " rows"] | None:
+        """Of the rows from start up to stop; none where there are none."""
         ...
 
 

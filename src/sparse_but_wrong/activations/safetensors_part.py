@@ -9,12 +9,13 @@ from typing import Any
 import torch
 
 from sparse_but_wrong.activations.file_part import FilePart
-from sparse_but_wrong.activations.part import check_rows
+from sparse_but_wrong.activations.part import TOKEN_IDS, check_rows
 from sparse_but_wrong.untrusted import one_line
 
 TENSOR = "activations"
 """The tensor that is read where there is one of this name."""
 
+_INTEGERS = {"I32": torch.int32, "I64": torch.int64}
 _DTYPES = {
     "BF16": torch.bfloat16,
     "F16": torch.float16,
@@ -45,7 +46,11 @@ def open_safetensors(path: Path) -> FilePart:
     shape, dtype = slices[name].get_shape(), str(slices[name].get_dtype())
     check_rows(f"{path}, tensor {name!r}", shape, _DTYPES.get(dtype, dtype))
     n_samples, d_in = shape
-    return FilePart(path, str(path), n_samples, d_in, _DTYPES[dtype], _offset(path, name))
+    ids = slices.get(TOKEN_IDS)
+    beside = None
+    if ids is not None and ids.get_shape() == [n_samples] and str(ids.get_dtype()) in _INTEGERS:
+        beside = _offset(path, TOKEN_IDS), _INTEGERS[str(ids.get_dtype())]
+    return FilePart(path, str(path), n_samples, d_in, _DTYPES[dtype], _offset(path, name), beside)
 
 
 def _offset(path: Path, name: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from sparse_but_wrong.activations.stored import StoredActivations
@@ -40,6 +40,9 @@ class _Section:
 
     def read(self, start: int, stop: int) -> Float[Tensor, "rows d_in"]:
         return self.of.read(self.start + start, self.start + stop)
+
+    def read_token_ids(self, start: int, stop: int) -> Int64[Tensor, " rows"] | None:
+        return self.of.read_token_ids(self.start + start, self.start + stop)
 
 
 def hold_out(

@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 import re
 from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from sparse_but_wrong.activations.dataset_part import (
@@ -21,7 +23,7 @@ from sparse_but_wrong.activations.dataset_part import (
     open_dataset,
 )
 from sparse_but_wrong.activations.manifest import FORMAT, MANIFEST
-from sparse_but_wrong.activations.part import Part, TensorPart
+from sparse_but_wrong.activations.part import Part, PartWithTokenIds, TensorPart
 from sparse_but_wrong.activations.paths import user_path
 from sparse_but_wrong.activations.shards import (
     SUFFIXES,
@@ -29,7 +31,7 @@ from sparse_but_wrong.activations.shards import (
     open_shards,
     shard_files,
 )
-from sparse_but_wrong.untrusted import parse_json
+from sparse_but_wrong.untrusted import one_line, parse_json
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -106,18 +108,42 @@ class StoredActivations:
             ValueError: they are not all there, or not all finite.
             OSError: a part cannot be read; the message names it.
         """
+        pieces = [torch.empty(0, self.d_in, dtype=self.dtype)]
+        pieces += [_read(*piece) for piece in self._pieces(start, stop)]
+        return torch.cat(pieces).to(self.dtype)
+
+    def read_token_ids(self, start: int, stop: int) -> Int64[Tensor, " rows"] | None:
+        """The ids of the tokens of which the samples from start up to stop are.
+
+        They are stored beside the activations in caches of `sbw cache-activations`, and in the
+        column "token_ids" that sae_lens' CacheActivationsRunner writes.
+
+        Returns:
+            none, where they are not stored for all of these samples.
+        Raises:
+            ValueError: they are not all there.
+            OSError: a part cannot be read; the message names it.
+        """
+        pieces = [torch.empty(0, dtype=torch.long)]
+        for part, first, last in self._pieces(start, stop):
+            ids = _read_token_ids(part, first, last)
+            if ids is None:
+                return None
+            pieces.append(ids)
+        return torch.cat(pieces)
+
+    def _pieces(self, start: int, stop: int) -> Iterator[tuple[Part, int, int]]:
+        """Of which parts the samples from start up to stop are, and from where to where in each."""
         if not 0 <= start <= stop <= self.n_samples:
             raise ValueError(
                 f"{self.name} has {self.n_samples} samples; there are none from {start} to {stop}."
             )
-        pieces = [torch.empty(0, self.d_in, dtype=self.dtype)]
         while start < stop:
             i = bisect_right(self._ends, start)
             part, end = self.parts[i], self._ends[i]
             first = start - (end - part.n_samples)
-            pieces.append(_read(part, first, first + min(stop, end) - start))
+            yield part, first, first + min(stop, end) - start
             start = min(stop, end)
-        return torch.cat(pieces).to(self.dtype)
 
 
 def open_activations(where: str | Path, column: str | None = None) -> StoredActivations:
@@ -199,15 +225,8 @@ def _is_manifest(text: str) -> bool:
 
 
 def _read(part: Part, start: int, stop: int) -> Float[Tensor, "rows d_in"]:
-    try:
+    with _named(part, start, stop):
         rows = part.read(start, stop)
-    except NotFiniteError:  # of a part of a part, which has said where
-        raise
-    except Exception as error:
-        # Every kind of file has errors of its own.
-        raise OSError(
-            f"{part.name} cannot be read from sample {start} to {stop} ({error})."
-        ) from error
     if rows.shape != (stop - start, part.d_in):
         raise OSError(
             f"{part.name} gives {list(rows.shape)} numbers for the samples from {start} to {stop}."
@@ -220,3 +239,21 @@ def _read(part: Part, start: int, stop: int) -> Float[Tensor, "rows d_in"]:
             f"{column}; make these activations anew, or leave that file out."
         )
     return rows
+
+
+def _read_token_ids(part: Part, start: int, stop: int) -> Int64[Tensor, " rows"] | None:
+    with _named(part, start, stop):
+        return part.read_token_ids(start, stop) if isinstance(part, PartWithTokenIds) else None
+
+
+@contextmanager
+def _named(part: Part, start: int, stop: int) -> Iterator[None]:
+    try:
+        yield
+    except NotFiniteError:  # of a part of a part, which has said where
+        raise
+    except Exception as error:
+        # Every kind of file has errors of its own.
+        raise OSError(
+            f"{part.name} cannot be read from sample {start} to {stop} ({one_line(error)})."
+        ) from error
