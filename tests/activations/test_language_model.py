@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -137,6 +138,47 @@ def test_damaged_models(tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises((OSError, ValueError), match="empty cannot be loaded"):
         open_language_model(str(tmp_path / "empty"), "model.layers.0")
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("config.json", '{"a":' * 100_000),
+        ("config.json", "[1]"),
+        ("tokenizer.json", '{"a":' * 100_000),
+        ("tokenizer_config.json", "[3]"),
+        ("config.json", {"num_hidden_layers": 10**9}),
+        ("config.json", {"hidden_size": 10**12}),
+        ("config.json", {"vocab_size": "many"}),
+        ("config.json", {"num_attention_heads": 0}),
+        ("config.json", {"model_type": [1]}),
+    ],
+)
+def test_files_of_a_model_that_make_no_sense(
+    tiny_model: Path, tmp_path: Path, file: str, content: Any
+) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    if isinstance(content, dict):
+        content = json.dumps(json.loads((folder / file).read_text()) | content)
+    (folder / file).write_text(content)
+    with pytest.raises(ValueError, match=r"model cannot be loaded as a causal") as refused:
+        open_language_model(str(folder), "model.layers.0")
+    assert len(str(refused.value)) < 600
+
+
+def test_a_batch_that_cannot_be_run_is_said(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = open_language_model(str(tiny_model), "model.layers.0")
+
+    def run(*_: Any, **__: Any) -> None:
+        raise torch.cuda.OutOfMemoryError("out of\nmemory")
+
+    monkeypatch.setattr(opened.model, "run_with_cache", run)
+    with pytest.raises(
+        ValueError, match=r"2 sequences of 5 tokens .*out of memory\); .*batch size"
+    ):
+        opened.activations(torch.zeros(2, 5, dtype=torch.long))
 
 
 def test_code_of_a_model_is_not_run(tiny_model: Path, tmp_path: Path) -> None:

@@ -23,13 +23,16 @@ from transformer_lens.loading_from_pretrained import (
     get_official_model_name,
     get_pretrained_model_config,
 )
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from sparse_but_wrong.activations.paths import user_path
 from sparse_but_wrong.untrusted import one_line
 
 ModelClass = Literal["AutoModelForCausalLM", "HookedTransformer"]
 ModelDtype = Literal["float32", "bfloat16", "float16"]
+
+_LAYER = 100
+"""Bytes that a layer has at least: those that name its first weight."""
 
 _ELSEWHERE = "a local folder or a .gguf file works without a network"
 _CONVERT = (
@@ -162,6 +165,8 @@ def _causal_lm(name: str, dtype: ModelDtype) -> tuple[Any, PreTrainedTokenizerBa
         weights = {"use_safetensors": True}
     with _loading(name, is_local=path.exists()):
         # First what is small: a folder that lacks it is refused before its weights are read.
+        if path.is_dir() and gguf is None:
+            _check_layers(path, AutoConfig.from_pretrained(source, **options))
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         model = AutoModelForCausalLM.from_pretrained(
             source, dtype=getattr(torch, dtype), **weights, **options
@@ -259,6 +264,14 @@ def _need_gguf(name: str) -> None:
 def _is_pickled_only(folder: Path) -> bool:
     has = {suffix: any(folder.glob(f"*{suffix}")) for suffix in (".safetensors", ".bin", ".pth")}
     return not has[".safetensors"] and (has[".bin"] or has[".pth"])
+
+
+def _check_layers(folder: Path, config: Any) -> None:
+    """Refuse more layers than the weights can have, which would be made one by one before that."""
+    n_layers = getattr(config.get_text_config(), "num_hidden_layers", None) or 0
+    n_bytes = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    if n_bytes and n_layers > n_bytes // _LAYER:
+        raise ValueError(f"its config.json has {n_layers} layers, and its weights {n_bytes} bytes")
 
 
 def _check_hub_id(name: str) -> None:

@@ -291,7 +291,7 @@ def diagnose(
     help="How many at the start of every sequence to leave out.",
 )
 @click.option("--no-bos", is_flag=True, help="Start no sequence with BOS.")
-@click.option("--resume", is_flag=True, help="Go on with a cache, mend it, or extend it.")
+@click.option("--resume", is_flag=True, help="Go on with a cache: fix or extend it.")
 def cache_activations(
     model: str,
     hook: str,
@@ -315,7 +315,8 @@ def cache_activations(
     """Run a language model over text and keep its activations at one hook point on disk.
 
     Left out are those that distort every measure: of BOS and other special tokens, and of the
-    first token of each sequence. Ctrl-C keeps what is done; --resume goes on from there.
+    first tokens of each sequence. A data set of token ids may have an attention_mask beside them,
+    which says what is padding. Ctrl-C keeps what is done; --resume goes on from there.
     """
     from sparse_but_wrong.cli.cache_activations import cache
 
