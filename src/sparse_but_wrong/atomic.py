@@ -187,8 +187,12 @@ def full_disk_named(folder: Path, advice: str) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        if error.errno not in _FULL:
+    except Exception as error:
+        # safetensors has an error of its own, which gives the number in its text alone.
+        if not (
+            getattr(error, "errno", None) in _FULL
+            or any(f"(os error {number})" in str(error) for number in _FULL)
+        ):
             raise
         raise OSError(f"the disk of {folder} is full. {advice}") from error
 

@@ -16,10 +16,11 @@ import pytest
 from sparse_but_wrong.cli import main as cli_main
 from sparse_but_wrong.cli.main import main
 from sparse_but_wrong.experiments.jumprelu import JUMPRELU
-from sparse_but_wrong.experiments.runner import RunSettings, start_run
+from sparse_but_wrong.experiments.runner import RunSettings
 from sparse_but_wrong.experiments.spec_file import to_yaml
 from sparse_but_wrong.runs.folder import RunFolder
 from tests.experiments import tiny
+from tests.experiments.tiny import started
 
 SBW = [sys.executable, "-c", "from sparse_but_wrong.cli.main import main; main()"]
 
@@ -125,7 +126,7 @@ def test_resume_finds_the_run_that_is_meant(
     tiny.register(monkeypatch)
     monkeypatch.chdir(tmp_path)
     settings = RunSettings(seed=0, progress=False)
-    start_run(tiny.TINY, Path("runs/tiny"), settings, quick=False)
+    started(tiny.TINY, Path("runs/tiny"), settings)
     (tmp_path / "runs" / "tiny-2").mkdir()
     (tmp_path / "runs" / "tiny-2" / "manifest.json").write_text("{")  # damaged: not this one
     code, out, err = sbw(["run", "tiny", "--resume"], monkeypatch, capsys)

@@ -9,9 +9,10 @@ from pathlib import Path
 import pandas as pd
 
 from sparse_but_wrong.experiments.analysis import Results
-from sparse_but_wrong.experiments.runner import RunSettings, finish_run, start_run
+from sparse_but_wrong.experiments.runner import RunSettings, finish_run
 from sparse_but_wrong.experiments.spec import CorrelationSpec, ExperimentSpec, SAESpec, WorldSpec
 from sparse_but_wrong.training.options import TrainOptions
+from tests.experiments.tiny import started
 
 N_FEATURES = 6
 WORLD = WorldSpec(
@@ -57,7 +58,7 @@ def with_k(sae: SAESpec, k: float) -> SAESpec:
 def run(spec: ExperimentSpec, out: Path) -> Results:
     """Train, measure, judge and draw."""
     settings = RunSettings(seed=0, threads=1, progress=False)
-    folder = start_run(spec, out, settings, quick=False)
+    folder = started(spec, out, settings)
     return finish_run(folder, spec, settings)
 
 

@@ -17,10 +17,11 @@ from sparse_but_wrong.experiments.intuition import (
 )
 from sparse_but_wrong.experiments.make import make_world
 from sparse_but_wrong.experiments.registry import ANALYSES, EXPERIMENTS
-from sparse_but_wrong.experiments.runner import RunSettings, finish_run, start_run
+from sparse_but_wrong.experiments.runner import RunSettings, finish_run
 from sparse_but_wrong.experiments.small import SMALL
 from sparse_but_wrong.experiments.spec import ONLY_WORLD, ExperimentSpec
 from sparse_but_wrong.experiments.worlds import small_world
+from tests.experiments.tiny import started
 
 
 def test_the_spec_has_a_world_and_no_saes() -> None:
@@ -66,7 +67,7 @@ def test_the_nth_projection_is_an_order_statistic() -> None:
 def test_it_draws_and_judges_nothing(tmp_path: Path) -> None:
     spec = replace(INTUITION, evaluation_samples=2000)
     settings = RunSettings(progress=False)
-    folder = start_run(spec, tmp_path / "run", settings, quick=False)
+    folder = started(spec, tmp_path / "run", settings)
     results = finish_run(folder, spec, settings)
     assert results.verdict.outcome == "not judged"
     assert "This is a drawing" in results.verdict.remarks[0]

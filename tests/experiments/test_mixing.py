@@ -22,7 +22,7 @@ from sparse_but_wrong.experiments.mixing import (
 )
 from sparse_but_wrong.experiments.rank_correlation import rank_correlation
 from sparse_but_wrong.experiments.registry import ANALYSES, EXPERIMENTS
-from sparse_but_wrong.experiments.runner import RunSettings, finish_run, start_run
+from sparse_but_wrong.experiments.runner import RunSettings, finish_run
 from sparse_but_wrong.experiments.small import (
     SMALL,
     SUPERPOSITION,
@@ -45,6 +45,7 @@ from sparse_but_wrong.experiments.strength import (
 )
 from sparse_but_wrong.experiments.worlds import small_world
 from sparse_but_wrong.training.controls import KTransition
+from tests.experiments.tiny import started
 
 SPECS = (SMALL, CORRELATION_STRENGTH, L0_STRENGTH, SUPERPOSITION)
 
@@ -481,7 +482,7 @@ def test_it_runs_from_end_to_end(
     spec: ExperimentSpec, figures: list[str], checks: int, tmp_path: Path
 ) -> None:
     settings = RunSettings(seed=1, progress=False)
-    folder = start_run(spec, tmp_path / "run", settings, quick=False)
+    folder = started(spec, tmp_path / "run", settings)
     results = finish_run(folder, spec, settings)
     table = results.tables["mixing"].frame
     assert table["sae_id"].tolist() == [sae.sae_id for sae in spec.saes]

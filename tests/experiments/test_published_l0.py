@@ -14,9 +14,10 @@ from sae_lens.loading.pretrained_saes_directory import PretrainedSAELookup
 from sparse_but_wrong.experiments.published_l0 import PUBLISHED_L0, judge_shares, with_elbows
 from sparse_but_wrong.experiments.published_saes import published_saes
 from sparse_but_wrong.experiments.registry import ANALYSES, EXPERIMENTS
-from sparse_but_wrong.experiments.runner import RunSettings, finish_run, start_run
+from sparse_but_wrong.experiments.runner import RunSettings, finish_run
 from sparse_but_wrong.experiments.small import SMALL
 from sparse_but_wrong.experiments.spec import ExperimentSpec
+from tests.experiments.tiny import started
 
 
 def release(
@@ -193,7 +194,7 @@ def test_the_spec_has_nothing_to_train() -> None:
 
 def test_it_runs_on_the_directory_that_is_installed(tmp_path: Path) -> None:
     settings = RunSettings(progress=False)
-    folder = start_run(PUBLISHED_L0, tmp_path / "run", settings, quick=False)
+    folder = started(PUBLISHED_L0, tmp_path / "run", settings)
     results = finish_run(folder, PUBLISHED_L0, settings)
     table = results.tables["published_saes"].frame
     known = table.loc[table["l0"].notna()]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import re
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ import pandas as pd
 import pytest
 import sae_lens
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from sparse_but_wrong.diagnostics.score import score_sae
@@ -25,12 +29,14 @@ from sparse_but_wrong.experiments.runner import (
 )
 from sparse_but_wrong.experiments.spec import ONLY_WORLD, ExperimentSpec
 from sparse_but_wrong.experiments.verdict import Check, Verdict
+from sparse_but_wrong.report.write import write_report
 from sparse_but_wrong.runs.folder import RunFolder
 from sparse_but_wrong.toy_models.world import World
 from sparse_but_wrong.training.controls import KTransition
 from sparse_but_wrong.training.loop import Training
 from sparse_but_wrong.training.native import bindings
 from tests.experiments import tiny
+from tests.experiments.tiny import resumed, started
 
 SETTINGS = RunSettings(seed=3, progress=False)
 
@@ -41,7 +47,7 @@ def _known(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(out: Path, settings: RunSettings = SETTINGS) -> tuple[Results, RunFolder]:
-    folder = start_run(tiny.TINY, out, settings, quick=False)
+    folder = started(tiny.TINY, out, settings)
     return finish_run(folder, tiny.TINY, settings), folder
 
 
@@ -117,6 +123,14 @@ def test_the_same_seed_is_the_same_run_and_another_is_not(tmp_path: Path) -> Non
     assert not torch.equal(*directions)
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run, to be copied."""
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.register(patch)
+        return run(tmp_path_factory.mktemp("finished") / "run")[1].path
+
+
 def interrupt_after(monkeypatch: pytest.MonkeyPatch, samples: int) -> None:
     original = Training.run
 
@@ -135,7 +149,7 @@ def test_ctrl_c_and_resume_give_the_run_that_was_never_interrupted(
 ) -> None:
     straight, whole = run(tmp_path / "whole")
 
-    folder = start_run(tiny.TINY, tmp_path / "broken", SETTINGS, quick=False)
+    folder = started(tiny.TINY, tmp_path / "broken", SETTINGS)
     with monkeypatch.context() as patch:
         interrupt_after(patch, 100 * 64)
         with pytest.raises(KeyboardInterrupt):
@@ -143,7 +157,7 @@ def test_ctrl_c_and_resume_give_the_run_that_was_never_interrupted(
     assert folder.checkpoint_path.is_file()
     assert not folder.has_sae("c_0.5")
 
-    folder, spec, settings = resume_run(tmp_path / "broken")
+    folder, spec, settings = resumed(tmp_path / "broken")
     assert spec == tiny.TINY
     assert settings.seed == 3
     with monkeypatch.context() as patch:
@@ -155,19 +169,19 @@ def test_ctrl_c_and_resume_give_the_run_that_was_never_interrupted(
             n_first.append(self.n_samples)
 
         patch.setattr(Training, "load_state", load_state)
-        resumed = finish_run(folder, spec, SETTINGS)
+        again = finish_run(folder, spec, SETTINGS)
     assert n_first
     assert n_first[0] >= 100 * 64
     assert_same_weights(whole, folder)
-    pd.testing.assert_frame_equal(straight.table, resumed.table)
-    pd.testing.assert_frame_equal(straight.curves, resumed.curves)
+    pd.testing.assert_frame_equal(straight.table, again.table)
+    pd.testing.assert_frame_equal(straight.curves, again.curves)
 
 
 def test_killed_while_training_it_goes_on_from_the_last_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, whole = run(tmp_path / "whole")
-    folder = start_run(tiny.TINY, tmp_path / "killed", SETTINGS, quick=False)
+    folder = started(tiny.TINY, tmp_path / "killed", SETTINGS)
     with monkeypatch.context() as patch:
         patch.setattr(runner, "CHECKPOINT_EVERY_SECONDS", 0.0)
         original = RunFolder.write_checkpoint
@@ -187,7 +201,7 @@ def test_killed_while_training_it_goes_on_from_the_last_checkpoint(
     (folder.path / "saes" / ".unfinished-1").mkdir(parents=True)
     (folder.path / ".unfinished-2.safetensors").write_bytes(b"half")
 
-    folder, spec, _ = resume_run(folder.path)
+    folder, spec, _ = resumed(folder.path)
     finish_run(folder, spec, SETTINGS)
     assert_same_weights(whole, folder)
     assert not list(folder.path.rglob(".unfinished-*"))
@@ -208,7 +222,7 @@ def test_finished_saes_are_kept_and_only_the_others_trained(
         original(self, saes, *rest, **named)
 
     monkeypatch.setattr(Training, "__init__", init)
-    folder, spec, _ = resume_run(folder.path)
+    folder, spec, _ = resumed(folder.path)
     finish_run(folder, spec, SETTINGS)
     assert trained == [1]
     assert (folder.sae_path("c_2") / "sae_weights.safetensors").stat().st_mtime_ns == kept
@@ -216,10 +230,142 @@ def test_finished_saes_are_kept_and_only_the_others_trained(
 
 
 def test_a_run_in_use_is_left_alone(tmp_path: Path) -> None:
-    folder = start_run(tiny.TINY, tmp_path / "run", SETTINGS, quick=False)
-    other, spec, settings = resume_run(folder.path)
+    """From before there is a manifest to be taken up, until the last file is written."""
+    folder = started(tiny.TINY, tmp_path / "run", SETTINGS)
+    other, spec, settings = resumed(folder.path)
     with folder.locked(), pytest.raises(ValueError, match="another process is working"):
         finish_run(other, spec, settings)
+    with resume_run(folder.path), pytest.raises(ValueError, match="another process is working"):
+        resumed(folder.path)
+    with start_run(tiny.TINY, tmp_path / "new", SETTINGS, quick=False) as run:
+        for at_work in (resumed, partial(started, tiny.TINY, settings=SETTINGS)):
+            with pytest.raises((ValueError, OSError), match=r"another process|--resume"):
+                at_work(tmp_path / "new")
+        finish_run(*run)
+
+
+def test_a_world_is_saved_by_who_holds_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save(self: World, folder: Path) -> None:
+        original(self, folder)
+        with pytest.raises(ValueError, match="another process is working"):
+            resumed(tmp_path / "run")
+
+    original = World.save
+    monkeypatch.setattr(World, "save", save)
+    started(tiny.TINY, tmp_path / "run", SETTINGS)
+
+
+def flip(file: Path) -> None:
+    """Change a bit of a number, so that the file looks whole."""
+    content = bytearray(file.read_bytes())
+    if file.suffix == ".json":
+        last_digit = max(i for i, byte in enumerate(content) if chr(byte).isdigit())
+        content[last_digit] ^= 1
+    else:
+        content[-8] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        "worlds/world/features.safetensors",
+        "worlds/world/toy_model/toy_model.safetensors",
+        "saes/c_0.5/sae_weights.safetensors",
+        "saes/c_0.5/cfg.json",
+        "logs/c_0.5.json",
+    ],
+)
+def test_a_flipped_bit_is_named_and_what_is_deleted_is_made_again(
+    tmp_path: Path, file: str, finished: Path
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    folder = RunFolder.open(tmp_path / "run")
+    before = (folder.path / "results.csv").read_bytes()
+    flip(folder.path / file)
+    message = rf"{re.escape(file)} is damaged .* delete (\S+) and --resume"
+    with pytest.raises(ValueError, match=message) as refused:
+        finish_run(*resumed(folder.path))
+    if not file.startswith("logs"):  # which a report does not read
+        with pytest.raises(ValueError, match=message):
+            write_report(folder)
+    found = re.search(r"delete (\S+) and", str(refused.value))
+    assert found
+    shutil.rmtree(found[1])
+    folder, spec, settings = resumed(folder.path)
+    finish_run(folder, spec, replace(settings, progress=False))
+    assert (folder.path / "results.csv").read_bytes() == before
+    assert_same_weights(RunFolder.open(finished), folder)
+
+
+def test_a_flipped_bit_in_a_checkpoint_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = started(tiny.TINY, tmp_path / "run", SETTINGS)
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 100 * 64)
+        with pytest.raises(KeyboardInterrupt):
+            finish_run(folder, tiny.TINY, SETTINGS)
+    assert folder.read_checkpoint() is not None
+    flip(folder.checkpoint_path)
+    with pytest.raises(ValueError, match=r"checkpoint\.safetensors is damaged .*delete it"):
+        finish_run(*resumed(folder.path))
+
+
+def test_a_run_without_checksums_is_taken_up_and_gets_them(tmp_path: Path, finished: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    file = tmp_path / "run/manifest.json"
+    manifest = json.loads(file.read_text())
+    sums = manifest.pop("sha256")
+    file.write_text(json.dumps(manifest))
+    folder, spec, settings = resumed(tmp_path / "run")
+    finish_run(folder, spec, replace(settings, progress=False))
+    again = json.loads(file.read_text())["sha256"]
+    assert again == sums
+    assert {"logs/c_2.json", "saes/c_2/cfg.json", "results.parquet"} <= set(again)
+
+
+def test_a_finished_run_that_lost_an_sae_is_not_judged_without_it(
+    tmp_path: Path, finished: Path
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    folder = RunFolder.open(tmp_path / "run")
+    assert folder.finished_saes() == ["c_0.05", "c_0.5", "c_2"]
+    shutil.rmtree(folder.sae_path("c_0.5"))
+    with pytest.raises(ValueError, match=r"c_0\.5 are missing.*--resume"):
+        write_report(folder)
+    folder, spec, settings = resumed(folder.path)
+    finish_run(folder, spec, replace(settings, progress=False))
+    assert_same_weights(RunFolder.open(finished), folder)
+    # Until they are trained again, the run is one that is not finished.
+    shutil.rmtree(folder.sae_path("c_0.5"))
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_after(patch, 64)
+        with pytest.raises(KeyboardInterrupt):
+            finish_run(*resumed(folder.path))
+    again = RunFolder.open(folder.path)
+    assert again.manifest["status"] == "unfinished"
+    assert again.finished_saes() == ["c_0.05", "c_2"]
+
+
+@pytest.mark.parametrize("through", ["write_checkpoint", "save_sae", "write_table"])
+def test_a_full_disk_is_said_with_what_is_kept(
+    tmp_path: Path, through: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        if through == "save_sae":  # which sae_lens writes with safetensors
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(runner, "CHECKPOINT_EVERY_SECONDS", 0.0)
+    folder = started(tiny.TINY, tmp_path / "run", SETTINGS)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, through, full)
+        with pytest.raises(OSError, match=r"disk of .*run is full.* kept.*--resume"):
+            finish_run(*resumed(folder.path))
+    finish_run(*resumed(folder.path))
 
 
 def damage(file: Path) -> None:
@@ -232,8 +378,8 @@ def damage(file: Path) -> None:
     [
         ("worlds/world/features.safetensors", "features.safetensors is damaged"),
         ("worlds/world/toy_model/toy_model.safetensors", "toy_model.safetensors"),
-        ("saes/c_0.5/sae_weights.safetensors", r"c_0\.5 is damaged .*--resume to train"),
-        ("saes/c_0.5/cfg.json", r"c_0\.5 is damaged .*--resume to train"),
+        ("saes/c_0.5/sae_weights.safetensors", r"c_0\.5.* is damaged .*--resume to train"),
+        ("saes/c_0.5/cfg.json", r"c_0\.5.* is damaged .*--resume to train"),
         ("logs/c_0.5.json", r"c_0\.5\.json is damaged"),
     ],
 )
@@ -243,7 +389,7 @@ def test_a_damaged_run_folder_is_named_before_any_training(
     _, folder = run(tmp_path / "run")
     damage(folder.path / file)
     shutil.rmtree(folder.sae_path("c_2"))  # so that there is something left to train
-    folder, spec, _ = resume_run(folder.path)
+    folder, spec, _ = resumed(folder.path)
     monkeypatch.setattr(Training, "run", lambda *_: pytest.fail("trained before looking"))
     with pytest.raises(ValueError, match=message):
         finish_run(folder, spec, SETTINGS)
@@ -252,7 +398,7 @@ def test_a_damaged_run_folder_is_named_before_any_training(
 def test_a_damaged_manifest_or_checkpoint_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = start_run(tiny.TINY, tmp_path / "run", SETTINGS, quick=False)
+    folder = started(tiny.TINY, tmp_path / "run", SETTINGS)
     with monkeypatch.context() as patch:
         interrupt_after(patch, 100 * 64)
         with pytest.raises(KeyboardInterrupt):
@@ -267,7 +413,7 @@ def test_a_damaged_manifest_or_checkpoint_is_named(
     text = manifest.read_text()
     for wrong, message in (
         (text[:100], "manifest.json is damaged"),
-        ("[]", "not a manifest of format 2"),
+        ("[]", "manifest.json holds a list"),
         (text.replace('"format_version": 2', '"format_version": 9'), "not a manifest of format"),
         (
             text.replace('"evaluation_samples"', '"evaluation_sample"'),
@@ -275,15 +421,15 @@ def test_a_damaged_manifest_or_checkpoint_is_named(
         ),
         (text.replace('"d_in": 8,', ""), r"worlds\.world\.d_in is missing"),
         (text.replace('"timings": {', '"timing": {'), "timings"),
-        (text.replace('"quick": false', '"quick": 0'), "quick is not a bool"),
-        ('{"format_version": 2, "spec": {"saes": 3}}', "name is missing"),
+        (text.replace('"quick": false', '"quick": 0'), "quick"),
+        ('{"format_version": 2, "spec": {"saes": 3}}', "experiment"),
     ):
         manifest.write_text(wrong)
         with pytest.raises(ValueError, match=message):
-            resume_run(folder.path)
+            resumed(folder.path)
     manifest.unlink()
     with pytest.raises(FileNotFoundError, match="there is no run in"):
-        resume_run(folder.path)
+        resumed(folder.path)
 
 
 def test_bad_input_is_refused_before_anything_is_written(tmp_path: Path) -> None:
@@ -291,7 +437,7 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path: Path) -> None
 
     def refuse(message: str, **changes: Any) -> None:
         with pytest.raises(ValueError, match=message):
-            start_run(replace(tiny.TINY, **changes), out, SETTINGS, quick=False)
+            started(replace(tiny.TINY, **changes), out, SETTINGS)
         assert not out.exists()
 
     sae = tiny.TINY.saes[0]
@@ -320,7 +466,7 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path: Path) -> None
     )
     for device in ("nonsense", "meta"):
         with pytest.raises(ValueError, match=f"the device '{device}' cannot be used"):
-            start_run(tiny.TINY, out, RunSettings(device=device), quick=False)
+            started(tiny.TINY, out, RunSettings(device=device))
     assert not out.exists()
 
 
@@ -329,23 +475,26 @@ def test_a_folder_that_cannot_be_a_run_folder(tmp_path: Path) -> None:
     used.mkdir()
     (used / "thesis.tex").write_text("mine")
     with pytest.raises(FileExistsError, match="not empty"):
-        start_run(tiny.TINY, used, SETTINGS, quick=False)
+        started(tiny.TINY, used, SETTINGS)
     assert [f.name for f in used.iterdir()] == ["thesis.tex"]
     file = tmp_path / "file"
     file.write_text("mine")
     for place in (file, file / "below"):
         with pytest.raises(NotADirectoryError, match="file is a file"):
-            start_run(tiny.TINY, place, SETTINGS, quick=False)
-    start_run(tiny.TINY, tmp_path / "run", SETTINGS, quick=False)
+            started(tiny.TINY, place, SETTINGS)
+    started(tiny.TINY, tmp_path / "run", SETTINGS)
     with pytest.raises(FileExistsError, match="add --resume"):
-        start_run(tiny.TINY, tmp_path / "run", SETTINGS, quick=False)
+        started(tiny.TINY, tmp_path / "run", SETTINGS)
 
 
 def test_a_folder_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The superuser may write anywhere, so the answer of the system is stood in for.
-    monkeypatch.setattr("os.access", lambda *_: False)
+    def refused(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "touch", refused)
     with pytest.raises(PermissionError, match="cannot be written to"):
-        start_run(tiny.TINY, tmp_path / "run", SETTINGS, quick=False)
+        started(tiny.TINY, tmp_path / "run", SETTINGS)
 
 
 def two_worlds() -> ExperimentSpec:
@@ -379,7 +528,7 @@ def test_each_world_has_its_own_directions_data_and_saes(
 ) -> None:
     monkeypatch.setitem(registry.ANALYSES, "of_two_worlds", OfTwoWorlds())
     spec = two_worlds()
-    folder = start_run(spec, tmp_path / "run", SETTINGS, quick=False)
+    folder = started(spec, tmp_path / "run", SETTINGS)
     monkeypatch.setattr(runner, "CHECKPOINT_EVERY_SECONDS", 0.0)
     with monkeypatch.context() as patch:
         interrupt_after(patch, 100 * 64)
@@ -391,21 +540,21 @@ def test_each_world_has_its_own_directions_data_and_saes(
     assert not torch.equal(results.world("a").directions, results.world("b").directions)
     assert results.verdict.outcome == "holds"
 
-    whole = start_run(spec, tmp_path / "whole", SETTINGS, quick=False)
+    whole = started(spec, tmp_path / "whole", SETTINGS)
     pd.testing.assert_frame_equal(finish_run(whole, spec, SETTINGS).table, results.table)
 
     # The SAE that starts at its world's features is the one that still lies near them.
     one_step = replace(tiny.TINY.training, total_training_samples=64, lr=1e-6)
     short = replace(spec, training=one_step)
-    started = start_run(short, tmp_path / "short", SETTINGS, quick=False)
-    random, true = finish_run(started, short, SETTINGS).table["mcc"]
+    folder = started(short, tmp_path / "short", SETTINGS)
+    random, true = finish_run(folder, short, SETTINGS).table["mcc"]
     assert true == pytest.approx(1.0, abs=1e-4)
     assert random < 0.9
 
 
 def test_a_quick_run_judges_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(registry.ANALYSES, "of_two_worlds", OfTwoWorlds())
-    folder = start_run(two_worlds(), tmp_path / "run", SETTINGS, quick=True)
+    folder = started(two_worlds(), tmp_path / "run", SETTINGS, quick=True)
     results = finish_run(folder, two_worlds().quick(), SETTINGS)
     assert results.verdict.outcome == "not judged"
     assert results.verdict.checks[0].measured == "2"
@@ -422,7 +571,7 @@ def test_a_batchtopk_sae_is_scored_as_it_is_exported(
         saes=(replace(tiny.TINY.saes[0], architecture="batchtopk", config=config),),
         analysis="of_two_worlds",
     )
-    folder = start_run(spec, tmp_path / "run", SETTINGS, quick=False)
+    folder = started(spec, tmp_path / "run", SETTINGS)
     results = finish_run(folder, spec, SETTINGS)
     sae = results.sae("c_0.05")
     assert sae.cfg.architecture() == "jumprelu"

@@ -15,11 +15,12 @@ from safetensors.torch import load_file, save_file
 from sparse_but_wrong.activations.shuffled import ShuffledActivations
 from sparse_but_wrong.diagnostics.stream import measure_stream
 from sparse_but_wrong.experiments.analysis import inference_sae
-from sparse_but_wrong.experiments.runner import RunSettings, finish_run, resume_run, start_run
+from sparse_but_wrong.experiments.runner import RunSettings, finish_run
 from sparse_but_wrong.experiments.spec import ActivationsSpec, ExperimentSpec, SAESpec
 from sparse_but_wrong.experiments.stored_world import StoredWorld
 from sparse_but_wrong.runs.folder import RunFolder
 from sparse_but_wrong.training.options import TrainOptions
+from tests.experiments.tiny import resumed, started
 
 SETTINGS = RunSettings(seed=1, progress=False)
 
@@ -67,7 +68,7 @@ def spec_of(shards: Path) -> ExperimentSpec:
 
 def test_what_a_run_on_activations_leaves_behind(shards: Path, tmp_path: Path) -> None:
     spec = spec_of(shards)
-    folder = start_run(spec, tmp_path / "run", SETTINGS, quick=False)
+    folder = started(spec, tmp_path / "run", SETTINGS)
     results = finish_run(folder, spec, SETTINGS)
     table = pd.read_parquet(tmp_path / "run/results.parquet")
     assert table["sae_id"].tolist() == ["k_1", "k_2", "k_4"]
@@ -105,9 +106,9 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = spec_of(shards)
-    whole = start_run(spec, tmp_path / "whole", SETTINGS, quick=False)
+    whole = started(spec, tmp_path / "whole", SETTINGS)
     finish_run(whole, spec, SETTINGS)
-    start_run(spec, tmp_path / "cut", SETTINGS, quick=False)
+    started(spec, tmp_path / "cut", SETTINGS)
 
     original = ShuffledActivations.__next__
     drawn = []
@@ -119,13 +120,13 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
         return original(self)
 
     monkeypatch.setattr(ShuffledActivations, "__next__", stops)
-    folder, again, settings = resume_run(tmp_path / "cut")
+    folder, again, settings = resumed(tmp_path / "cut")
     with pytest.raises(KeyboardInterrupt):
         finish_run(folder, again, settings)
     assert folder.checkpoint_path.exists()
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
-    folder, again, settings = resume_run(tmp_path / "cut")
+    folder, again, settings = resumed(tmp_path / "cut")
     finish_run(folder, again, replace(settings, progress=False))
     for sae_id in ("k_1", "k_2", "k_4"):
         a, b = (
@@ -163,7 +164,7 @@ def test_what_cannot_be_run_is_refused_before_anything_is_written(
 ) -> None:
     spec = replace(spec_of(shards), **change)  # type: ignore[arg-type]
     with pytest.raises((ValueError, OSError), match=message):
-        start_run(spec, tmp_path / "run", SETTINGS, quick=False)
+        started(spec, tmp_path / "run", SETTINGS)
     assert not (tmp_path / "run").exists()
 
 

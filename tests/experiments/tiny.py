@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from sparse_but_wrong.experiments import registry
 from sparse_but_wrong.experiments.analysis import MeasuredTable, NamedFigure, Results
+from sparse_but_wrong.experiments.runner import RunSettings, resume_run, start_run
 from sparse_but_wrong.experiments.spec import (
     ONLY_WORLD,
     CorrelationSpec,
@@ -18,6 +20,7 @@ from sparse_but_wrong.experiments.spec import (
 from sparse_but_wrong.experiments.sweep import Sweep
 from sparse_but_wrong.figures.projection_vs_l0 import projection_vs_l0
 from sparse_but_wrong.figures.training_curves import training_curves
+from sparse_but_wrong.runs.folder import RunFolder
 from sparse_but_wrong.training.options import TrainOptions
 
 
@@ -67,6 +70,20 @@ def register(monkeypatch: pytest.MonkeyPatch, name: str = "tiny") -> None:
     """Make `sbw run NAME` run the tiny experiment for the time of a test."""
     monkeypatch.setitem(registry.EXPERIMENTS, name, replace(TINY, name=name))
     monkeypatch.setitem(registry.ANALYSES, "tiny", TinyAnalysis())
+
+
+def started(
+    spec: ExperimentSpec, out: Path, settings: RunSettings, *, quick: bool = False
+) -> RunFolder:
+    """A run that was started, and on which nobody works."""
+    with start_run(spec, out, settings, quick=quick) as (folder, _, _):
+        return folder
+
+
+def resumed(path: Path) -> tuple[RunFolder, ExperimentSpec, RunSettings]:
+    """A run as it is taken up, on which nobody works."""
+    with resume_run(path) as run:
+        return run
 
 
 class TinyAnalysis(Sweep):

@@ -63,16 +63,16 @@ class Sweep:
 def write_run(path: Path, sweep: Sweep | None = None, **manifest: Any) -> RunFolder:
     """A finished run with everything that the report knows; entries of the manifest replace its."""
     sweep = sweep or Sweep()
-    folder = RunFolder.create(path, {**_manifest(sweep), **manifest})
-    worlds = {name: _save_world(folder, name, sweep) for name in sweep.worlds}
-    for index in range(len(sweep.l0s)):
-        features = worlds[sweep.world_of(index)].directions
-        folder.save_sae(sweep.sae_id(index), sae_like(features, sweep, index))
-    folder.write_table("results", results(sweep))
-    folder.write_table("training_curves", curves(sweep))
-    folder.write_table("by_rate", pd.DataFrame({"rate": [0.1, np.nan], "mcc": [1.0, 0.5]}))
-    for number, figure in enumerate(folder.manifest["shown_figures"]):
-        draw(folder.plots_path / f"{figure['name']}.png", number)
+    with RunFolder.create(path, {**_manifest(sweep), **manifest}) as folder:
+        worlds = {name: _save_world(folder, name, sweep) for name in sweep.worlds}
+        for index in range(len(sweep.l0s)):
+            features = worlds[sweep.world_of(index)].directions
+            folder.save_sae(sweep.sae_id(index), sae_like(features, sweep, index))
+        folder.write_table("results", results(sweep))
+        folder.write_table("training_curves", curves(sweep))
+        folder.write_table("by_rate", pd.DataFrame({"rate": [0.1, np.nan], "mcc": [1.0, 0.5]}))
+        for number, figure in enumerate(folder.manifest["shown_figures"]):
+            draw(folder.plots_path / f"{figure['name']}.png", number)
     return folder
 
 
@@ -80,7 +80,8 @@ def write_bare_run(path: Path, **manifest: Any) -> RunFolder:
     """A run that trained nothing: a verdict, and nothing else."""
     sweep = Sweep(l0s=())
     without = {"shown_figures": [], "tables": {}, "true_l0": {}}
-    return RunFolder.create(path, {**_manifest(sweep), **without, **manifest})
+    with RunFolder.create(path, {**_manifest(sweep), **without, **manifest}) as folder:
+        return folder
 
 
 def sae_like(features: torch.Tensor, sweep: Sweep, index: int) -> JumpReLUTrainingSAE:

@@ -37,7 +37,7 @@ def test_a_row_per_run_with_its_verdict_and_a_link(tmp_path: Path) -> None:
 
 
 def test_nothing_in_a_run_becomes_markup(tmp_path: Path) -> None:
-    spec = {"name": HOSTILE, "title": HOSTILE, "claim": HOSTILE}
+    spec = {"name": HOSTILE, "title": HOSTILE, "claim": HOSTILE, "worlds": {}, "saes": []}
     checks = [{"claim": HOSTILE, "measured": HOSTILE, "holds": True}]
     verdict = {"outcome": "holds", "checks": checks, "remarks": []}
     folder = write_bare_run(tmp_path / "a", spec=spec, verdict=verdict)

@@ -19,6 +19,7 @@ from sparse_but_wrong.experiments.runner import (
 from sparse_but_wrong.experiments.spec import ExperimentSpec
 from sparse_but_wrong.experiments.verdict import in_lines
 from sparse_but_wrong.report.index import write_index
+from sparse_but_wrong.report.verdict import shown_verdict
 from sparse_but_wrong.runs.folder import RunFolder, is_run
 
 
@@ -50,18 +51,18 @@ def run_paper(
         if is_run(path) and RunFolder.open(path).manifest["status"] == "finished":
             continue
         click.echo(f"\n{spec.name}: {spec.title}")
-        if is_run(path):
-            folder, run_spec, run_settings = resume_run(path)
-        else:
-            folder, run_settings = start_run(spec, path, settings, quick=quick), settings
-            run_spec = spec.quick() if quick else spec
-        results = finish_run(folder, run_spec, replace(run_settings, threads=threads))
+        with resume_run(path) if is_run(path) else start_run(spec, path, settings, quick=quick) as (
+            folder,
+            of_run,
+            of_settings,
+        ):
+            results = finish_run(folder, of_run, replace(of_settings, threads=threads))
         click.echo("\n".join(in_lines(results.verdict)))
         write_index(_finished(out), out / "index.html")
     click.echo("")
     for path in _finished(out):
         manifest = RunFolder.open(path).manifest
-        click.echo(f"{manifest['verdict']['outcome']:>10}  {manifest['experiment']}")
+        click.echo(f"{shown_verdict(manifest).badge.outcome:>10}  {manifest['experiment']}")
     click.echo(f"Index: {write_index(_finished(out), out / 'index.html')}")
 
 

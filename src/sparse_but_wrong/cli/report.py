@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from sparse_but_wrong.atomic import full_disk_named
 from sparse_but_wrong.report.write import write_report
 from sparse_but_wrong.runs.folder import RunFolder
 
@@ -17,6 +18,8 @@ def rebuild_report(path: Path) -> None:
         FileNotFoundError: there is no run in it.
         ValueError: something in it is damaged, or another process works in it.
     """
-    folder = RunFolder.open(path)
-    with folder.locked():
+    with (
+        RunFolder.open_locked(path) as folder,
+        full_disk_named(path, "The report that was there is kept; make room and try again."),
+    ):
         click.echo(f"Report: {write_report(folder)}")

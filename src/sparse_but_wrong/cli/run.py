@@ -48,27 +48,27 @@ def run_experiment(
     spec = read_spec(Path(name)) if is_spec_file(name) else get_experiment(name)
     if resume:
         path = out if out is not None else _latest_unfinished(spec.name)
-        asked = spec
-        folder, spec, settings = resume_run(path)
-        _check_same(folder, name=asked.name, seed=seed, device=device, quick=quick)
-        check_same_spec(folder, asked)
+        taken_up = resume_run(path)
     else:
-        settings = RunSettings(seed=seed or 0, device=device or "cpu")
         path = out if out is not None else fresh_path(RUNS, spec.name)
-        folder = start_run(spec, path, settings, quick=quick)
-        spec = spec.quick() if quick else spec
-    settings = replace(settings, threads=threads)
-    n_samples = spec.training.total_training_samples
-    click.echo(
-        f"{spec.title}\n{len(spec.saes)} SAEs, {n_samples:,} samples each, seed {settings.seed}, "
-        f"{settings.device} → {folder.path}"
-    )
-    try:
-        results = finish_run(folder, spec, settings)
-    except KeyboardInterrupt:
-        command = shlex.join(["sbw", "run", name, "--out", str(folder.path), "--resume"])
-        click.echo(f"\nStopped. Go on with: {command}", err=True)
-        raise
+        settings = RunSettings(seed=seed or 0, device=device or "cpu")
+        taken_up = start_run(spec, path, settings, quick=quick)
+    with taken_up as (folder, of_run, settings):
+        if resume:
+            _check_same(folder, name=spec.name, seed=seed, device=device, quick=quick)
+            check_same_spec(folder, spec)
+        settings = replace(settings, threads=threads)
+        click.echo(
+            f"{of_run.title}\n{len(of_run.saes)} SAEs, "
+            f"{of_run.training.total_training_samples:,} samples each, seed {settings.seed}, "
+            f"{settings.device} → {folder.path}"
+        )
+        try:
+            results = finish_run(folder, of_run, settings)
+        except KeyboardInterrupt:
+            command = shlex.join(["sbw", "run", name, "--out", str(folder.path), "--resume"])
+            click.echo(f"\nStopped. Go on with: {command}", err=True)
+            raise
     print_results(results, folder)
 
 

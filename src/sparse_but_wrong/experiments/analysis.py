@@ -86,7 +86,7 @@ class Results:
 
     def world(self, name: str) -> World:
         """A toy world of the run."""
-        return World.load(self.folder.world_path(name), self.device)
+        return World.load(self.folder.checked_world_path(name), self.device)
 
     def sae(self, sae_id: str) -> sae_lens.SAE[Any]:
         """A trained SAE as it is used: a BatchTopK SAE as the JumpReLU SAE it is exported as."""

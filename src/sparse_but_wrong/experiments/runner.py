@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CHECKPOINT_EVERY_SECONDS = 10.0
+_UNFINISHED, _FINISHED = "unfinished", "finished"
 
 
 @dataclass(frozen=True)
@@ -54,14 +56,21 @@ class RunSettings:
     progress: bool = True
 
 
-def start_run(spec: ExperimentSpec, out: Path, settings: RunSettings, *, quick: bool) -> RunFolder:
+@contextmanager
+def start_run(
+    spec: ExperimentSpec, out: Path, settings: RunSettings, *, quick: bool
+) -> Iterator[tuple[RunFolder, ExperimentSpec, RunSettings]]:
     """A new run folder for a spec, with its manifest and its worlds.
+
+    No other process gets the folder while the block runs.
 
     Args:
         spec: the experiment, at full budget.
         out: the folder; must be empty or not exist.
         settings: seed and device.
         quick: run it at a fiftieth of its budget.
+    Yields:
+        what `finish_run` takes, with the spec as it is run.
     Raises:
         ValueError: a world or SAEs that cannot be made or trained as asked, an analysis that
             cannot be done with them, or a device that is not there. Nothing is written then.
@@ -77,45 +86,44 @@ def start_run(spec: ExperimentSpec, out: Path, settings: RunSettings, *, quick: 
                 _make_training(spec, group, name, world, settings)
         except TypeError as error:  # a config value of the wrong type, which only sae_lens notices
             raise ValueError(f"the SAEs of the world {name!r} cannot be made: {error}") from error
-    folder = RunFolder.create(
-        out,
-        {
-            "experiment": spec.name,
-            "status": "unfinished",
-            "quick": quick,
-            "seed": settings.seed,
-            "device": settings.device,
-            "spec": spec.to_dict(),
-            "provenance": provenance(),
-            "timings": {},
-        },
-    )
-    for name, world in worlds.items():
-        world.save(folder.world_path(name))
-    return folder
+    manifest = {
+        "experiment": spec.name,
+        "status": _UNFINISHED,
+        "quick": quick,
+        "seed": settings.seed,
+        "device": settings.device,
+        "spec": spec.to_dict(),
+        "provenance": provenance(),
+        "timings": {},
+    }
+    with _disk_named(out), RunFolder.create(out, manifest) as folder:
+        for name, world in worlds.items():
+            _save_world(folder, name, world)
+        folder.write_manifest()
+        yield folder, spec, settings
 
 
-def resume_run(path: Path) -> tuple[RunFolder, ExperimentSpec, RunSettings]:
+@contextmanager
+def resume_run(path: Path) -> Iterator[tuple[RunFolder, ExperimentSpec, RunSettings]]:
     """An existing run folder, with the spec and the seed that it was started with.
 
+    No other process gets the folder while the block runs.
+
+    Yields:
+        what `finish_run` takes.
     Raises:
         FileNotFoundError: there is no run in it.
-        ValueError: it is damaged.
+        ValueError: it is damaged, or another process works in it.
     """
-    folder = RunFolder.open(path)
-    try:
-        spec = ExperimentSpec.from_dict(folder.manifest["spec"])
-        settings = RunSettings(
-            seed=int(folder.manifest["seed"]), device=str(folder.manifest["device"])
-        )
-        for key, kind in (("quick", bool), ("timings", dict), ("experiment", str)):
-            if not isinstance(folder.manifest[key], kind):
-                raise ValueError(f"{key} is not a {kind.__name__}")
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path / 'manifest.json'} is damaged ({error}); start a new run in another folder."
-        ) from error
-    return folder, spec, settings
+    with RunFolder.open_locked(path) as folder:
+        manifest = folder.manifest
+        try:
+            spec = ExperimentSpec.from_dict(manifest["spec"])
+        except ValueError as error:
+            raise ValueError(
+                f"{path / 'manifest.json'} is damaged ({error}); start a new run in another folder."
+            ) from error
+        yield folder, spec, RunSettings(seed=manifest["seed"], device=manifest["device"])
 
 
 def check_same_spec(folder: RunFolder, spec: ExperimentSpec) -> None:
@@ -143,22 +151,52 @@ def finish_run(folder: RunFolder, spec: ExperimentSpec, settings: RunSettings) -
         KeyboardInterrupt: on Ctrl-C, with a checkpoint written.
     """
     _check_device(settings.device)
-    with folder.locked():
+    with _disk_named(folder.path), folder.locked():
         atomic.remove_leftovers(folder.path)
-        for sae in spec.saes:  # what is damaged is said before hours of training, not after
-            if folder.has_sae(sae.sae_id):
-                folder.load_sae(sae.sae_id)
-                folder.read_log(sae.sae_id)
-        for name in spec.worlds:
-            if not folder.world_path(name).exists():  # killed right after the manifest was written
-                make_data(spec, name, settings.seed).save(folder.world_path(name))
+        _check_what_is_there(folder, spec, settings)
         _train_all(folder, spec, settings)
         results = _measure(folder, spec, settings)
         _draw(folder, results)
-        folder.manifest["status"] = "finished"
+        folder.manifest["status"] = _FINISHED
         write_report(folder)  # before the manifest says so: a finished run has its report
         folder.write_manifest()
     return results
+
+
+def _check_what_is_there(folder: RunFolder, spec: ExperimentSpec, settings: RunSettings) -> None:
+    """Name what is damaged before hours of training, not after; make worlds that are missing."""
+    for name in spec.worlds:
+        path = folder.world_path(name)
+        if path.exists():
+            load_data(folder.checked_world_path(name))
+            folder.seal(path)
+        else:  # killed right after the manifest was written, or deleted because it was damaged
+            _save_world(folder, name, make_data(spec, name, settings.seed))
+    for sae in spec.saes:
+        if folder.has_sae(sae.sae_id):
+            folder.load_sae(sae.sae_id)
+            folder.read_log(sae.sae_id)
+            folder.seal_sae(sae.sae_id)  # of a run that was killed before its manifest was written
+        else:
+            folder.forget_sae(sae.sae_id)
+            folder.manifest["status"] = _UNFINISHED
+    folder.write_manifest()
+
+
+def _save_world(folder: RunFolder, name: str, world: World | StoredWorld) -> None:
+    path = folder.world_path(name)
+    world.save(path)
+    # One that is made again must be what the SAEs were trained on.
+    folder.check(path, "it is not the world that the run was started with; start a new run")
+    folder.seal(path)
+
+
+def _disk_named(path: Path) -> AbstractContextManager[None]:
+    return atomic.full_disk_named(
+        path,
+        "SAEs that are finished and the last checkpoint are kept; make room, then go on with "
+        "`sbw run` and --resume.",
+    )
 
 
 def _measure(folder: RunFolder, spec: ExperimentSpec, settings: RunSettings) -> Results:
@@ -276,7 +314,7 @@ def run_group(
         checkpoint: of this very group, to go on from.
     """
     training = _make_training(
-        spec, group, world, load_data(folder.world_path(world), settings.device), settings
+        spec, group, world, load_data(folder.checked_world_path(world), settings.device), settings
     )
     seconds_before = 0.0
     if checkpoint is not None:
@@ -337,7 +375,7 @@ def _score_all(
     measured: dict[str, dict[str, Any]] = {}
     streamed: dict[str, StreamScore] = {}
     for name in spec.worlds:
-        world = load_data(folder.world_path(name), settings.device)
+        world = load_data(folder.checked_world_path(name), settings.device)
         saes = {
             sae.sae_id: inference_sae(folder, sae.sae_id, settings.device)
             for sae in spec.of_world(name)

@@ -61,7 +61,7 @@ def _directions(folder: RunFolder, worlds: set[str]) -> dict[str, Float[Tensor, 
     from sparse_but_wrong.toy_models.world import World
 
     return {
-        name: World.load(folder.world_path(name)).directions
+        name: World.load(folder.checked_world_path(name)).directions
         for name in sorted(worlds)
         if World.is_saved_in(folder.world_path(name))
     }

@@ -59,8 +59,9 @@ def write_report(folder: RunFolder) -> Path:
     Returns:
         The path of the file. It appears whole or not at all, and replaces an older one.
     Raises:
-        ValueError: a world or an SAE of the run is damaged.
+        ValueError: something of the run is damaged, or an SAE of a finished run is missing.
     """
+    folder.finished_saes()
     manifest, spec = folder.manifest, folder.manifest["spec"]
     data = _plot_data(folder)
     figures = [_figure(folder, figure) for figure in manifest.get("shown_figures", ())]

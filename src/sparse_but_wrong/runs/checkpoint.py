@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from sparse_but_wrong import atomic
 from sparse_but_wrong.training.loop import TrainingState
-from sparse_but_wrong.untrusted import parse_json
+from sparse_but_wrong.untrusted import one_line, parse_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,10 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "n_samples": state.n_samples,
     }
     tensors = {name: tensor.cpu().contiguous() for name, tensor in state.tensors.items()}
-    atomic.write_bytes(path, save(tensors, metadata={"checkpoint": json.dumps(header)}))
+    text = json.dumps(header)
+    # With it and not in the manifest, because the two cannot be replaced as one.
+    metadata = {"checkpoint": text, "sha256": _digest(text, tensors)}
+    atomic.write_bytes(path, save(tensors, metadata=metadata))
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -50,20 +59,38 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
     try:
         with safe_open(path, framework="pt") as file:
-            header = parse_json((file.metadata() or {})["checkpoint"])
+            metadata = file.metadata() or {}
             # Generator states have to be on the CPU; everything else is copied to where it belongs.
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        header = parse_json(metadata["checkpoint"])
+        # Those of earlier versions have none.
+        if metadata.get("sha256") not in (None, _digest(metadata["checkpoint"], tensors)):
+            raise ValueError("its content has changed")
         return Checkpoint(
-            sae_ids=header["sae_ids"],
-            seconds=header["seconds"],
+            sae_ids=[str(sae_id) for sae_id in header["sae_ids"]],
+            seconds=float(header["seconds"]),
             state=TrainingState(
                 tensors=tensors,
-                n_drawn=header["n_drawn"],
-                n_steps=header["n_steps"],
-                n_samples=header["n_samples"],
+                n_drawn=int(header["n_drawn"]),
+                n_steps=[int(n) for n in header["n_steps"]],
+                n_samples=[int(n) for n in header["n_samples"]],
             ),
         )
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"{path} is damaged ({error}); delete it to train the unfinished SAEs from their start."
+            f"{path} is damaged ({one_line(error)}); delete it to train the unfinished SAEs from "
+            "their start."
         ) from error
+
+
+def _digest(header: str, tensors: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of all that a checkpoint says."""
+    import torch
+
+    digest = hashlib.sha256(header.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        content: Any = tensor.reshape(-1).view(torch.uint8).numpy()
+        digest.update(content)
+    return digest.hexdigest()

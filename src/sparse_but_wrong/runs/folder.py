@@ -14,17 +14,18 @@ checkpoint.safetensors only while SAEs are in training
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
 
 from sparse_but_wrong import atomic
 from sparse_but_wrong.runs.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from sparse_but_wrong.training.log import SAELog
-from sparse_but_wrong.untrusted import parse_json, plain_name, read_json
+from sparse_but_wrong.untrusted import one_line, parse_json, plain_name, read_json, sha256
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,6 +33,71 @@ if TYPE_CHECKING:
 
 _MANIFEST = "manifest.json"
 _FORMAT_VERSION = 2
+_REMEDY = "the run cannot be taken up. Start a new one in another folder"
+_SUMS = "sha256"
+
+
+@dataclass(frozen=True)
+class _SAE:
+    sae_id: str
+    world: str
+    factors: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Spec:
+    name: str
+    title: str
+    claim: str
+    worlds: dict[str, dict[str, Any]]
+    saes: list[_SAE]
+    projection_n: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Provenance:
+    command: str | None = None
+    created: str | None = None
+    versions: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Check:
+    claim: str
+    measured: str
+    holds: bool | None
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    outcome: str
+    checks: list[_Check]
+    remarks: list[str]
+
+
+@dataclass(frozen=True)
+class _Figure:
+    name: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class _Manifest:
+    """What those who read a manifest rely on; it may say more. Most comes once it is measured."""
+
+    experiment: str
+    status: str
+    quick: bool
+    seed: int
+    device: str
+    spec: _Spec
+    provenance: _Provenance
+    timings: dict[str, FiniteFloat]
+    true_l0: dict[str, FiniteFloat] = field(default_factory=dict)
+    verdict: _Verdict | None = None
+    tables: dict[str, str] = field(default_factory=dict)
+    shown_figures: list[_Figure] = field(default_factory=list)
+    sha256: dict[str, str] = field(default_factory=dict)
 
 
 class RunFolder:
@@ -40,36 +106,25 @@ class RunFolder:
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         self.path = path
         self.manifest = manifest
+        self._is_locked = False
 
     @classmethod
-    def create(cls, path: Path, manifest: Mapping[str, Any]) -> RunFolder:
-        """A new run folder, with its manifest.
+    @contextmanager
+    def create(cls, path: Path, manifest: Mapping[str, Any]) -> Iterator[RunFolder]:
+        """A new run folder with its manifest, which no other process gets while the block runs.
 
         Raises:
             FileExistsError: the folder holds something.
             NotADirectoryError: a file stands where the folder, or one above it, should be.
-            PermissionError: it cannot be written to.
+            OSError: it cannot be written to.
+            ValueError: another process is at work in it.
         """
-        for place in (path, *path.parents):
-            if place.exists():
-                if not place.is_dir():
-                    raise NotADirectoryError(
-                        f"{place} is a file, so {path} cannot be a run folder; choose another."
-                    )
-                if not os.access(place, os.W_OK | os.X_OK):
-                    raise PermissionError(
-                        f"{place} cannot be written to; choose another folder for the run."
-                    )
-                break
-        if not atomic.is_free(path):
-            hint = " To go on with the run in it, add --resume." if is_run(path) else ""
-            raise FileExistsError(
-                f"{path} is not empty, and nothing is overwritten; choose a new folder.{hint}"
-            )
-        path.mkdir(parents=True, exist_ok=True)
         folder = cls(path, {"format_version": _FORMAT_VERSION, **manifest})
-        folder.write_manifest()
-        return folder
+        _make_free(path)
+        with folder.locked():
+            _make_free(path)  # another process may have been here before the lock
+            folder.write_manifest()
+            yield folder
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
@@ -79,23 +134,54 @@ class RunFolder:
             FileNotFoundError: there is no run.
             ValueError: its manifest is damaged or of another format.
         """
-        if not is_run(path):
-            raise FileNotFoundError(
-                f"there is no run in {path} ({_MANIFEST} is missing); leave --resume out to start "
-                "one, or name the folder of a run."
-            )
+        _check_is_run(path)
         file = path / _MANIFEST
-        manifest = read_json(file, "the run cannot be taken up. Start a new one in another folder")
+        manifest = read_json(file, _REMEDY)
         if manifest.get("format_version") != _FORMAT_VERSION:
             raise ValueError(
                 f"{file} is not a manifest of format {_FORMAT_VERSION}; use the version of "
                 "sparse_but_wrong that wrote it, or start a new run in another folder."
             )
+        try:
+            # As JSON, where strictness still takes a list for a tuple and a mapping for a record.
+            TypeAdapter(_Manifest).validate_json(json.dumps(manifest), strict=True)
+        except ValidationError as error:
+            problem = error.errors()[0]
+            field = ".".join(map(str, problem["loc"]))
+            raise ValueError(
+                f"{file} is damaged ({field}: {problem['msg']}); {_REMEDY}."
+            ) from error
         return cls(path, manifest)
 
-    def locked(self) -> AbstractContextManager[None]:
-        """As `atomic.locked`, for this folder."""
-        return atomic.locked(self.path)
+    @classmethod
+    @contextmanager
+    def open_locked(cls, path: Path) -> Iterator[RunFolder]:
+        """As `open`, and no other process gets the folder while the block runs.
+
+        Raises:
+            ValueError: also where another process is at work in it.
+        """
+        _check_is_run(path)
+        with atomic.locked(path):  # before the manifest is read, which the other may be changing
+            folder = cls.open(path)
+            folder._is_locked = True
+            try:
+                yield folder
+            finally:
+                folder._is_locked = False
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """As `atomic.locked`, for this folder; who holds it already goes on holding it."""
+        if self._is_locked:
+            yield
+            return
+        with atomic.locked(self.path):
+            self._is_locked = True
+            try:
+                yield
+            finally:
+                self._is_locked = False
 
     def write_manifest(self) -> None:
         """Write the manifest as it is now."""
@@ -105,6 +191,16 @@ class RunFolder:
     def world_path(self, name: str) -> Path:
         """Where a world lies."""
         return self.path / "worlds" / plain_name(name)
+
+    def checked_world_path(self, name: str) -> Path:
+        """Where a world lies that is to be read.
+
+        Raises:
+            ValueError: a file of it is not what it was when it was written.
+        """
+        path = self.world_path(name)
+        self.check(path, f"delete {path} and --resume to make the world again")
+        return path
 
     @property
     def plots_path(self) -> Path:
@@ -124,10 +220,75 @@ class RunFolder:
         """Whether an SAE is finished and saved."""
         return self.sae_path(sae_id).is_dir()
 
+    def finished_saes(self, world: str | None = None) -> list[str]:
+        """The SAEs that are there, of one world or of all, in the order of the spec.
+
+        Raises:
+            ValueError: the run is finished, and some are not there any more.
+        """
+        saes = self.manifest["spec"]["saes"]
+        ids = [sae["sae_id"] for sae in saes if world in (None, sae["world"])]
+        there = [sae_id for sae_id in ids if self.has_sae(sae_id)]
+        if self.manifest["status"] == "finished" and len(there) < len(ids):
+            lost = ", ".join(sae_id for sae_id in ids if sae_id not in there)
+            raise ValueError(
+                f"the run in {self.path} is finished, but of its {len(ids)} SAEs {lost} are "
+                f"missing; put their folders back into {self.path / 'saes'}, or train them again "
+                f"with `sbw run`, --out {self.path} and --resume."
+            )
+        return there
+
     def save_sae(self, sae_id: str, sae: sae_lens.TrainingSAE[Any]) -> None:
         """Save a finished SAE as a sae_lens folder."""
         with atomic.new_folder(self.sae_path(sae_id)) as unfinished:
             sae.save_model(unfinished)
+        self.seal(self.sae_path(sae_id))
+
+    def seal_sae(self, sae_id: str) -> None:
+        """As `seal`, an SAE and its log."""
+        for place in (self.sae_path(sae_id), self._log_path(sae_id)):
+            self.seal(place)
+
+    def forget_sae(self, sae_id: str) -> None:
+        """Strike an SAE that is gone from the manifest, and its log, to train it again."""
+        for place in (self.sae_path(sae_id), self._log_path(sae_id)):
+            for name in self._sums_of(place):
+                del self.manifest[_SUMS][name]
+
+    def seal(self, place: Path) -> None:
+        """Take the SHA-256 of a file, or of all files of a folder, into the manifest.
+
+        It is not written yet. From then on `check` tells what has changed.
+        """
+        sums = self.manifest.setdefault(_SUMS, {})
+        sums.update({self._name(file): sha256(file) for file in _files(place)})
+
+    def check(self, place: Path, remedy: str) -> None:
+        """Refuse files that are not what they were when they were written.
+
+        Args:
+            place: a file or a folder. What was never sealed is not looked at.
+            remedy: what to do, for the message.
+        Raises:
+            ValueError: a file has changed or is gone; the message names it.
+            OSError: it cannot be read.
+        """
+        sums = self._sums_of(place)
+        # Only what lies there is read, and no place that a manifest names.
+        for file in _files(place):
+            expected = sums.pop(self._name(file), None)
+            if expected is not None and sha256(file) != expected:
+                raise ValueError(f"{file} is damaged (its content has changed); {remedy}.")
+        for name in sums:
+            raise ValueError(f"{place} is damaged ({name} is missing); {remedy}.")
+
+    def _sums_of(self, place: Path) -> dict[str, str]:
+        name = self._name(place)
+        sums = self.manifest.get(_SUMS, {})
+        return {key: sums[key] for key in sums if key == name or key.startswith(f"{name}/")}
+
+    def _name(self, file: Path) -> str:
+        return file.relative_to(self.path).as_posix()
 
     def load_sae(self, sae_id: str, device: str = "cpu") -> sae_lens.TrainingSAE[Any]:
         """Load a finished SAE.
@@ -139,17 +300,17 @@ class RunFolder:
         from safetensors import SafetensorError
 
         path = self.sae_path(sae_id)
+        remedy = f"delete {path} and --resume to train the SAE again"
+        self.check(path, remedy)
         try:
             return TrainingSAE.load_from_disk(path, device=device)
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise ValueError(
-                f"{path} is damaged ({error}); delete that folder and --resume to train the SAE "
-                "again."
-            ) from error
+            raise ValueError(f"{path} is damaged ({one_line(error)}); {remedy}.") from error
 
     def write_log(self, sae_id: str, log: SAELog) -> None:
         """Write the training log of an SAE."""
         atomic.write_bytes(self._log_path(sae_id), json.dumps(asdict(log)).encode())
+        self.seal(self._log_path(sae_id))
 
     def read_log(self, sae_id: str) -> SAELog:
         """Read the training log of an SAE.
@@ -158,13 +319,21 @@ class RunFolder:
             ValueError: it is missing or damaged; the message says what to do.
         """
         path = self._log_path(sae_id)
+        remedy = f"delete {self.sae_path(sae_id)} and --resume to train the SAE again"
+        self.check(path, remedy)
         try:
-            return SAELog(**parse_json(path.read_bytes()))
-        except (OSError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{path} is damaged ({error}); delete {self.sae_path(sae_id)} and --resume to "
-                "train the SAE again."
-            ) from error
+            content = parse_json(path.read_bytes())
+            # Only to check them: whole numbers are to stay so.
+            TypeAdapter(SAELog).validate_json(json.dumps(content), strict=True)
+            log = SAELog(**content)
+            if any(
+                len(log.steps) != len(values)
+                for values in (log.columns["l0"], *log.columns.values())
+            ):
+                raise ValueError("its columns differ in length")
+            return log
+        except (OSError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is damaged ({one_line(error)}); {remedy}.") from error
 
     def _log_path(self, sae_id: str) -> Path:
         return self.path / "logs" / f"{plain_name(sae_id)}.json"
@@ -198,6 +367,7 @@ class RunFolder:
         table.to_parquet(buffer, index=False)
         atomic.write_bytes(self.path / f"{name}.parquet", buffer.getvalue())
         atomic.write_bytes(self.path / f"{name}.csv", table.to_csv(index=False).encode())
+        self.seal(self.path / f"{name}.parquet")
 
     def read_table(self, name: str) -> pd.DataFrame:
         """A table that `write_table` wrote.
@@ -208,12 +378,12 @@ class RunFolder:
         import pandas as pd
 
         path = self.path / f"{name}.parquet"
+        remedy = "delete it and --resume the run to write it again"
+        self.check(path, remedy)
         try:
             return pd.read_parquet(path)
         except (OSError, ValueError) as error:
-            raise ValueError(
-                f"{path} is damaged ({error}); delete it and --resume the run to write it again."
-            ) from error
+            raise ValueError(f"{path} is damaged ({one_line(error)}); {remedy}.") from error
 
 
 def is_run(path: Path) -> bool:
@@ -224,7 +394,41 @@ def is_run(path: Path) -> bool:
 def fresh_path(parent: Path, name: str) -> Path:
     """The first of name, name-2, name-3, … in a folder that is not taken."""
     path, number = parent / name, 1
-    while not atomic.is_free(path):
+    while _is_taken(path):
         number += 1
         path = parent / f"{name}-{number}"
     return path
+
+
+def _is_taken(path: Path) -> bool:
+    if not atomic.is_free(path):
+        return True
+    if not (path / atomic.LOCK).is_file():
+        return False
+    try:
+        with atomic.locked(path):
+            return False
+    except ValueError:  # another process holds it, for results that are not there yet
+        return True
+
+
+def _check_is_run(path: Path) -> None:
+    if not is_run(path):
+        raise FileNotFoundError(
+            f"there is no run in {path} ({_MANIFEST} is missing); leave --resume out to start "
+            "one, or name the folder of a run."
+        )
+
+
+def _make_free(path: Path) -> None:
+    try:
+        atomic.make_free_folder(path)
+    except FileExistsError as error:
+        if is_run(path):
+            raise FileExistsError(f"{error} To go on with the run in it, add --resume.") from error
+        raise
+
+
+def _files(place: Path) -> list[Path]:
+    """A file, or the files in a folder at any depth."""
+    return [file for file in (place, *sorted(place.rglob("*"))) if file.is_file()]
