@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,15 +11,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file, save_file
 
 from sparse_but_wrong.activations.shuffled import ShuffledActivations
+from sparse_but_wrong.activations.stored import open_activations
 from sparse_but_wrong.diagnostics.stream import measure_stream
 from sparse_but_wrong.experiments.analysis import inference_sae
 from sparse_but_wrong.experiments.runner import RunSettings, finish_run
 from sparse_but_wrong.experiments.spec import ActivationsSpec, ExperimentSpec, SAESpec
-from sparse_but_wrong.experiments.stored_world import StoredWorld
+from sparse_but_wrong.experiments.stored_world import StoredWorld, fingerprint
 from sparse_but_wrong.runs.folder import RunFolder
+from sparse_but_wrong.training.loop import Training
 from sparse_but_wrong.training.options import TrainOptions
 from tests.experiments.tiny import resumed, started
 
@@ -148,6 +152,103 @@ def test_other_activations_than_at_the_start_are_refused(tmp_path: Path) -> None
     (tmp_path / "world/activations.json").write_text("{}")
     with pytest.raises(ValueError, match=r"activations\.json is damaged"):
         StoredWorld.load(tmp_path / "world")
+
+
+def npy(path: Path, seed: int) -> Path:
+    np.save(path, np.random.default_rng(seed).normal(size=(4000, 8)).astype("float32"))
+    return path
+
+
+def test_a_run_goes_on_with_the_activations_it_was_started_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = npy(tmp_path / "acts.npy", 0)
+    spec = spec_of(file)
+    folder = started(spec, tmp_path / "run", SETTINGS)
+    with monkeypatch.context() as patch:
+        draw = ShuffledActivations.__next__
+        drawn: list[int] = []
+
+        def stops(self: ShuffledActivations) -> torch.Tensor:
+            drawn.append(0)
+            if len(drawn) > 60:
+                raise KeyboardInterrupt
+            return draw(self)
+
+        patch.setattr(ShuffledActivations, "__next__", stops)
+        with pytest.raises(KeyboardInterrupt):
+            finish_run(folder, spec, SETTINGS)
+    assert folder.checkpoint_path.exists()
+    npy(file, 1)
+    monkeypatch.setattr(Training, "run", lambda *_, **__: pytest.fail("trained on other data"))
+    with pytest.raises(ValueError, match=r"acts\.npy have changed since"):
+        finish_run(*resumed(folder.path))
+    # Nor does it help to have the world made again.
+    shutil.rmtree(folder.world_path("acts"))
+    with pytest.raises(ValueError, match="not the world that the run was started with"):
+        finish_run(*resumed(folder.path))
+
+
+def test_runs_from_before_there_were_fingerprints_go_on(tmp_path: Path) -> None:
+    file = npy(tmp_path / "acts.npy", 0)
+    StoredWorld(str(file), None, 100).save(tmp_path / "world")
+    saved = tmp_path / "world/activations.json"
+    facts = json.loads(saved.read_text())
+    del facts["fingerprint"], facts["listed_sha256"]
+    saved.write_text(json.dumps(facts))
+    assert StoredWorld.load(tmp_path / "world").n_held_out == 100
+
+
+@pytest.mark.parametrize("at", [130, 64_000, -3])
+def test_a_fingerprint_sees_start_middle_and_end(tmp_path: Path, at: int) -> None:
+    file = npy(tmp_path / "acts.npy", 0)
+    before = fingerprint(open_activations(file))
+    assert fingerprint(open_activations(file)) == before
+    content = bytearray(file.read_bytes())
+    content[at] ^= 1
+    file.write_bytes(content)
+    assert fingerprint(open_activations(file)) != before
+
+
+def test_a_fingerprint_tells_datasets_apart(tmp_path: Path) -> None:
+    found = set()
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        rows = np.random.default_rng(seed).normal(size=(50, 8)).astype("float32").tolist()
+        Dataset.from_dict({"acts": rows}).save_to_disk(str(tmp_path / name))
+        found.add(fingerprint(open_activations(tmp_path / name)))
+    assert len(found) == 2
+
+
+def test_the_checksums_of_a_cache_count_where_they_are_there(shards: Path, tmp_path: Path) -> None:
+    """They cover all of it, not pieces only; a cache that got them since is still the same."""
+    cache = tmp_path / "cache"
+    shutil.copytree(shards, cache)
+
+    def listed(sums: str | None) -> None:
+        entries = [
+            {"file": file.name, "n_samples": n, "bytes": file.stat().st_size}
+            | ({} if sums is None else {"sha256": sums})
+            for file, n in zip(sorted(cache.glob("*.safetensors")), (1500, 900, 1600), strict=True)
+        ]
+        manifest = {"format": "sparse_but_wrong activations", "format_version": 1, "d_in": 8}
+        (cache / "manifest.json").write_text(json.dumps({**manifest, "shards": entries}))
+
+    listed(None)
+    StoredWorld(str(cache), None, 100).save(tmp_path / "before")
+    listed("1" * 64)
+    StoredWorld(str(cache), None, 100).save(tmp_path / "after")
+    listed("2" * 64)
+    assert StoredWorld.load(tmp_path / "before").d_in == 8
+    with pytest.raises(ValueError, match="have changed since"):
+        StoredWorld.load(tmp_path / "after")
+
+
+def test_the_home_folder_may_be_written_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    npy(tmp_path / "acts.npy", 0)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert StoredWorld("~/acts.npy", None, 100).where == str((tmp_path / "acts.npy").resolve())
 
 
 @pytest.mark.parametrize(

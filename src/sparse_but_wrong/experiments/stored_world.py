@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,19 +11,23 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparse_but_wrong import atomic
+from sparse_but_wrong.activations.dataset_part import DatasetPart
+from sparse_but_wrong.activations.file_part import FilePart
+from sparse_but_wrong.activations.shards import MANIFEST
 from sparse_but_wrong.activations.shuffled import ShuffledActivations
 from sparse_but_wrong.activations.split import hold_out
-from sparse_but_wrong.activations.stored import open_activations
-from sparse_but_wrong.untrusted import parse_json
+from sparse_but_wrong.activations.stored import StoredActivations, open_activations
+from sparse_but_wrong.untrusted import one_line, parse_json, read_json
 
 _FILE = "activations.json"
+_LOOKS, _LOOK_BYTES = 1024, 4096
 
 
 class StoredWorld:
     """Activations on disk, some of which are held out to score SAEs on.
 
     Args:
-        where: what `open_activations` opens.
+        where: what `open_activations` opens; "~" is the user's home.
         column: of a dataset.
         n_held_out: samples that are not trained on.
     Raises:
@@ -31,7 +36,8 @@ class StoredWorld:
 
     def __init__(self, where: str, column: str | None, n_held_out: int) -> None:
         # Whole, so that a run can be taken up from another folder.
-        self.where = str(Path(where).resolve()) if Path(where).exists() else where
+        path = Path(where).expanduser() if where.startswith("~/") else Path(where)
+        self.where = str(path.resolve()) if path.exists() else where
         self.column, self.n_held_out = column, n_held_out
         self.stored = open_activations(self.where, column)
         self._training, self._held_out = hold_out(self.stored, n_held_out)
@@ -54,13 +60,14 @@ class StoredWorld:
         return (part.read(0, part.n_samples).float() for part in self._held_out.parts)
 
     def save(self, folder: Path) -> None:
-        """Write into a new folder where the activations lie and how many there are.
+        """Write into a new folder where the activations lie, and what tells them from others.
 
         Raises:
             FileExistsError: the folder holds something.
         """
         with atomic.new_folder(folder) as unfinished:
-            content = json.dumps(self._facts(), indent=2, ensure_ascii=False)
+            facts = {**self._facts(), **self._fingerprints()}
+            content = json.dumps(facts, indent=2, ensure_ascii=False)
             atomic.write_bytes(unfinished / _FILE, content.encode())
 
     def _facts(self) -> dict[str, object]:
@@ -72,30 +79,93 @@ class StoredWorld:
             "d_in": self.stored.d_in,
         }
 
+    def _fingerprints(self) -> dict[str, str | None]:
+        return {
+            "fingerprint": fingerprint(self.stored),
+            "listed_sha256": _listed_sha256(Path(self.where)),
+        }
+
     @classmethod
     def load(cls, folder: Path) -> StoredWorld:
         """The world that `save` wrote.
 
         Raises:
-            ValueError: the file is damaged, or the activations are others than they were.
+            ValueError: the file is damaged, or the activations are others than they were, as far
+                as `fingerprint` tells; worlds of earlier versions have none.
             OSError: they are not there any more.
         """
         file = folder / _FILE
         try:
-            facts = parse_json(file.read_bytes())
-            where, column, held_out = (facts[key] for key in ("activations", "column", "held_out"))
-            if not (isinstance(where, str) and isinstance(held_out, int)):
-                raise TypeError("activations or held_out is of another kind")
+            saved = parse_json(file.read_bytes())
+            where, column, held_out = (saved[key] for key in ("activations", "column", "held_out"))
+            if not (isinstance(where, str) and isinstance(column, str | None)):
+                raise TypeError("activations or column is no text")
+            if type(held_out) is not int:
+                raise TypeError("held_out is no whole number")
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{file} is damaged ({error}).") from error
+            raise ValueError(f"{file} is damaged ({one_line(error)}).") from error
         world = cls(where, column, held_out)
-        if world._facts() != facts:
+        remedy = "put back what was there, or start a new run"
+        if any(saved.get(key) != value for key, value in world._facts().items()):
             raise ValueError(
                 f"{where} has {world.stored.n_samples} samples of width {world.d_in}, but had "
-                f"{facts.get('n_samples')} of width {facts.get('d_in')} when the run was started; "
-                "put back what was there, or start a new run."
+                f"{saved.get('n_samples')} of width {saved.get('d_in')} when the run was started; "
+                f"{remedy}."
             )
+        if saved.get("fingerprint") is None:
+            return world
+        for key, value in world._fingerprints().items():
+            # A cache that got its checksums since the run was started is still the same.
+            if None not in (value, saved.get(key)) and value != saved[key]:
+                raise ValueError(
+                    f"the activations in {where} have changed since the run was started, though "
+                    f"there are as many; {remedy}."
+                )
         return world
+
+
+def fingerprint(stored: StoredActivations) -> str:
+    """What tells activations from others of the same shape, without reading all of them.
+
+    It covers the name and the size of every file and about a thousand pieces of 4 KiB: of each
+    file its start, its end, and some evenly between. Activations of another model, layer, text or
+    order differ everywhere, and so in them. A change of single samples between the pieces goes
+    unnoticed.
+
+    Returns:
+        a SHA-256 in hexadecimal.
+    Raises:
+        OSError: a file cannot be read.
+    """
+    files: list[Path] = []
+    digest = hashlib.sha256()
+    for part in stored.parts:
+        if isinstance(part, FilePart):
+            files.append(part.path)
+        elif isinstance(part, DatasetPart):
+            files += [Path(cached["filename"]) for cached in part.rows.cache_files]
+            if not part.rows.cache_files:  # one that is held in memory
+                digest.update(part.rows._fingerprint.encode())
+    n_looks = max(3, _LOOKS // max(1, len(files)))
+    for file in files:
+        n_bytes = file.stat().st_size
+        digest.update(f"{file.name} {n_bytes}\n".encode())
+        with file.open("rb", buffering=0) as content:
+            last = max(0, n_bytes - _LOOK_BYTES)
+            for at in sorted({last * i // (n_looks - 1) for i in range(n_looks)}):
+                content.seek(at)
+                digest.update(content.read(_LOOK_BYTES))
+    return digest.hexdigest()
+
+
+def _listed_sha256(folder: Path) -> str | None:
+    """What a cache says of the content of all its shards, where it does."""
+    file = folder / MANIFEST
+    if not file.is_file():
+        return None
+    shards = read_json(file).get("shards", ())
+    sums = [str(shard.get("sha256")) for shard in shards]
+    return None if "None" in sums else hashlib.sha256("\n".join(sums).encode()).hexdigest()
 
 
 def is_stored_world(folder: Path) -> bool:
