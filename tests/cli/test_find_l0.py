@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
-from collections.abc import Iterator
+import re
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,10 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from filelock import FileLock
 from safetensors.torch import save_file
 
+from sparse_but_wrong.atomic import LOCK, make_free_folder
 from sparse_but_wrong.cli import bench_l0, find_l0
 from sparse_but_wrong.cli.main import cli
 from sparse_but_wrong.l0.find import FindOptions
@@ -210,6 +215,111 @@ def test_bad_input(arguments: list[str], message: str) -> None:
     assert isinstance(result.exception, ValueError | OSError)
     with pytest.raises(type(result.exception), match=message):
         raise result.exception
+
+
+def dangling() -> None:
+    Path("place").symlink_to("nowhere")
+
+
+def a_file() -> None:
+    Path("place").write_text("mine")
+
+
+def in_use() -> None:
+    make_free_folder(Path("place"))
+    lock = FileLock(Path("place") / LOCK)
+    lock.acquire()
+    HELD.append(lock)
+
+
+HELD: list[FileLock] = []
+
+
+@pytest.mark.parametrize("make", [dangling, a_file, in_use])
+def test_a_place_that_cannot_be_written_is_refused_before_the_search(
+    make: Callable[[], None], asked: list[dict[str, Any]]
+) -> None:
+    make()
+    result = sbw("find-l0", "jumprelu", "--out", "place")
+    HELD.clear()
+    assert isinstance(result.exception, ValueError | OSError)
+    assert "place" in str(result.exception)
+    assert not asked
+
+
+def test_the_place_is_held_during_the_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs: list[str] = []
+
+    def answer(*_: object) -> L0Recommendation:
+        if not outputs:
+            outputs.append("")
+            # A second search with the default place gets another one.
+            outputs[0] = sbw("find-l0", "jumprelu").output
+        return CLEAR
+
+    monkeypatch.setattr(find_l0, "find_l0", answer)
+    result = sbw("find-l0", "jumprelu")
+    assert "runs/find-l0/report.html" in result.output
+    assert "runs/find-l0-2/report.html" in outputs[0]
+    assert sorted(p.name for p in Path("runs/find-l0").iterdir()) == [
+        *("plots", "recommendation.json", "report.html", "sweep.csv")
+    ]
+
+
+def test_the_answer_is_printed_where_it_cannot_be_written(
+    asked: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(find_l0, "write_recommendation", full)
+    result = sbw("find-l0", "jumprelu", "--out", "mine")
+    assert asked
+    assert "L0 10, between 9.754 and 10.25" in result.output
+    assert re.search(r"disk of mine is full.* again", str(result.exception))
+    assert not Path("mine").exists()
+
+
+def test_how_many_saes_of_a_run_are_judged_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(find_l0, "measure_sweep", lambda *_, **__: sweep())
+    acts = np.random.default_rng(0).normal(size=(2_400, 7)).astype("float32")
+    np.save("acts.npy", acts)
+    Path("mine.yaml").write_text(SPEC)
+    assert sbw("run", "mine.yaml", "--out", "run").exit_code == 0
+    assert "2 SAEs: run" in sbw("find-l0", "run").output
+    shutil.rmtree("run/saes/k_1")
+    refused = sbw("find-l0", "run", "--out", "mine")
+    assert re.search(r"finished, but .*k_1 are missing.*--resume", str(refused.exception))
+    assert not Path("mine").exists()
+    manifest = Path("run/manifest.json")
+    manifest.write_text(manifest.read_text().replace('"status": "finished"', '"status": "x"'))
+    assert "1 SAEs of 2; the run is not finished" in sbw("find-l0", "run").output
+    assert sbw("run", "mine.yaml", "--out", "run", "--resume").exit_code == 0
+    assert "2 SAEs: run" in sbw("find-l0", "run").output
+
+
+def test_two_benchmarks_do_not_lose_each_others_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused: list[str] = []
+
+    def answer(worlds: list[Any], seed: int, options: FindOptions) -> Iterator[Row]:
+        del seed, options
+        refused.append(str(sbw("bench-l0", "blocks").exception))
+        yield from (row(world.name, 10.05) for world in worlds)
+
+    monkeypatch.setattr(bench_l0, "run_benchmark", answer)
+    assert sbw("bench-l0", "constant-small").exit_code == 0
+    assert "another process is working in runs/bench-l0" in refused[0]
+
+
+def test_a_row_that_finds_the_disk_full_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(bench_l0, "run_benchmark", lambda *_: iter([row("blocks", 10.05)]))
+    monkeypatch.setattr(bench_l0, "append_row", full)
+    result = sbw("bench-l0", "blocks")
+    assert "blocks: true L0" in result.output
+    assert re.search(r"disk of runs/bench-l0 is full.* kept", str(result.exception))
 
 
 def test_the_benchmark_keeps_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,13 +80,6 @@ def test_the_sae_is_kept_ready_to_use(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded.W_dec.detach(), sae.W_dec.detach() / lengths)
 
 
-def test_nothing_is_overwritten(tmp_path: Path) -> None:
-    (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="already holds something"):
-        write(DECLINED, tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
-
-
 def test_the_figure_shows_the_numbers() -> None:
     found = recommend_l0(sweep())
     projections, similarity, codes = recommendation_figure(found).axes

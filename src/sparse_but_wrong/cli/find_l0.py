@@ -17,7 +17,7 @@ from sparse_but_wrong.activations.in_order import contiguous_batches
 from sparse_but_wrong.activations.shuffled import ShuffledActivations
 from sparse_but_wrong.activations.split import hold_out
 from sparse_but_wrong.activations.stored import is_activations, is_hub_name, open_activations
-from sparse_but_wrong.atomic import is_free
+from sparse_but_wrong.atomic import claimed, full_disk_named
 from sparse_but_wrong.cli.quiet import quiet_training
 from sparse_but_wrong.experiments.data import load_data, training_stream
 from sparse_but_wrong.experiments.make import make_world
@@ -74,53 +74,69 @@ def find(
     if save and source is not None and _is_run(source):
         raise ValueError(f"{source} is a run, whose SAEs are judged; leave out --save.")
     path = out if out is not None else fresh_path(RUNS, "find-l0")
-    if not is_free(path):
-        raise FileExistsError(f"{path} is not empty, and nothing is overwritten; choose another.")
-    started = time.monotonic()
-    if source is not None and _is_run(source):
-        given = (("--architecture", architecture), ("--d-sae", d_sae), ("--column", column))
-        for option, value in given:
-            if value is not None:
-                raise ValueError(f"{source} is a run, whose SAEs are judged; leave out {option}.")
-        if threads is not None:
-            torch.set_num_threads(threads)
-        title, recommendation = _judge_run(Path(source), world, seed)
-        facts: dict[str, object] = {"Sweep": source}
-    else:
-        found = (
-            _world(source, column, world, seed)
-            if source is not None and not _is_stored(source)
-            else _stored(activations or source or "", column, world, seed)
-        )
-        title = found.title
-        width = d_sae if d_sae is not None else found.n_features
-        if width is None:
-            raise ValueError(
-                "how many latents the SAEs are to have does not follow from stored activations; "
-                "say it with --d-sae."
+    with claimed(path) as place:
+        started = time.monotonic()
+        if source is not None and _is_run(source):
+            given = (("--architecture", architecture), ("--d-sae", d_sae), ("--column", column))
+            for option, value in given:
+                if value is not None:
+                    raise ValueError(
+                        f"{source} is a run, whose SAEs are judged; leave out {option}."
+                    )
+            if threads is not None:
+                torch.set_num_threads(threads)
+            title, recommendation = _judge_run(Path(source), world, seed)
+            facts: dict[str, object] = {"Sweep": source}
+        else:
+            found = (
+                _world(source, column, world, seed)
+                if source is not None and not _is_stored(source)
+                else _stored(activations or source or "", column, world, seed)
             )
-        options = FindOptions(
-            architecture=architecture or "batchtopk",
-            seed=seed,
-            threads=threads,
-            progress=sys.stderr.isatty(),
+            title = found.title
+            options = FindOptions(
+                architecture=architecture or "batchtopk",
+                seed=seed,
+                threads=threads,
+                progress=sys.stderr.isatty(),
+            )
+            recommendation, facts = _search(found, d_sae, options)
+        made = provenance()
+        facts |= {
+            "Seed": seed,
+            "Time": f"{time.monotonic() - started:.0f} s",
+            "Command": made["command"],
+            "Started": made["created"],
+            "Commit": made["commit"] or "–",
+        }
+        _print_answer(recommendation)  # first, because it is what hours were spent on
+        with full_disk_named(
+            path, "The answer above is all that is kept; make room and run the command again."
+        ):
+            write_recommendation(recommendation, place, title, facts, with_sae=save)
+    _print_places(recommendation, path, save)
+
+
+def _search(
+    found: _Activations, d_sae: int | None, options: FindOptions
+) -> tuple[L0Recommendation, dict[str, object]]:
+    """Train sweeps, and say how."""
+    width = d_sae if d_sae is not None else found.n_features
+    if width is None:
+        raise ValueError(
+            "how many latents the SAEs are to have does not follow from stored activations; "
+            "say it with --d-sae."
         )
-        if found.n_held_out is not None:
-            options = replace(options, evaluation_samples=found.n_held_out)
-        click.echo(f"{title}: {options.architecture} SAEs, d_in {found.d_in}, d_sae {width}")
-        with quiet_training():
-            recommendation = find_l0(found.stream, width, options)
-        facts = {"Architecture": options.architecture, "d_in": found.d_in, "d_sae": width}
-    made = provenance()
-    facts |= {
-        "Seed": seed,
-        "Time": f"{time.monotonic() - started:.0f} s",
-        "Command": made["command"],
-        "Started": made["created"],
-        "Commit": made["commit"] or "–",
+    if found.n_held_out is not None:
+        options = replace(options, evaluation_samples=found.n_held_out)
+    click.echo(f"{found.title}: {options.architecture} SAEs, d_in {found.d_in}, d_sae {width}")
+    with quiet_training():
+        recommendation = find_l0(found.stream, width, options)
+    return recommendation, {
+        "Architecture": options.architecture,
+        "d_in": found.d_in,
+        "d_sae": width,
     }
-    report = write_recommendation(recommendation, path, title, facts, with_sae=save)
-    _print(recommendation, path, report, save)
 
 
 def _is_stored(source: str) -> bool:
@@ -172,12 +188,12 @@ def _judge_run(path: Path, world: str | None, seed: int) -> tuple[str, L0Recomme
     folder = RunFolder.open(path)
     spec = folder.manifest["spec"]
     name = _choose(world, list(spec["worlds"]), str(path))
-    ids = [sae["sae_id"] for sae in spec["saes"] if sae["world"] == name]
-    done = [sae_id for sae_id in ids if folder.has_sae(sae_id)]
+    n_saes = sum(sae["world"] == name for sae in spec["saes"])
+    done = folder.finished_saes(name)
     if not done:
         raise ValueError(f"{path} holds no finished SAE of the world {name!r}.")
     saes = [folder.load_sae(sae_id, "cpu") for sae_id in done]
-    data = load_data(folder.world_path(name))
+    data = load_data(folder.checked_world_path(name))
     # A stream of its own: of a toy world not the samples that the SAEs were trained on, of stored
     # activations those held out first.
     n_samples, batch_size = EVALUATION_SAMPLES, BATCH_SIZE
@@ -188,7 +204,8 @@ def _judge_run(path: Path, world: str | None, seed: int) -> tuple[str, L0Recomme
     if isinstance(data, StoredWorld):
         neighbours = chain.from_iterable(block.split(_NEIGHBOURS) for block in data.held_out())
         stream = chain(_from_all_over(neighbours, seed), stream)
-    click.echo(f"{len(saes)} SAEs of {path}")
+    missing = "" if len(done) == n_saes else f" of {n_saes}; the run is not finished"
+    click.echo(f"{len(saes)} SAEs{missing}: {path}")
     sweep = measure_sweep(saes, stream, done, seed=seed, evaluation_samples=n_samples)
     return f"The sweep in {path}", recommend_l0(sweep)
 
@@ -216,7 +233,7 @@ def _choose(world: str | None, worlds: list[str], source: str) -> str:
     return world
 
 
-def _print(recommendation: L0Recommendation, path: Path, report: Path, save: bool) -> None:
+def _print_answer(recommendation: L0Recommendation) -> None:
     if recommendation.l0 is not None and recommendation.interval is not None:
         low, high = recommendation.interval
         click.echo(f"L0 {recommendation.l0:.4g}, between {low:.4g} and {high:.4g}")
@@ -227,6 +244,9 @@ def _print(recommendation: L0Recommendation, path: Path, report: Path, save: boo
     click.echo("Why:" if recommendation.l0 is not None else "What was seen:")
     for reason in recommendation.reasons:
         click.echo(f"  - {reason}")
+
+
+def _print_places(recommendation: L0Recommendation, path: Path, save: bool) -> None:
     if save and recommendation.sae is not None and recommendation.sae_l0 is not None:
         click.echo(
             f"An SAE of L0 {recommendation.sae_l0:.4g}, for sae_lens.SAE.load_from_disk: "
@@ -234,4 +254,4 @@ def _print(recommendation: L0Recommendation, path: Path, report: Path, save: boo
         )
     elif save:
         click.echo("No SAE is kept: none was trained at an L0 that is recommended.")
-    click.echo(f"Report: {report}")
+    click.echo(f"Report: {path / 'report.html'}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sparse_but_wrong import atomic
 from sparse_but_wrong.l0_benchmark.run import Row
+from sparse_but_wrong.untrusted import one_line
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,7 +34,7 @@ def read_table(path: Path) -> pd.DataFrame:
     try:
         table = pd.read_csv(path, keep_default_na=True)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged ({error}).") from error
+        raise ValueError(f"{path} is damaged ({one_line(error)}).") from error
     missing = [f.name for f in fields(Row) if f.name not in table.columns]
     if missing:
         raise ValueError(f"{path} is no table of the benchmark: it lacks {', '.join(missing)}.")

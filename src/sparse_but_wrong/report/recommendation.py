@@ -39,17 +39,15 @@ def write_recommendation(
     *,
     with_sae: bool,
 ) -> Path:
-    """Write a recommendation into a new folder.
+    """Write a recommendation into a folder.
 
     Args:
-        folder: must not exist yet, or be empty. It appears whole or not at all.
+        folder: to fill; made if it is not there.
         title: of the page: what the activations are.
         facts: how it was made, by name.
         with_sae: keep the SAE, if there is one.
     Returns:
         The path of the page.
-    Raises:
-        FileExistsError: the folder holds something.
     """
     import pandas as pd
 
@@ -73,31 +71,30 @@ def write_recommendation(
             for count in sweep.counts
         ]
     )
-    with atomic.new_folder(folder) as place:
-        _, png = save_figure(recommendation_figure(recommendation), place / "plots/recommendation")
-        content = json.dumps(_as_json(recommendation, facts), indent=2, ensure_ascii=False)
-        atomic.write_bytes(place / "recommendation.json", content.encode())
-        atomic.write_bytes(place / "sweep.csv", sweep.table.to_csv(index=False).encode())
-        if with_sae and recommendation.sae is not None:
-            recommendation.sae.save_inference_model(str(place / "sae"))
-        page = render(
-            "recommendation.html.jinja",
-            [own_script("tables.js")],
-            title=title,
-            recommendation=recommendation,
-            l0=None if recommendation.l0 is None else f"{recommendation.l0:.4g}",
-            interval=None
-            if recommendation.interval is None
-            else [f"{end:.4g}" for end in recommendation.interval],
-            image=data_uri(png.read_bytes(), "image/png"),
-            caption=_CAPTION,
-            sweep=shown_table("sweep", "A row per SAE, in order of L0.", shown),
-            counts=shown_table("counts", "A row per start, best first.", counts)
-            if len(counts)
-            else None,
-            facts={k: shown_time(v) if k == "Started" else str(v) for k, v in facts.items()},
-        )
-        atomic.write_bytes(place / "report.html", page)
+    _, png = save_figure(recommendation_figure(recommendation), folder / "plots/recommendation")
+    content = json.dumps(_as_json(recommendation, facts), indent=2, ensure_ascii=False)
+    atomic.write_bytes(folder / "recommendation.json", content.encode())
+    atomic.write_bytes(folder / "sweep.csv", sweep.table.to_csv(index=False).encode())
+    if with_sae and recommendation.sae is not None:
+        recommendation.sae.save_inference_model(str(folder / "sae"))
+    page = render(
+        "recommendation.html.jinja",
+        [own_script("tables.js")],
+        title=title,
+        recommendation=recommendation,
+        l0=None if recommendation.l0 is None else f"{recommendation.l0:.4g}",
+        interval=None
+        if recommendation.interval is None
+        else [f"{end:.4g}" for end in recommendation.interval],
+        image=data_uri(png.read_bytes(), "image/png"),
+        caption=_CAPTION,
+        sweep=shown_table("sweep", "A row per SAE, in order of L0.", shown),
+        counts=shown_table("counts", "A row per start, best first.", counts)
+        if len(counts)
+        else None,
+        facts={k: shown_time(v) if k == "Started" else str(v) for k, v in facts.items()},
+    )
+    atomic.write_bytes(folder / "report.html", page)
     return folder / "report.html"
 
 
