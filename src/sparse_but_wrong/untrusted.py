@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _LONGEST = 400
+_MOST_LEVELS = 100
 _COPY_AGAIN = "copy it again from its source"
 
 
@@ -39,12 +40,26 @@ def parse_json(text: str | bytes) -> Any:
     """What a JSON text holds.
 
     Raises:
-        ValueError: it is not JSON, not UTF-8, or nested deeper than the parser goes.
+        ValueError: it is not JSON, not UTF-8, or nested deeper than anything of ours and of the
+            libraries that write such files: what is done with it later would not go as deep as the
+            parser does.
     """
     try:
-        return json.loads(text)
+        content = json.loads(text)
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
+    level = [content]
+    for _ in range(_MOST_LEVELS):
+        level = [
+            child
+            for value in level
+            if isinstance(value, dict | list)
+            for child in (value.values() if isinstance(value, dict) else value)
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return content
+    raise ValueError("it is nested too deep")
 
 
 def read_json(file: Path, remedy: str = _COPY_AGAIN) -> dict[str, Any]:

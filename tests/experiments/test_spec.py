@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from datetime import date
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from sparse_but_wrong.experiments.jumprelu import JUMPRELU
 from sparse_but_wrong.experiments.make import make_saes, make_world
 from sparse_but_wrong.experiments.seeds import derive_seed, world_seed
-from sparse_but_wrong.experiments.spec import ONLY_WORLD, CorrelatedPairs, ExperimentSpec
+from sparse_but_wrong.experiments.spec import ONLY_WORLD, CorrelatedPairs, ExperimentSpec, SAESpec
 from sparse_but_wrong.toy_models.orthogonalize import orthogonalize
 from sparse_but_wrong.training.controls import KTransition
 from tests.experiments.tiny import TINY, WORLD
@@ -99,6 +100,7 @@ def test_a_spec_that_contradicts_itself() -> None:
 
 DATA = TINY.to_dict()
 SAE = DATA["saes"][0]
+TOY = DATA["worlds"][ONLY_WORLD]
 
 
 @pytest.mark.parametrize(
@@ -109,8 +111,8 @@ SAE = DATA["saes"][0]
         ({**DATA, "planet": 1}, "planet is not a field"),
         ({k: v for k, v in DATA.items() if k != "claim"}, "claim is missing"),
         ({**DATA, "worlds": {"world": 3}}, r"worlds\.world must be a mapping of fields"),
-        ({**DATA, "saes": {}}, "saes should be a valid tuple"),
-        ({**DATA, "saes": [{**SAE, "config": 5}]}, r"saes\[0\]\.config should be a valid dict"),
+        ({**DATA, "saes": {}}, "saes should be a valid"),
+        ({**DATA, "saes": [{**SAE, "config": 5}]}, r"saes\[0\]\.config should be"),
         ({**DATA, "saes": [{"sae_id": "x"}]}, r"saes\[0\]\.architecture is missing"),
         ({**DATA, "saes": [{**SAE, "world": "x"}]}, "of the world 'x', which is not there"),
         ({**DATA, "saes": [{**SAE, "init": "x"}]}, r"saes\[0\]\.init should be 'random' or"),
@@ -126,11 +128,71 @@ SAE = DATA["saes"][0]
         ({**DATA, "training": {"lr": -1.0}}, r"training: TrainOptions\.lr must be positive"),
         ({**DATA, "training": {"lr": "x"}}, r"training\.lr should be a valid number"),
         ({**DATA, "training": {"rate": 1.0}}, r"training\.rate is not a field"),
+        # A text is no number, wherever it stands, and neither is a truth value.
+        ({**DATA, "evaluation_samples": "100"}, "evaluation_samples .* not '100'"),
+        ({**DATA, "projection_n": ["1"]}, r"projection_n\[0\] .* not '1'"),
+        ({**DATA, "training": {"lr": "3e-4"}}, r"training\.lr .* not '3e-4'"),
+        ({**DATA, "training": {"log_every": True}}, r"training\.log_every .* not True"),
+        ({**DATA, "training": {"log_every": 2.5}}, r"training\.log_every .* not 2\.5"),
+        ({**DATA, "saes": [{**SAE, "added": 1}]}, r"saes\[0\]\.added .* not 1"),
+        ({**DATA, "saes": [{**SAE, "factors": {"k": True}}]}, r"factors\.k"),
+        ({**DATA, "worlds": {"world": {**TOY, "d_in": "8"}}}, r"worlds\.world\.d_in .* not '8'"),
+        ({**DATA, "worlds": {"world": {**TOY, "d_in": 0}}}, "d_in is 0"),
+        ({**DATA, "saes": [{**SAE, "config": {"k": date(2020, 1, 1)}}]}, "date"),
     ],
 )
 def test_what_is_wrong_with_a_spec_is_named(broken: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ExperimentSpec.from_dict(broken)
+
+
+def test_whole_numbers_may_be_written_with_a_point_or_an_exponent() -> None:
+    """As 1e4 is in YAML; and an SAE's own numbers stay as they are written."""
+    sae = {**SAE, "factors": {"k": 2.0}}
+    data = {
+        **DATA,
+        "evaluation_samples": 2e3,
+        "projection_n": [1.0, 2],
+        "saes": [sae],
+        "worlds": {"world": {**TOY, "d_in": 8.0}},
+    }
+    spec = ExperimentSpec.from_dict(data)
+    expected = {**DATA, "saes": [sae]}
+    assert json.dumps(spec.to_dict()) == json.dumps(expected)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config", "message"),
+    [
+        ("topk", {"k": "8"}, "k is '8'"),
+        ("topk", {"k": None}, "k is None"),
+        ("topk", {"k": True}, "k is True"),
+        ("topk", {"k": 2.5}, "k is 2.5"),
+        ("batchtopk", {"k": "8"}, "k is '8'"),
+        ("matryoshka_batchtopk", {"matryoshka_widths": ["2", 4]}, "matryoshka_widths is"),
+        ("jumprelu", {"apply_b_dec_to_input": "no"}, "apply_b_dec_to_input is 'no'"),
+        ("jumprelu", {"normalize_activations": "nope"}, "normalize_activations is 'nope'"),
+        ("jumprelu", {"metadata": {}}, "metadata .* leave it out"),
+    ],
+)
+def test_a_config_value_of_another_kind_is_refused(
+    architecture: str, config: dict[str, Any], message: str
+) -> None:
+    sae = SAESpec("a", architecture, {"d_sae": 4, **config})
+    with pytest.raises(ValueError, match=f"SAE 'a': {message}"):
+        make_saes([sae], 8, seed=0)
+
+
+def test_a_config_is_given_on_as_it_is_written() -> None:
+    """Whole numbers for whole-number fields, and 3 for another stays 3: it is kept with the SAE."""
+    specs = [
+        SAESpec("a", "topk", {"d_sae": 4, "k": 2.0}),
+        SAESpec("b", "batchtopk", {"d_sae": 4, "k": 3}),
+        SAESpec("c", "jumprelu", {"d_sae": 4, "l0_warm_up_steps": 1e4}),
+    ]
+    made = make_saes(specs, 8, seed=0)
+    values = [made[0].cfg.k, made[1].cfg.k, made[2].cfg.l0_warm_up_steps]
+    assert [repr(value) for value in values] == ["2", "3", "10000"]
 
 
 def test_one_world_may_stand_alone() -> None:

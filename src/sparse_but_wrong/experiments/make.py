@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sparse_but_wrong.experiments.config_types import typed
 from sparse_but_wrong.experiments.seeds import derive_seed, world_seed
 from sparse_but_wrong.experiments.spec import ONLY_WORLD, CorrelatedPairs, SAESpec, WorldSpec
 from sparse_but_wrong.toy_models.get_training_batch import (
@@ -108,7 +109,7 @@ def make_saes(
                     f"SAE {spec.sae_id!r}: {config_class.__name__} has no field {name!r}."
                 )
         try:
-            cfg = config_class(**{**spec.config, "d_in": d_in})
+            cfg = config_class(**{**typed(config_class, spec.config), "d_in": d_in})
             sae = make_sae(cfg, derive_seed(seed, "sae", spec.sae_id))
             if spec.init == "true_features":
                 if model is None:

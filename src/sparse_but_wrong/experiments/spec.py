@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -88,6 +88,14 @@ class WorldSpec:
     """Steps that make the directions near-orthogonal; few of them leave superposition noise."""
 
     def __post_init__(self) -> None:
+        for name, value, least in (
+            ("d_in", self.d_in, 1),
+            ("firing_probabilities", self.n_features, 1),
+            ("ortho_num_steps", self.ortho_num_steps, 0),
+        ):
+            if value < least:
+                has = "has no entries" if name == "firing_probabilities" else f"is {value}"
+                raise ValueError(f"WorldSpec.{name} {has}; it must be {least} or more.")
         for name in ("std_firing_magnitudes", "mean_firing_magnitudes"):
             if len(getattr(self, name)) != self.n_features:
                 raise ValueError(
@@ -248,7 +256,8 @@ class ExperimentSpec:
     def from_dict(cls, data: object) -> ExperimentSpec:
         """The spec that `to_dict` wrote, or a person in a YAML file.
 
-        A single world may stand under ``world`` in place of ``worlds``.
+        A single world may stand under ``world`` in place of ``worlds``, and a whole number may be
+        written 1e4 or 12.0; texts and truth values are no numbers.
 
         Raises:
             ValueError: a field is missing, unknown or of the wrong kind; the message names it.
@@ -261,7 +270,7 @@ class ExperimentSpec:
                 raise ValueError("a spec has either world or worlds, not both.")
             given["worlds"] = {ONLY_WORLD: given.pop("world")}
         try:
-            return TypeAdapter(cls).validate_python(given)
+            return _validated(cls, given)
         except ValidationError as error:
             raise ValueError(_in_words(error)) from error
 
@@ -285,6 +294,39 @@ class ExperimentSpec:
             saes=tuple(_quick_sae(sae, shrink) for sae in self.saes),
             evaluation_samples=max(1, self.evaluation_samples // 10),
         )
+
+
+def _validated(cls: type[ExperimentSpec], given: dict[str, Any]) -> ExperimentSpec:
+    """A spec of fields that are of the kinds they should be.
+
+    Raises:
+        ValidationError: one is not.
+    """
+    adapter = TypeAdapter(cls)
+    # As JSON, where strictness still takes a list for a tuple and a mapping for a record.
+    try:
+        text = json.dumps(given)
+    except TypeError as error:  # a date, a set or bytes, which YAML has
+        raise ValueError(
+            f"a spec holds texts, numbers, lists and mappings only: {error}."
+        ) from error
+    try:
+        return adapter.validate_json(text, strict=True)
+    except ValidationError as error:
+        given = json.loads(text)
+        for problem in error.errors():
+            if problem["type"] == "int_type" and isinstance(problem["input"], float):
+                _make_whole(given, [part for part in problem["loc"] if part not in _MEMBERS])
+        return adapter.validate_json(json.dumps(given), strict=True)
+
+
+def _make_whole(given: Any, path: Sequence[Any]) -> None:
+    """Have 1e4, somewhere in a spec, as the 10000 that it is."""
+    *parents, last = path
+    for part in parents:
+        given = given[part]
+    if given[last].is_integer():
+        given[last] = int(given[last])
 
 
 def _quick_sae(sae: SAESpec, shrink: int) -> SAESpec:
@@ -343,6 +385,8 @@ def _said_of(path: str, kind: str, message: str, value: object) -> str:
     }
     # pydantic's own messages begin with "Input should be …"; here the field is the subject.
     said = named.get(kind, message[:1].lower() + message[1:]).replace("input should", "should", 1)
+    if kind in ("int_type", "float_type", "bool_type"):
+        said += f", not {value!r}"
     return f"{path or 'the spec'} {said}"
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from sparse_but_wrong.experiments.spec import ExperimentSpec
+from sparse_but_wrong.untrusted import one_line
 
 _SUFFIXES = (".yaml", ".yml")
+_MOST_LEVELS, _MOST_NODES = 50, 1_000_000
 
 
 class _Loader(yaml.SafeLoader):
@@ -41,13 +44,60 @@ def read_spec(path: Path) -> ExperimentSpec:
             f"there is no file {path}; `sbw show NAME > {path}` writes one to start from."
         )
     try:
-        data: Any = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # a SafeLoader
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no YAML: {error}") from error
+        data = _parse(path.read_bytes())
+    except Exception as error:
+        # PyYAML's own, and whatever its constructors meet: a month 13, "maybe" for a truth value.
+        raise ValueError(f"{path} is no YAML: {one_line(error)}") from error
     try:
         return ExperimentSpec.from_dict(data)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+
+
+def _parse(text: bytes) -> Any:
+    loader = _Loader(text)  # a SafeLoader
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_size(node)
+        return loader.construct_document(node)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+    finally:
+        loader.dispose()
+
+
+def _check_size(root: yaml.Node) -> None:
+    """Refuse what a few lines of aliases can blow up to.
+
+    Raises:
+        ValueError: too deep, too large once every alias is written out, or endless.
+    """
+    measured: dict[int, tuple[int, int]] = {}
+    """Nodes and levels below a node, by its identity."""
+
+    def measure(node: yaml.Node, above: frozenset[int]) -> tuple[int, int]:
+        if id(node) in above:
+            raise ValueError("an alias stands within what it stands for")
+        if id(node) not in measured:
+            size, depth = 1, 0
+            if isinstance(node, yaml.CollectionNode):
+                is_mapping = isinstance(node, yaml.MappingNode)
+                children = chain.from_iterable(node.value) if is_mapping else node.value
+                for child in children:
+                    more, deeper = measure(child, above | {id(node)})
+                    size, depth = size + more, max(depth, deeper + 1)
+            if depth > _MOST_LEVELS:
+                raise ValueError("it is nested too deep")
+            if size > _MOST_NODES:
+                raise ValueError(
+                    f"with its aliases written out it has over {_MOST_NODES:,} entries"
+                )
+            measured[id(node)] = size, depth
+        return measured[id(node)]
+
+    measure(root, frozenset())
 
 
 def to_yaml(spec: ExperimentSpec) -> str:

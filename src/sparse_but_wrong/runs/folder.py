@@ -98,6 +98,7 @@ class _Manifest:
     tables: dict[str, str] = field(default_factory=dict)
     shown_figures: list[_Figure] = field(default_factory=list)
     sha256: dict[str, str] = field(default_factory=dict)
+    steps: dict[str, str] = field(default_factory=dict)
 
 
 class RunFolder:
