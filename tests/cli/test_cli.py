@@ -8,10 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from sparse_but_wrong.cli import main as cli_main
 from sparse_but_wrong.cli.main import main
@@ -195,6 +199,50 @@ def test_sigterm_in_a_real_process_leaves_a_checkpoint(tmp_path: Path) -> None:
     assert checkpoint is not None
     assert checkpoint.sae_ids == [sae.sae_id for sae in spec.saes]
     assert checkpoint.state.n_steps[0] > 1000
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda: torch.empty(2**55),
+        lambda: np.empty(2**55),
+        lambda: bytearray(2**62),
+    ],
+    ids=["torch", "numpy", "python"],
+)
+def test_what_no_memory_holds_is_one_line(
+    ask: Callable[[], object], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sparse_but_wrong.cli.find_l0.find", lambda *_, **__: ask())
+    code, _, err = sbw(["find-l0", "jumprelu"], monkeypatch, capsys)
+    assert code == 2
+    assert err.startswith("sbw: error: there is not enough memory")
+    assert err.count("\n") == 1
+
+
+def test_the_home_folder_may_be_written_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where it reaches us as it is, as in --out '~/x'."""
+    given: dict[str, Any] = {}
+
+    def keep(*names: object, **options: object) -> None:
+        given.update({str(i): name for i, name in enumerate(names)} | options)
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for target in ("find_l0.find", "run.run_experiment", "diagnose.diagnose"):
+        monkeypatch.setattr(f"sparse_but_wrong.cli.{target}", keep)
+    for arguments, names in (
+        (["find-l0", "~/a.yaml", "--out", "~/b"], ["0", "out"]),
+        (["find-l0", "--activations", "~/a.npy"], ["activations"]),
+        (["run", "~/a.yaml", "--out", "~/b"], ["0", "out"]),
+        (["diagnose", "~/sae", "--activations", "~/a.npy"], ["0", "activations"]),
+    ):
+        given.clear()
+        assert sbw(arguments, monkeypatch, capsys)[0] == 0
+        for name in names:
+            value = given[name][0] if isinstance(given[name], tuple) else given[name]
+            assert Path(str(value)).parent == tmp_path, (arguments, name)
 
 
 def test_ctrl_c_in_a_real_process_and_resume(tmp_path: Path) -> None:

@@ -6,10 +6,25 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
 from sparse_but_wrong.training.interrupt import Terminated, terminate
+
+
+class _Place(click.Path):
+    """A path, or what may be one, with "~" for the home folder also where a shell leaves it."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """The path, of the type that is asked for."""
+        if str(value).startswith("~/"):
+            value = str(Path(value).expanduser())
+        return super().convert(value, param, ctx)
+
+
+_PATH = _Place(path_type=Path)
+_NAME_OR_PATH = _Place(path_type=str)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -39,7 +54,7 @@ def show(name: str) -> None:
 
 
 @cli.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=_PATH)
 def report(folder: Path) -> None:
     """Write the report.html of the run in FOLDER anew."""
     from sparse_but_wrong.cli.report import rebuild_report
@@ -48,10 +63,10 @@ def report(folder: Path) -> None:
 
 
 @cli.command()
-@click.argument("name")
+@click.argument("name", type=_NAME_OR_PATH)
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=_PATH,
     help="Run folder; must be new or empty. [default: runs/NAME, or the next free number]",
 )
 @click.option("--seed", type=int, help="Of initial weights, data and directions. [default: 0]")
@@ -83,7 +98,7 @@ def run(
 @click.argument("names", nargs=-1)
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=_PATH,
     default=Path("runs/paper"),
     help="Where the run folders and the index page go; what is finished there is kept.",
 )
@@ -104,9 +119,10 @@ def paper(
 
 
 @cli.command("find-l0")
-@click.argument("source", required=False)
+@click.argument("source", required=False, type=_NAME_OR_PATH)
 @click.option(
     "--activations",
+    type=_NAME_OR_PATH,
     help="Instead: a cache, a folder of shards, a .npy or .safetensors file, or a dataset.",
 )
 @click.option("--column", help="Of a dataset, which holds the activations.")
@@ -117,7 +133,7 @@ def paper(
 )
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=_PATH,
     help="Folder; must be new or empty. [default: runs/find-l0, or the next free number]",
 )
 @click.option("--seed", type=int, default=0, help="Of initial weights and data. [default: 0]")
@@ -157,9 +173,10 @@ def find_l0(
 
 
 @cli.command()
-@click.argument("saes", nargs=-1, required=True, metavar="SAE...")
+@click.argument("saes", nargs=-1, required=True, metavar="SAE...", type=_NAME_OR_PATH)
 @click.option(
     "--activations",
+    type=_NAME_OR_PATH,
     required=True,
     help="A cache, a folder of shards, a .npy or .safetensors file, or a dataset of activations.",
 )
@@ -180,7 +197,7 @@ def find_l0(
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. [default: all cores]")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=_PATH,
     help="Folder; must be new or empty. [default: runs/diagnose, or the next free number]",
 )
 def diagnose(
@@ -218,6 +235,7 @@ def diagnose(
 @cli.command("cache-activations")
 @click.option(
     "--model",
+    type=_NAME_OR_PATH,
     required=True,
     help="A Hugging Face id, a folder with a model, or a .gguf file.",
 )
@@ -228,15 +246,19 @@ def diagnose(
 )
 @click.option(
     "--text",
-    type=click.Path(path_type=Path),
+    type=_PATH,
     multiple=True,
     help="A .txt, .jsonl or .parquet file, or a folder of them. Can be given several times.",
 )
-@click.option("--dataset", help="A Hugging Face data set instead, or a folder with a saved one.")
+@click.option(
+    "--dataset",
+    type=_NAME_OR_PATH,
+    help="A Hugging Face data set instead, or a folder with a saved one.",
+)
 @click.option("--dataset-config", help="Of a data set that has several.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=_PATH,
     required=True,
     help="Folder; must be new or empty, or a cache to --resume.",
 )
@@ -347,7 +369,7 @@ def cache_activations(
 @click.option("--split", type=click.Choice(["tune", "report"]), default="report", show_default=True)
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=_PATH,
     default=Path("runs/bench-l0"),
     help="Where the table goes; worlds that are in it already are not run again.",
 )
@@ -383,6 +405,17 @@ def main() -> None:
         if os.environ.get("SBW_TRACEBACK"):
             raise
         _fail(str(error))
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error) or os.environ.get("SBW_TRACEBACK"):
+            raise
+        _fail(f"there is not enough memory ({error}); make SAEs, batches or samples smaller.")
+
+
+def _is_out_of_memory(error: MemoryError | RuntimeError) -> bool:
+    """Whether what was asked for was too large; of PyTorch's errors only the text says so."""
+    return isinstance(error, MemoryError) or any(
+        said in str(error) for said in ("can't allocate memory", "out of memory")
+    )
 
 
 def _fail(message: str) -> None:

@@ -212,7 +212,12 @@ class ExperimentSpec:
                     f"{where}: SAE {sae.sae_id!r} is of the world {sae.world!r}, which is not "
                     f"there; there is: {', '.join(self.worlds) or 'none'}."
                 )
-            for name in sae.factors:
+            for name, value in sae.factors.items():
+                if isinstance(value, int) and abs(value) >= 2**63:
+                    raise ValueError(
+                        f"{where}: SAE {sae.sae_id!r} has {value} as {name!r}, more than a table "
+                        "can hold."
+                    )
                 if name in _COLUMNS or re.fullmatch(r"s_\d+", name):
                     raise ValueError(
                         f"{where}: SAE {sae.sae_id!r} has a factor {name!r}, which is a column of "

@@ -298,14 +298,14 @@ class RunFolder:
             ValueError: its folder is damaged; the message says what to do.
         """
         from sae_lens import TrainingSAE
-        from safetensors import SafetensorError
 
         path = self.sae_path(sae_id)
         remedy = f"delete {path} and --resume to train the SAE again"
         self.check(path, remedy)
         try:
             return TrainingSAE.load_from_disk(path, device=device)
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        except Exception as error:
+            # What sae_lens raises depends on which of its files is damaged, and how.
             raise ValueError(f"{path} is damaged ({one_line(error)}); {remedy}.") from error
 
     def write_log(self, sae_id: str, log: SAELog) -> None:
