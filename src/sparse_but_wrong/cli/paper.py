@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from sparse_but_wrong.atomic import full_disk_named
 from sparse_but_wrong.experiments.registry import EXPERIMENTS, get_experiment
 from sparse_but_wrong.experiments.runner import (
     RunSettings,
@@ -51,19 +52,26 @@ def run_paper(
         if is_run(path) and RunFolder.open(path).manifest["status"] == "finished":
             continue
         click.echo(f"\n{spec.name}: {spec.title}")
-        with resume_run(path) if is_run(path) else start_run(spec, path, settings, quick=quick) as (
-            folder,
-            of_run,
-            of_settings,
+        with (
+            resume_run(path) if is_run(path) else start_run(spec, path, settings, quick=quick) as (
+                folder,
+                of_run,
+                of_settings,
+            )
         ):
             results = finish_run(folder, of_run, replace(of_settings, threads=threads))
         click.echo("\n".join(in_lines(results.verdict)))
-        write_index(_finished(out), out / "index.html")
+        _write_index(out)
     click.echo("")
     for path in _finished(out):
         manifest = RunFolder.open(path).manifest
         click.echo(f"{shown_verdict(manifest).badge.outcome:>10}  {manifest['experiment']}")
-    click.echo(f"Index: {write_index(_finished(out), out / 'index.html')}")
+    click.echo(f"Index: {_write_index(out)}")
+
+
+def _write_index(out: Path) -> Path:
+    with full_disk_named(out, "Finished runs are kept; make room and run the command again."):
+        return write_index(_finished(out), out / "index.html")
 
 
 def _finished(out: Path) -> list[Path]:
@@ -93,3 +101,4 @@ def _check_same(path: Path, spec: ExperimentSpec, settings: RunSettings, quick: 
                 "choose another folder with --out."
             )
     check_same_spec(folder, spec)
+    folder.finished_saes()  # refused where some are lost: its verdict could not be looked into

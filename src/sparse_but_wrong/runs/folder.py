@@ -147,11 +147,7 @@ class RunFolder:
             # As JSON, where strictness still takes a list for a tuple and a mapping for a record.
             TypeAdapter(_Manifest).validate_json(json.dumps(manifest), strict=True)
         except ValidationError as error:
-            problem = error.errors()[0]
-            field = ".".join(map(str, problem["loc"]))
-            raise ValueError(
-                f"{file} is damaged ({field}: {problem['msg']}); {_REMEDY}."
-            ) from error
+            raise ValueError(f"{file} is damaged ({_first_problem(error)}); {_REMEDY}.") from error
         return cls(path, manifest)
 
     @classmethod
@@ -333,6 +329,8 @@ class RunFolder:
             ):
                 raise ValueError("its columns differ in length")
             return log
+        except ValidationError as error:
+            raise ValueError(f"{path} is damaged ({_first_problem(error)}); {remedy}.") from error
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged ({one_line(error)}); {remedy}.") from error
 
@@ -428,6 +426,11 @@ def _make_free(path: Path) -> None:
         if is_run(path):
             raise FileExistsError(f"{error} To go on with the run in it, add --resume.") from error
         raise
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
 
 
 def _files(place: Path) -> list[Path]:
