@@ -98,6 +98,8 @@ def test_a_manifest_with_something_of_another_kind_is_named(
         ('{"trained_by": "engine", "steps": [0, 1], "columns": {"l0": [1.0]}}', "length"),
         ('{"trained_by": "engine", "steps": [0], "columns": {"l0": ["x"]}}', "columns"),
         ('{"trained_by": "engine", "steps": [0], "columns": {"l0": [1.0]}, "x": 1}', "x"),
+        ('{"trained_by": "engine", "steps": [1e400], "columns": {"l0": [1.0]}}', "steps"),
+        (f'{{"trained_by": "engine", "steps": [{10**30}], "columns": {{"l0": [1.0]}}}}', "step"),
         ("[" * 100_000, "nested too deep"),
     ],
 )

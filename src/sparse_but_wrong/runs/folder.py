@@ -323,11 +323,12 @@ class RunFolder:
             # Only to check them: whole numbers are to stay so.
             TypeAdapter(SAELog).validate_json(json.dumps(content), strict=True)
             log = SAELog(**content)
-            if any(
-                len(log.steps) != len(values)
-                for values in (log.columns["l0"], *log.columns.values())
-            ):
+            if any(len(log.steps) != len(values) for values in log.columns.values()):
                 raise ValueError("its columns differ in length")
+            if "l0" not in log.columns:
+                raise ValueError("it has no column l0")
+            if any(abs(step) >= 2**63 for step in (*log.steps, log.diverged_at or 0)):
+                raise ValueError("it has a step that no table can hold")
             return log
         except ValidationError as error:
             raise ValueError(f"{path} is damaged ({_first_problem(error)}); {remedy}.") from error
