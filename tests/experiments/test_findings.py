@@ -18,7 +18,7 @@ from sparse_but_wrong.experiments.findings import (
     moving_in_words,
     saturated_groups_in_words,
 )
-from sparse_but_wrong.experiments.runner import RunSettings, finish_run, start_run
+from sparse_but_wrong.experiments.runner import RunSettings, finish_run
 from sparse_but_wrong.experiments.spec import ONLY_WORLD, SAESpec
 from sparse_but_wrong.training.controls import TargetL0
 from tests.experiments import tiny
@@ -169,7 +169,7 @@ def test_a_short_run_says_what_moved_and_what_is_saturated(tmp_path: Path) -> No
         tiny.TINY, analysis="sweep", training=options, saes=saes, worlds={ONLY_WORLD: tiny.WORLD}
     )
     settings = RunSettings(seed=3, progress=False)
-    results = finish_run(start_run(spec, tmp_path / "run", settings, quick=False), spec, settings)
+    results = finish_run(tiny.started(spec, tmp_path / "run", settings), spec, settings)
     changes = results.table["l0_change_at_end"]
     assert bool(changes.notna().all())
     assert any("still moving" in remark for remark in results.verdict.remarks)
