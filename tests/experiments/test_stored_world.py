@@ -24,6 +24,7 @@ from sparse_but_wrong.experiments.stored_world import StoredWorld, fingerprint
 from sparse_but_wrong.runs.folder import RunFolder
 from sparse_but_wrong.training.loop import Training
 from sparse_but_wrong.training.options import TrainOptions
+from sparse_but_wrong.untrusted import sha256
 from tests.experiments.tiny import resumed, started
 
 SETTINGS = RunSettings(seed=1, progress=False)
@@ -224,21 +225,27 @@ def test_the_checksums_of_a_cache_count_where_they_are_there(shards: Path, tmp_p
     cache = tmp_path / "cache"
     shutil.copytree(shards, cache)
 
-    def listed(sums: str | None) -> None:
+    files = sorted(cache.glob("*.safetensors"))
+
+    def listed(with_sums: bool) -> None:
         entries = [
             {"file": file.name, "n_samples": n, "bytes": file.stat().st_size}
-            | ({} if sums is None else {"sha256": sums})
-            for file, n in zip(sorted(cache.glob("*.safetensors")), (1500, 900, 1600), strict=True)
+            | ({"sha256": sha256(file)} if with_sums else {})
+            for file, n in zip(files, (1500, 900, 1600), strict=True)
         ]
         manifest = {"format": "sparse_but_wrong activations", "format_version": 1, "d_in": 8}
         (cache / "manifest.json").write_text(json.dumps({**manifest, "shards": entries}))
 
-    listed(None)
+    listed(False)
     StoredWorld(str(cache), None, 100).save(tmp_path / "before")
-    listed("1" * 64)
+    listed(True)
     StoredWorld(str(cache), None, 100).save(tmp_path / "after")
-    listed("2" * 64)
     assert StoredWorld.load(tmp_path / "before").d_in == 8
+    # One number that no sampled piece holds need not be seen; the sums cover it.
+    content = bytearray(files[1].read_bytes())
+    content[len(content) // 2 + 5] ^= 1
+    files[1].write_bytes(content)
+    listed(True)
     with pytest.raises(ValueError, match="have changed since"):
         StoredWorld.load(tmp_path / "after")
 

@@ -24,7 +24,7 @@ from sparse_but_wrong.report.diagnosis import remarks, write_diagnosis
 from sparse_but_wrong.runs.folder import RunFolder, fresh_path, is_run
 from sparse_but_wrong.runs.provenance import provenance
 from sparse_but_wrong.saes.load import load_sae
-from sparse_but_wrong.untrusted import one_line, plain_name, read_json
+from sparse_but_wrong.untrusted import one_line, read_json
 
 if TYPE_CHECKING:
     import sae_lens
@@ -144,13 +144,7 @@ def _of_run(path: Path) -> dict[str, Path]:
         ValueError: its manifest is damaged, or there is no finished SAE.
     """
     folder = RunFolder.open(path)
-    try:
-        ids = [plain_name(sae["sae_id"]) for sae in folder.manifest["spec"]["saes"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"the manifest of the run in {path} names no SAEs ({type(error).__name__}: "
-            f"{one_line(error)}); name the folders in {path / 'saes'} instead."
-        ) from error
+    ids = [sae["sae_id"] for sae in folder.manifest["spec"]["saes"]]
     there = {sae_id: folder.sae_path(sae_id) for sae_id in ids if folder.has_sae(sae_id)}
     if not there:
         raise ValueError(f"{path} is a run without a finished SAE; finish it first.")

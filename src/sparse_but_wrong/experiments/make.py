@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sparse_but_wrong.experiments.config_types import typed
 from sparse_but_wrong.experiments.seeds import derive_seed, world_seed
 from sparse_but_wrong.experiments.spec import ONLY_WORLD, CorrelatedPairs, SAESpec, WorldSpec
 from sparse_but_wrong.toy_models.get_training_batch import (
@@ -18,6 +17,7 @@ from sparse_but_wrong.toy_models.get_training_batch import (
 from sparse_but_wrong.toy_models.initialization import init_sae_to_match_model
 from sparse_but_wrong.toy_models.toy_model import ToyModel
 from sparse_but_wrong.toy_models.world import World
+from sparse_but_wrong.training.config_types import field_types, of_type
 from sparse_but_wrong.training.make import make_sae
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ def make_saes(
                     f"SAE {spec.sae_id!r}: {config_class.__name__} has no field {name!r}."
                 )
         try:
-            cfg = config_class(**{**typed(config_class, spec.config), "d_in": d_in})
+            cfg = config_class(**{**_typed(spec.config, config_class), "d_in": d_in})
             sae = make_sae(cfg, derive_seed(seed, "sae", spec.sae_id))
             if spec.init == "true_features":
                 if model is None:
@@ -125,3 +125,14 @@ def make_saes(
             raise ValueError(f"SAE {spec.sae_id!r}: {error}") from error
         saes.append(sae.to(device))
     return saes
+
+
+def _typed(config: Mapping[str, Any], config_class: type) -> dict[str, Any]:
+    """The values of a config, once they are of the types that its class declares."""
+    types, values = field_types(config_class), dict(config)
+    for name, value in config.items():
+        try:
+            values[name] = of_type(value, types.get(name, Any))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name} is {value!r}, but {error}.") from error
+    return values

@@ -18,9 +18,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import FiniteFloat, TypeAdapter, ValidationError
+from pydantic import AfterValidator, FiniteFloat, TypeAdapter, ValidationError
 
 from sparse_but_wrong import atomic
 from sparse_but_wrong.runs.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
@@ -37,10 +37,13 @@ _REMEDY = "the run cannot be taken up. Start a new one in another folder"
 _SUMS = "sha256"
 
 
+_Name = Annotated[str, AfterValidator(plain_name)]
+
+
 @dataclass(frozen=True)
 class _SAE:
-    sae_id: str
-    world: str
+    sae_id: _Name
+    world: _Name
     factors: dict[str, Any] = field(default_factory=dict)
 
 
@@ -49,7 +52,7 @@ class _Spec:
     name: str
     title: str
     claim: str
-    worlds: dict[str, dict[str, Any]]
+    worlds: dict[_Name, dict[str, Any]]
     saes: list[_SAE]
     projection_n: list[int] = field(default_factory=list)
 

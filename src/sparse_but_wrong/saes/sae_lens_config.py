@@ -12,14 +12,13 @@ either changes what an SAE computes, the field is honoured here or the SAE is re
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 from sparse_but_wrong.saes.build import check_k, check_positive, check_sizes, shown
+from sparse_but_wrong.training.config_types import field_types, of_type
 
 if TYPE_CHECKING:
     import sae_lens
@@ -92,7 +91,8 @@ def checked_config(
     sae_class, config_class = registry[architecture]
     check_kind(sae_class, architecture, file)
 
-    hints = _hints(config_class)
+    types = field_types(config_class)
+    hints = {f.name: types[f.name] for f in fields(config_class) if f.name in types}
     for name, hint in hints.items():
         if name in config and name not in _CHECKED_ELSEWHERE:
             config[name] = _checked(file, name, config[name], hint)
@@ -171,34 +171,18 @@ _TOPK_OPTIONS = ("k", "use_sparse_activations")
 """What a TopK activation may say without computing anything else."""
 
 
-def _hints(config_class: type) -> dict[str, Any]:
-    """The type of every field of a config, as far as it can be told."""
-    try:
-        hints = get_type_hints(config_class)
-        return {field.name: hints[field.name] for field in fields(config_class)}
-    # Somebody's own class may name types that cannot be found from here.
-    except Exception:
-        return {}
-
-
 def _checked(file: Path, name: str, value: object, hint: Any) -> object:
-    """A field's value, once it is of the field's type; 12.0 counts as 12."""
-    from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
-
+    """A field's value, once it is of the field's type."""
     try:
-        adapter = TypeAdapter(hint, config=ConfigDict(allow_inf_nan=False))
-    except PydanticUserError:
+        return of_type(value, hint)
+    except TypeError:  # a class of somebody's own, which knows itself what to make of it
         return value
-    for read in (value, int(value) if isinstance(value, float) and value.is_integer() else value):
-        # As JSON, where lists stand for tuples too.
-        with suppress(ValidationError):
-            adapter.validate_json(json.dumps(read), strict=True)
-            return read
-    kind = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
-    raise ValueError(
-        f"{name} in {file} is {shown(value)}, not of the type {kind}; copy the file again from its "
-        "source."
-    )
+    except ValueError as error:
+        kind = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+        raise ValueError(
+            f"{name} in {file} is {shown(value)}, not of the type {kind}; copy the file again from "
+            "its source."
+        ) from error
 
 
 def _check_metadata(file: Path, metadata: object) -> None:
