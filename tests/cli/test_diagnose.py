@@ -431,6 +431,31 @@ def test_zeros_and_outliers_are_counted_and_can_be_left_out(tmp_path: Path) -> N
 
 
 @quickly
+def test_special_tokens_of_a_sae_lens_cache_can_be_left_out(tmp_path: Path) -> None:
+    """As its CacheActivationsRunner writes them: a row per sequence, token ids beside."""
+    import datasets
+
+    hook, bos = "blocks.0.hook_resid_post", 7
+    acts = torch.randn(16, 8, D, generator=torch.Generator().manual_seed(0))
+    acts[:, 0] *= 1e4
+    tokens = [[bos, *range(10, 17)]] * 16
+    datasets.Dataset.from_dict({hook: acts.tolist(), "token_ids": tokens}).save_to_disk(
+        str(tmp_path / "cache")
+    )
+    jumprelu().save_model(tmp_path / "sae")
+    done = run(
+        tmp_path,
+        *(str(tmp_path / "sae"), "--exclude-token", str(bos), "--out", str(tmp_path / "out")),
+        activations=tmp_path / "cache",
+    )
+    assert done.exit_code == 0, done.output
+    for text in (done.output, page_text(tmp_path / "out")):
+        assert "16 samples of the tokens" in text
+        assert "Outliers:" not in text
+    assert pd.read_csv(tmp_path / "out/saes.csv")["n_samples"].tolist() == [112]
+
+
+@quickly
 def test_an_sae_that_cannot_normalise_a_sample_leaves_the_others_alone(tmp_path: Path) -> None:
     from sae_lens import StandardSAE, StandardSAEConfig
 

@@ -16,7 +16,7 @@ from sparse_but_wrong.experiments.findings import (
     l0_change_at_end,
     log_every_that_tells,
     moving_in_words,
-    saturated_groups_in_words,
+    sparsity_in_words,
 )
 from sparse_but_wrong.experiments.runner import RunSettings, finish_run
 from sparse_but_wrong.experiments.spec import ONLY_WORLD, SAESpec
@@ -147,15 +147,23 @@ def test_coefficients_that_give_one_l0_are_named_by_kind() -> None:
         return SAESpec(f"sae_{i}", "jumprelu", config, factors={"seed": i})
 
     one_kind = [sae(0, 1.0), sae(1, 10.0), sae(2, 100.0)]
-    (line,) = saturated_groups_in_words(one_kind, l0s(3.0, 2.0, 2.0))
+    (line,) = sparsity_in_words(one_kind, l0s(3.0, 2.0, 2.0))
     assert "coefficient 10 on: 2 there (sae_1) and 2 at 100 (sae_2)" in line
-    assert saturated_groups_in_words(one_kind, l0s(3.0, 2.0, 1.0)) == []
+    assert sparsity_in_words(one_kind, l0s(3.0, 2.0, 1.0)) == []
     two_kinds = [sae(0, 10.0), sae(1, 100.0, jumprelu_bandwidth=2.0)]
-    assert saturated_groups_in_words(two_kinds, l0s(2.0, 2.0)) == []
+    assert sparsity_in_words(two_kinds, l0s(2.0, 2.0)) == []
     controlled = [replace(s, control=TargetL0(2.0)) for s in one_kind]
-    assert saturated_groups_in_words(controlled, l0s(2.0, 2.0, 2.0)) == []
+    assert sparsity_in_words(controlled, l0s(2.0, 2.0, 2.0)) == []
     of_k = [SAESpec(f"sae_{i}", "topk", {"d_sae": 4, "k": k}) for i, k in enumerate((1, 2))]
-    assert saturated_groups_in_words(of_k, l0s(1.0, 1.0)) == []
+    assert sparsity_in_words(of_k, l0s(1.0, 1.0)) == []
+
+
+def test_a_threshold_that_has_not_settled_is_said_of_a_run() -> None:
+    """At k = 12 the L0 as used is 140 after 50 steps, while the log of training says 12."""
+    saes = [SAESpec(f"sae_{i}", "batchtopk", {"d_sae": 400, "k": 12}) for i in range(2)]
+    (line,) = sparsity_in_words(saes, l0s(140.0, 12.3))
+    assert "140 at k = 12 (sae_0)" in line
+    assert "sae_1" not in line
 
 
 def test_a_short_run_says_what_moved_and_what_is_saturated(tmp_path: Path) -> None:

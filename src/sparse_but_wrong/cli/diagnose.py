@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ import click
 import torch
 
 from sparse_but_wrong.activations.dataset_part import DatasetPart
-from sparse_but_wrong.activations.in_order import contiguous_batches
+from sparse_but_wrong.activations.in_order import contiguous_batches, without_tokens
 from sparse_but_wrong.activations.shards import MANIFEST
 from sparse_but_wrong.activations.stored import StoredActivations, open_activations
 from sparse_but_wrong.atomic import claimed, full_disk_named
@@ -44,6 +44,7 @@ def diagnose(
     device: str,
     threads: int | None,
     out: Path | None,
+    exclude_tokens: Collection[int],
     exclude_outliers: bool,
 ) -> None:
     """Load SAEs, measure them in one pass, print a table and write a report.
@@ -82,7 +83,9 @@ def diagnose(
             f"{len(saes)} SAE{'s' if len(saes) > 1 else ''} on {n_samples:,} of "
             f"{stored.n_samples:,} samples of {stored.name}, d_in {stored.d_in}"
         )
-        scores, broken, of_samples = _measure(saes, stored, batch_size, samples, exclude_outliers)
+        scores, broken, of_samples = _measure(
+            saes, stored, batch_size, samples, exclude_tokens, exclude_outliers
+        )
         failed.update(broken)
         _say(broken if scores else failed, anything_left=bool(scores))
         origins = {name: origin_of(saes[name]) for name in scores}
@@ -195,46 +198,67 @@ def _short(name: str) -> str:
     return Path(name).resolve().name if Path(name).exists() else name
 
 
+class _Kept:
+    """Which samples are measured, for `contiguous_batches`; counts what it leaves out."""
+
+    def __init__(self, tokens: Collection[int], outliers: WithoutOutliers | None) -> None:
+        self._tokens = without_tokens(tokens) if tokens else None
+        self._outliers = outliers
+        self.leaves_out = bool(tokens) or outliers is not None
+        self.n_of_tokens = 0
+
+    def __call__(self, rows: torch.Tensor, token_ids: torch.Tensor | None) -> torch.Tensor:
+        kept = torch.ones(len(rows), dtype=torch.bool)
+        if self._tokens is not None:
+            kept &= self._tokens(rows, token_ids)
+            self.n_of_tokens += int((~kept).sum())
+        if self._outliers is not None:
+            kept[kept.clone()] = self._outliers(rows[kept])
+        return kept
+
+
 def _measure(
     saes: Mapping[str, sae_lens.SAE[Any]],
     stored: StoredActivations,
     batch_size: int,
     samples: int | None,
+    exclude_tokens: Collection[int],
     exclude_outliers: bool,
 ) -> tuple[dict[str, StreamScore], dict[str, Exception], list[str]]:
     """The scores, what went wrong, and what there is to say of the samples."""
-    tally = NormTally()
-    said: list[str] = []
+    tally, outliers = NormTally(), None
     if exclude_outliers:
         # Which samples those are is known only once the norms of all are.
-        for batch in _batches(stored, batch_size, samples, "Reading norms"):
+        kept = _Kept(exclude_tokens, None)
+        for batch in _batches(stored, batch_size, samples, kept, "Reading norms"):
             tally.add(batch)
-        batches = WithoutOutliers(
-            _batches(stored, batch_size, samples, "Measuring"), tally.result()
-        )
-    else:
-        batches = tally.watch(_batches(stored, batch_size, samples, "Measuring"))
+        outliers, tally = WithoutOutliers(tally.result()), NormTally()
+    kept = _Kept(exclude_tokens, outliers)
+    batches = tally.watch(_batches(stored, batch_size, samples, kept, "Measuring"))
     results = dict(zip(saes, measure_each(list(saes.values()), batches), strict=True))
-    if isinstance(batches, WithoutOutliers):
-        said.append(
-            f"Left out: {batches.n_zero:,} samples of zeros and {batches.n_outliers:,} with a norm "
-            f"of more than {OUTLIER:g} times the median ({tally.result().median:.3g})."
-        )
-    else:
+    said = []
+    if exclude_tokens:
+        said.append(f"Left out: {kept.n_of_tokens:,} samples of the tokens to exclude.")
+    if outliers is None:
         said += tally.result().in_words()
+    else:
+        said.append(
+            f"Left out: {outliers.n_zero:,} samples of zeros and {outliers.n_outliers:,} with a "
+            f"norm of more than {OUTLIER:g} times the median ({outliers.median:.3g})."
+        )
     scores = {name: r for name, r in results.items() if isinstance(r, StreamScore)}
     failed = {name: r for name, r in results.items() if isinstance(r, Exception)}
     return scores, failed, said
 
 
 def _batches(
-    stored: StoredActivations, batch_size: int, samples: int | None, what: str
+    stored: StoredActivations, batch_size: int, samples: int | None, kept: _Kept, what: str
 ) -> Iterator[torch.Tensor]:
     from tqdm import tqdm
 
     n_samples = stored.n_samples if samples is None else min(samples, stored.n_samples)
     bar = tqdm(
-        contiguous_batches(stored, batch_size, samples),
+        contiguous_batches(stored, batch_size, samples, keep=kept if kept.leaves_out else None),
         desc=what,
         unit=" batches",
         total=-(-n_samples // batch_size),

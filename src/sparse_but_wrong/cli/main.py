@@ -189,6 +189,13 @@ def find_l0(
     "most 4096]",
 )
 @click.option(
+    "--exclude-token",
+    "exclude_tokens",
+    type=click.IntRange(min=0),
+    multiple=True,
+    help="Leave out samples of this token, by its id: BOS, say. Can be given several times.",
+)
+@click.option(
     "--exclude-outliers",
     is_flag=True,
     help="Leave out samples of zeros and those with more than 10 times the median norm.",
@@ -206,6 +213,7 @@ def diagnose(
     column: str | None,
     samples: int | None,
     batch_size: int | None,
+    exclude_tokens: tuple[int, ...],
     exclude_outliers: bool,
     device: str,
     threads: int | None,
@@ -228,6 +236,7 @@ def diagnose(
         device=device,
         threads=threads,
         out=out,
+        exclude_tokens=exclude_tokens,
         exclude_outliers=exclude_outliers,
     )
 

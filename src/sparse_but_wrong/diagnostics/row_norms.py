@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sparse_but_wrong.diagnostics.projection_counts import count_above, count_values, sorted_entries
@@ -110,24 +110,21 @@ def norms_of(batch: Float[Tensor, "B D"]) -> Float[Tensor, " B"]:
 
 
 class WithoutOutliers:
-    """Batches without samples of zeros and without outliers; batches that are left empty, too.
+    """Tells which samples are neither zeros nor outliers, and counts the others.
 
     Args:
-        batches: as they come.
-        norms: of all samples, from a pass before this one.
+        norms: of all samples, from a pass before.
     """
 
-    def __init__(self, batches: Iterable[Float[Tensor, "_batch D"]], norms: RowNorms) -> None:
-        self._batches, self._limit = batches, norms.limit
+    def __init__(self, norms: RowNorms) -> None:
+        self.median, self._limit = norms.median, norms.limit
         self.n_zero, self.n_outliers = 0, 0
         """Left out so far."""
 
-    def __iter__(self) -> Iterator[Tensor]:
-        for batch in self._batches:
-            norms = norms_of(batch)
-            zero, above = norms == 0, norms > self._limit
-            self.n_zero += int(zero.sum())
-            self.n_outliers += int(above.sum())
-            kept = batch[~(zero | above)]
-            if len(kept):
-                yield kept
+    def __call__(self, rows: Float[Tensor, "B D"]) -> Bool[Tensor, " B"]:
+        """Which of some samples to keep."""
+        norms = norms_of(rows)
+        zero, above = norms == 0, norms > self._limit
+        self.n_zero += int(zero.sum())
+        self.n_outliers += int(above.sum())
+        return ~(zero | above)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from sparse_but_wrong.diagnostics.findings import saturated
+from sparse_but_wrong.diagnostics.findings import saturated, unsettled_thresholds
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -208,8 +208,11 @@ def moving_in_words(table: pd.DataFrame) -> str | None:
     return None
 
 
-def saturated_groups_in_words(saes: Sequence[SAESpec], table: pd.DataFrame) -> list[str]:
-    """Which coefficients of a run give one L0 up to the largest, a sentence per kind of SAE.
+def sparsity_in_words(saes: Sequence[SAESpec], table: pd.DataFrame) -> list[str]:
+    """What sets the sparsity of a run's SAEs and does not do as it should, as sentences.
+
+    Those are thresholds of BatchTopK SAEs that have not settled at their k, and coefficients that
+    give one L0 up to the largest, by kind of SAE.
 
     Args:
         saes: of the run. Those that differ in a coefficient only, or in a factor besides, are of
@@ -224,7 +227,13 @@ def saturated_groups_in_words(saes: Sequence[SAESpec], table: pd.DataFrame) -> l
         if len(coefficients) == 1 and sae.control is None:
             kind = json.dumps([sae.world, sae.architecture, sae.init, config], sort_keys=True)
             kinds.setdefault(kind, []).append((sae.sae_id, coefficients[0], l0s[sae.sae_id]))
-    return [line for line in map(saturated, kinds.values()) if line is not None]
+    thresholds = [
+        (sae.sae_id, float(sae.config["k"]), l0s[sae.sae_id])
+        for sae in saes
+        if "batchtopk" in sae.architecture and "k" in sae.config
+    ]
+    lines = (unsettled_thresholds(thresholds), *map(saturated, kinds.values()))
+    return [line for line in lines if line is not None]
 
 
 def ranges(numbers: Sequence[int]) -> str:

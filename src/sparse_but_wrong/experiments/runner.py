@@ -20,7 +20,7 @@ from sparse_but_wrong.experiments.findings import (
     l0_change_at_end,
     log_every_that_tells,
     moving_in_words,
-    saturated_groups_in_words,
+    sparsity_in_words,
 )
 from sparse_but_wrong.experiments.make import make_saes
 from sparse_but_wrong.experiments.registry import get_analysis
@@ -219,8 +219,8 @@ def _measure(folder: RunFolder, spec: ExperimentSpec, settings: RunSettings) -> 
     if folder.manifest["quick"] and spec.saes:
         verdict = verdict.unjudged("A quick run: everything works, and its figures mean nothing.")
     moving = moving_in_words(table) if spec.saes else None
-    saturated = saturated_groups_in_words(spec.saes, table) if spec.saes else []
-    remarks = (*verdict.remarks, *([moving] if moving else []), *saturated)
+    sparsity = sparsity_in_words(spec.saes, table) if spec.saes else []
+    remarks = (*verdict.remarks, *([moving] if moving else []), *sparsity)
     results.verdict = Verdict(verdict.checks, remarks)
     folder.manifest["timings"]["evaluation_seconds"] = time.perf_counter() - started
     folder.manifest["true_l0"] = true_l0
