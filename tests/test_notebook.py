@@ -292,7 +292,15 @@ def test_the_seed_reaches_the_run(
 def test_make_passes_the_seed_on() -> None:
     for arguments, expected in (([], ""), (["SEED=3"], " --seed 3")):
         found = subprocess.run(
-            ["make", "--dry-run", "notebook", "NOTEBOOK=my.ipynb", *arguments],
+            # These tests run under make themselves, which then would say where it goes.
+            [
+                "make",
+                "--no-print-directory",
+                "--dry-run",
+                "notebook",
+                "NOTEBOOK=my.ipynb",
+                *arguments,
+            ],
             cwd=SCRIPT.parents[1],
             capture_output=True,
             text=True,
