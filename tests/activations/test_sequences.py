@@ -285,6 +285,25 @@ def test_where_documents_are_cut() -> None:
     assert list(cut(["one ", "two"], None)) == ["one two"]
 
 
+def test_byte_level_tokens_are_the_same_in_pieces() -> None:
+    """As GPT-2, Llama 3 and SmolLM split text; "\\n\\n" before a word is two tokens, else one."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    draw = random.Random(0)
+    text = "".join(
+        draw.choice(["thou", "art", "COUNTESS.", "12", "it's"])
+        + draw.choice([" ", " ", " ", "  ", "\n", "\n\n", "\r\n", "\n\n\n", ".\n", "\t"])
+        for _ in range(3000)
+    )
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.train_from_iterator([text], trainers.BpeTrainer(vocab_size=400, show_progress=False))
+    whole = tokenizer.encode(text).ids
+    assert tokenizer.token_to_id("ĊĊ") in tokenizer.encode("x\n\n").ids
+    for size in (200, 500, 5000):
+        assert [i for piece in cut(text, size) for i in tokenizer.encode(piece).ids] == whole
+
+
 def test_no_more_of_a_file_is_read_than_is_needed(
     model: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,8 +22,9 @@ hundred times the memory of its text, and gives nothing before it is done."""
 IDLE = 10_000
 """Sequences, or texts, in a row of which nothing comes, before a text is given up."""
 
-# Tokenizers begin a new token here: with a word's space, or after the ends of lines.
-_BOUNDARY = re.compile(r"(?<=\S)(?= \S)|(?<=\n)(?=\S)")
+# Tokenizers begin a new token here: with a word's space, or after the end of a line. Not after a
+# blank line: byte-level BPE makes two tokens of "\n\n" before a word, and one at the end of a text.
+_BOUNDARY = re.compile(r"(?<=\S)(?= \S)|(?<=\S\n)(?=\S)")
 
 
 class Sequences(Iterator[Tensor]):
