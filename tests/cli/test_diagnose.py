@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 
 from sparse_but_wrong import atomic
 from sparse_but_wrong.cli.main import cli, main
+from sparse_but_wrong.runs.folder import RunFolder
 
 D, H = 6, 12
 
@@ -252,6 +253,25 @@ def test_a_run_with_a_damaged_sae_gives_the_others(place: Path, tmp_path: Path) 
     assert pd.read_csv(tmp_path / "out/saes.csv")["sae"].tolist() == ["a"]
     assert "not measured: b: " in done.stderr
     assert re.search(r"1 of 3 SAEs .*not there.*: c", done.stderr)
+
+
+@quickly
+def test_a_run_that_changed_or_lost_an_sae_says_so(place: Path, tmp_path: Path) -> None:
+    folder = a_run(tmp_path / "run", {"a": jumprelu(), "b": jumprelu(2.0), "c": None})
+    run_folder = RunFolder.open(folder)
+    for sae_id in ("a", "b"):
+        run_folder.seal(run_folder.sae_path(sae_id))
+    run_folder.write_manifest()
+    weights = folder / "saes/b/sae_weights.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 0x40
+    weights.write_bytes(content)
+    done = run(place, str(folder), "--out", str(tmp_path / "out"))
+    assert done.exit_code == 1, done.output
+    assert pd.read_csv(tmp_path / "out/saes.csv")["sae"].tolist() == ["a"]
+    page = page_text(tmp_path / "out")
+    assert re.search(r"b : .*content has changed", page)
+    assert re.search(r"c : .*is missing", page)
 
 
 @quickly

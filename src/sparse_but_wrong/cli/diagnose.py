@@ -125,14 +125,17 @@ def _load(
     failed: dict[str, Exception] = {}
     for name in names:
         try:
-            inside = _of_run(Path(name)) if is_run(Path(name)) else {_short(name): name}
+            run = RunFolder.open(Path(name)) if is_run(Path(name)) else None
+            inside = {_short(name): name} if run is None else _of_run(run)
         except (ValueError, OSError) as error:
             failed[name] = error
             continue
-        for key, place in inside.items():
+        for sae_id, place in inside.items():
             # Two folders of the same name, from two places, are told apart by the whole of it.
-            key = str(place) if key in saes or key in failed else key
+            key = str(place) if sae_id in saes or sae_id in failed else sae_id
             try:
+                if run is not None:
+                    run.checked_sae_path(sae_id)
                 saes[key] = load_sae(place, device)
             # Anything: what others wrote can be wrong in more ways than a loader foresees.
             except Exception as error:
@@ -140,24 +143,25 @@ def _load(
     return saes, failed
 
 
-def _of_run(path: Path) -> dict[str, Path]:
-    """Where the SAEs of a run lie, by their names.
+def _of_run(folder: RunFolder) -> dict[str, Path]:
+    """Where the SAEs of a run lie, by their names; of a finished run also those that are gone.
 
     Raises:
-        ValueError: its manifest is damaged, or there is no finished SAE.
+        ValueError: there is no finished SAE.
     """
-    folder = RunFolder.open(path)
     ids = [sae["sae_id"] for sae in folder.manifest["spec"]["saes"]]
-    there = {sae_id: folder.sae_path(sae_id) for sae_id in ids if folder.has_sae(sae_id)}
+    there = [sae_id for sae_id in ids if folder.has_sae(sae_id)]
     if not there:
-        raise ValueError(f"{path} is a run without a finished SAE; finish it first.")
+        raise ValueError(f"{folder.path} is a run without a finished SAE; finish it first.")
     if missing := [sae_id for sae_id in ids if sae_id not in there]:
         click.echo(
-            f"sbw: {len(missing)} of {len(ids)} SAEs of {path} are not there and so not measured: "
-            f"{', '.join(missing)}; `sbw run` with --resume trains them.",
+            f"sbw: {len(missing)} of {len(ids)} SAEs of {folder.path} are not there and so not "
+            f"measured: {', '.join(missing)}; `sbw run` with --resume trains them.",
             err=True,
         )
-    return there
+    # A run that is finished had all of them: those that are gone belong among what went wrong.
+    asked = ids if folder.manifest["status"] == "finished" else there
+    return {sae_id: folder.sae_path(sae_id) for sae_id in asked}
 
 
 def _say(failed: Mapping[str, Exception], anything_left: bool) -> None:

@@ -298,14 +298,27 @@ class RunFolder:
         """
         from sae_lens import TrainingSAE
 
-        path = self.sae_path(sae_id)
-        remedy = f"delete {path} and --resume to train the SAE again"
-        self.check(path, remedy)
+        path = self.checked_sae_path(sae_id)
         try:
             return TrainingSAE.load_from_disk(path, device=device)
         except Exception as error:
             # What sae_lens raises depends on which of its files is damaged, and how.
-            raise ValueError(f"{path} is damaged ({one_line(error)}); {remedy}.") from error
+            raise ValueError(
+                f"{path} is damaged ({one_line(error)}); delete {path} and --resume to train the "
+                "SAE again."
+            ) from error
+
+    def checked_sae_path(self, sae_id: str) -> Path:
+        """Where a finished SAE lies, once its files are what they were when they were written.
+
+        Raises:
+            ValueError: one is not, or is gone; the message says what to do.
+        """
+        path = self.sae_path(sae_id)
+        if not path.is_dir():
+            raise ValueError(f"{path} is missing; put it back, or --resume to train the SAE again.")
+        self.check(path, f"delete {path} and --resume to train the SAE again")
+        return path
 
     def write_log(self, sae_id: str, log: SAELog) -> None:
         """Write the training log of an SAE."""
