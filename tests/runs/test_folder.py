@@ -49,6 +49,7 @@ for _ in range(150):
         (("spec", "projection_n"), ["1"], r"spec\.projection_n\.0"),
         (("spec", "training"), DEEP, "nested too deep"),
         (("status",), MISSING, "status"),
+        (("status",), "x", "status"),
         (("seed",), "0", "seed"),
         (("seed",), True, "seed"),
         (("device",), 0, "device"),

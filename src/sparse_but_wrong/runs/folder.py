@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, FiniteFloat, TypeAdapter, ValidationError
 
@@ -89,7 +89,7 @@ class _Manifest:
     """What those who read a manifest rely on; it may say more. Most comes once it is measured."""
 
     experiment: str
-    status: str
+    status: Literal["unfinished", "finished"]
     quick: bool
     seed: int
     device: str

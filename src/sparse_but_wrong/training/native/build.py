@@ -74,10 +74,11 @@ def _built(private: Path) -> Path:
         folder = _cache_folder()
         _sweep(folder)
         for kept in folder.glob(f"kernels-{key}-*.so"):
-            if _why_unsafe(kept.lstat()) is None and kept.name == _name(key, kept):
+            is_safe = kept.is_file() and _why_unsafe(kept.lstat()) is None
+            if is_safe and kept.name == _name(key, kept):
                 return kept
             where = f"again, because {kept} was damaged or could have been changed by others"
-            kept.unlink()
+            _remove(kept)
     except OSError as error:
         folder = private
         where = f"for this process alone, because it cannot be kept: {error}"
@@ -188,7 +189,12 @@ def _sweep(folder: Path) -> None:
         for old in folder.glob(pattern):
             with suppress(OSError):  # another process has just been done with it, or sweeps as well
                 if old.lstat().st_mtime < time.time() - age:
-                    shutil.rmtree(old) if old.is_dir() else old.unlink()
+                    _remove(old)
+
+
+def _remove(place: Path) -> None:
+    is_folder = place.is_dir() and not place.is_symlink()
+    shutil.rmtree(place) if is_folder else place.unlink()
 
 
 def _run(command: list[str]) -> bytes:
