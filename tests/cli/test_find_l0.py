@@ -293,8 +293,6 @@ def test_how_many_saes_of_a_run_are_judged_is_said(monkeypatch: pytest.MonkeyPat
     assert not Path("mine").exists()
     manifest = Path("run/manifest.json")
     manifest.write_text(manifest.read_text().replace(': "finished"', ': "unfinished"'))
-        manifest.read_text().replace('"status": "finished"', '"status": "unfinished"')
-    )
     assert "1 SAEs of 2; the run is not finished" in sbw("find-l0", "run").output
     assert sbw("run", "mine.yaml", "--out", "run", "--resume").exit_code == 0
     assert "2 SAEs: run" in sbw("find-l0", "run").output
