@@ -20,8 +20,8 @@ from benchmarks import ways
 from benchmarks.machine import LARGE, PeakMemory, Products, synchronize
 from benchmarks.sweeps import evenly, make_sweep
 from benchmarks.worlds import BenchWorld
-from sparse_but_wrong.experiments.make import make_saes
-from sparse_but_wrong.experiments.spec import SAESpec
+from sparse_but_wrong.runs.make import make_saes
+from sparse_but_wrong.runs.spec import SAESpec
 from sparse_but_wrong.training.loop import Training
 from sparse_but_wrong.training.options import TrainOptions
 from sparse_but_wrong.training.stack_member import StackMember

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from sparse_but_wrong.experiments.jumprelu import JUMPRELU, PUBLISHED_COEFFICIENTS
-from sparse_but_wrong.experiments.spec import SAESpec
+from sparse_but_wrong.runs.spec import SAESpec
 
 _T = TypeVar("_T")
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.published_data import draw_features_afresh
-from sparse_but_wrong.activations.toy import EmbeddedFeatures
-from sparse_but_wrong.experiments.make import make_world
 from sparse_but_wrong.experiments.worlds import FIFTY_FEATURES
-from sparse_but_wrong.toy_models.sampler import FeatureSampler
+from sparse_but_wrong.runs.make import make_world
+from sparse_but_wrong.worlds.activations import EmbeddedFeatures
+from sparse_but_wrong.worlds.sampler import FeatureSampler
 
 BATCH = 1024
 MID_FEATURES, MID_D_IN, MID_D_SAE = 2048, 256, 1024

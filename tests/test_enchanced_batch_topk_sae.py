@@ -24,8 +24,8 @@ from sparse_but_wrong.enchanced_batch_topk_sae import (
     EnchancedBatchTopKTrainingSAE,
     EnhancedBatchTopKTrainingSAEConfig,
 )
-from sparse_but_wrong.toy_models.eval_sae import eval_sae
-from sparse_but_wrong.toy_models.toy_model import ToyModel
+from sparse_but_wrong.metrics.toy_sae import eval_sae
+from sparse_but_wrong.worlds.toy_model import ToyModel
 from tests.training import oracle
 
 SIZES: dict[str, Any] = {"d_in": oracle.D_IN, "d_sae": oracle.D_SAE}

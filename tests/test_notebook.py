@@ -27,7 +27,7 @@ SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "run_notebook.py"
 SMALL_BUDGET = """\
 import functools
 import torch
-import sparse_but_wrong.toy_models.train_toy_sae as module
+import sparse_but_wrong.training.toy_sae as module
 module.train_toy_sae = functools.partial(
     module.train_toy_sae, training_tokens=20 * 128, train_batch_size_tokens=128
 )

@@ -15,7 +15,7 @@ import torch
 from click.testing import CliRunner
 from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
 
-from sparse_but_wrong.cli import bench_l0, find_l0
+from sparse_but_wrong.cli import find_l0
 from sparse_but_wrong.cli.main import cli
 from sparse_but_wrong.l0.find import FindOptions
 from tests.activations.tiny_model import D_IN, make_tiny_model, write_text
@@ -86,8 +86,7 @@ def test_sbw_commands_run_as_they_stand(tmp_path: Path, monkeypatch: pytest.Monk
         evaluation_samples=4_096,
         learning_batches=20,
     )
-    for command in (find_l0, bench_l0):
-        monkeypatch.setattr(command, "FindOptions", small)
+    monkeypatch.setattr(find_l0, "FindOptions", small)
     measure = functools.partial(
         find_l0.measure_sweep, evaluation_samples=4_096, learning_batches=20
     )

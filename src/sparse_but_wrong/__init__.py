@@ -20,81 +20,81 @@ if TYPE_CHECKING:
     )
     from sparse_but_wrong.activations.shuffled import ShuffledActivations as ShuffledActivations
     from sparse_but_wrong.activations.stored import open_activations as open_activations
-    from sparse_but_wrong.activations.toy import ToyActivations as ToyActivations
-    from sparse_but_wrong.diagnostics.projections import (
-        decoder_projection_curve as decoder_projection_curve,
-    )
-    from sparse_but_wrong.diagnostics.score import score_sae as score_sae
-    from sparse_but_wrong.diagnostics.stream import measure_stream as measure_stream
     from sparse_but_wrong.enchanced_batch_topk_sae import (
         EnchancedBatchTopKTrainingSAE as EnchancedBatchTopKTrainingSAE,
     )
     from sparse_but_wrong.enchanced_batch_topk_sae import (
         EnhancedBatchTopKTrainingSAEConfig as EnhancedBatchTopKTrainingSAEConfig,
     )
+    from sparse_but_wrong.figures.published import (
+        plot_sae_feat_cos_sims as plot_sae_feat_cos_sims,
+    )
+    from sparse_but_wrong.figures.published import (
+        plot_sae_feat_cos_sims_seaborn as plot_sae_feat_cos_sims_seaborn,
+    )
     from sparse_but_wrong.l0.find import FindOptions as FindOptions
     from sparse_but_wrong.l0.find import find_l0 as find_l0
     from sparse_but_wrong.l0.recommend import L0Recommendation as L0Recommendation
     from sparse_but_wrong.l0.recommend import recommend_l0 as recommend_l0
     from sparse_but_wrong.l0.sweep import measure_sweep as measure_sweep
+    from sparse_but_wrong.metrics.projections import (
+        decoder_projection_curve as decoder_projection_curve,
+    )
+    from sparse_but_wrong.metrics.score import score_sae as score_sae
+    from sparse_but_wrong.metrics.stream import measure_stream as measure_stream
     from sparse_but_wrong.nth_decoder_projection import (
         nth_decoder_projection as nth_decoder_projection,
     )
     from sparse_but_wrong.saes.load import load_sae as load_sae
-    from sparse_but_wrong.toy_models.get_training_batch import (
-        generate_random_correlation_matrix as generate_random_correlation_matrix,
-    )
-    from sparse_but_wrong.toy_models.get_training_batch import (
-        get_training_batch as get_training_batch,
-    )
-    from sparse_but_wrong.toy_models.plotting import (
-        plot_sae_feat_cos_sims as plot_sae_feat_cos_sims,
-    )
-    from sparse_but_wrong.toy_models.plotting import (
-        plot_sae_feat_cos_sims_seaborn as plot_sae_feat_cos_sims_seaborn,
-    )
-    from sparse_but_wrong.toy_models.sampler import FeatureSampler as FeatureSampler
-    from sparse_but_wrong.toy_models.toy_model import ToyModel as ToyModel
-    from sparse_but_wrong.toy_models.train_toy_sae import train_toy_sae as train_toy_sae
     from sparse_but_wrong.training.controls import KTransition as KTransition
     from sparse_but_wrong.training.controls import TargetL0 as TargetL0
     from sparse_but_wrong.training.loop import Snapshot as Snapshot
     from sparse_but_wrong.training.loop import train_saes as train_saes
     from sparse_but_wrong.training.make import make_saes as make_saes
     from sparse_but_wrong.training.options import TrainOptions as TrainOptions
+    from sparse_but_wrong.training.toy_sae import train_toy_sae as train_toy_sae
+    from sparse_but_wrong.worlds.activations import ToyActivations as ToyActivations
+    from sparse_but_wrong.worlds.sampler import FeatureSampler as FeatureSampler
+    from sparse_but_wrong.worlds.toy_model import ToyModel as ToyModel
+    from sparse_but_wrong.worlds.training_batch import (
+        generate_random_correlation_matrix as generate_random_correlation_matrix,
+    )
+    from sparse_but_wrong.worlds.training_batch import (
+        get_training_batch as get_training_batch,
+    )
 
 _HOMES = {
     "EnchancedBatchTopKTrainingSAE": "sparse_but_wrong.enchanced_batch_topk_sae",
     "EnhancedBatchTopKTrainingSAEConfig": "sparse_but_wrong.enchanced_batch_topk_sae",
-    "FeatureSampler": "sparse_but_wrong.toy_models.sampler",
+    "FeatureSampler": "sparse_but_wrong.worlds.sampler",
     "FindOptions": "sparse_but_wrong.l0.find",
     "KTransition": "sparse_but_wrong.training.controls",
     "L0Recommendation": "sparse_but_wrong.l0.recommend",
     "ShuffledActivations": "sparse_but_wrong.activations.shuffled",
     "Snapshot": "sparse_but_wrong.training.loop",
     "TargetL0": "sparse_but_wrong.training.controls",
-    "ToyActivations": "sparse_but_wrong.activations.toy",
-    "ToyModel": "sparse_but_wrong.toy_models.toy_model",
+    "ToyActivations": "sparse_but_wrong.worlds.activations",
+    "ToyModel": "sparse_but_wrong.worlds.toy_model",
     "TrainOptions": "sparse_but_wrong.training.options",
     "cache_activations": "sparse_but_wrong.activations.cache",
     "contiguous_batches": "sparse_but_wrong.activations.in_order",
-    "decoder_projection_curve": "sparse_but_wrong.diagnostics.projections",
+    "decoder_projection_curve": "sparse_but_wrong.metrics.projections",
     "find_l0": "sparse_but_wrong.l0.find",
-    "generate_random_correlation_matrix": "sparse_but_wrong.toy_models.get_training_batch",
-    "get_training_batch": "sparse_but_wrong.toy_models.get_training_batch",
+    "generate_random_correlation_matrix": "sparse_but_wrong.worlds.training_batch",
+    "get_training_batch": "sparse_but_wrong.worlds.training_batch",
     "load_sae": "sparse_but_wrong.saes.load",
     "make_saes": "sparse_but_wrong.training.make",
-    "measure_stream": "sparse_but_wrong.diagnostics.stream",
+    "measure_stream": "sparse_but_wrong.metrics.stream",
     "measure_sweep": "sparse_but_wrong.l0.sweep",
     "nth_decoder_projection": "sparse_but_wrong.nth_decoder_projection",
     "open_activations": "sparse_but_wrong.activations.stored",
     "open_language_model": "sparse_but_wrong.activations.language_model",
-    "plot_sae_feat_cos_sims": "sparse_but_wrong.toy_models.plotting",
-    "plot_sae_feat_cos_sims_seaborn": "sparse_but_wrong.toy_models.plotting",
+    "plot_sae_feat_cos_sims": "sparse_but_wrong.figures.published",
+    "plot_sae_feat_cos_sims_seaborn": "sparse_but_wrong.figures.published",
     "recommend_l0": "sparse_but_wrong.l0.recommend",
-    "score_sae": "sparse_but_wrong.diagnostics.score",
+    "score_sae": "sparse_but_wrong.metrics.score",
     "train_saes": "sparse_but_wrong.training.loop",
-    "train_toy_sae": "sparse_but_wrong.toy_models.train_toy_sae",
+    "train_toy_sae": "sparse_but_wrong.training.toy_sae",
 }
 
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]

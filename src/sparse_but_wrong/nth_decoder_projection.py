@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparse_but_wrong.diagnostics._order_statistics import check_n
-from sparse_but_wrong.diagnostics.samples import check_activations
-from sparse_but_wrong.diagnostics.working_space import decoder_frame
+from sparse_but_wrong.metrics._order_statistics import check_n
+from sparse_but_wrong.metrics.samples import check_activations
+from sparse_but_wrong.metrics.working_space import decoder_frame
 
 if TYPE_CHECKING:
     import sae_lens
@@ -24,7 +24,7 @@ def nth_decoder_projection(
 
     Decoder rows keep the norms they have, and the value grows with them. To compare SAEs, or to
     look at more than one n, use
-    `sparse_but_wrong.diagnostics.projections.decoder_projection_curve`, which scales the rows to
+    `sparse_but_wrong.metrics.projections.decoder_projection_curve`, which scales the rows to
     unit norm and gives every n for the price of one.
 
     Args:

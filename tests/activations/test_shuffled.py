@@ -22,12 +22,12 @@ from torch import Tensor
 from sparse_but_wrong.activations.in_order import contiguous_batches
 from sparse_but_wrong.activations.part import Part, TensorPart
 from sparse_but_wrong.activations.shuffled import RUN, ShuffledActivations
-from sparse_but_wrong.activations.source import ResumableSource
 from sparse_but_wrong.activations.split import hold_out
 from sparse_but_wrong.activations.stored import StoredActivations, open_activations
 from sparse_but_wrong.training.loop import train_saes
 from sparse_but_wrong.training.make import make_saes
 from sparse_but_wrong.training.options import TrainOptions
+from sparse_but_wrong.training.source import ResumableSource
 from tests.activations.test_stored import Recorder
 
 N, D_IN = 1_000, 3

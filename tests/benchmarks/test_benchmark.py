@@ -16,7 +16,7 @@ from benchmarks.sweeps import SWEEPS, evenly, make_sweep
 from benchmarks.targets import CPU_TARGETS, CUDA_TARGETS, Target
 from benchmarks.worlds import WORLDS, BenchWorld
 from sparse_but_wrong.experiments.jumprelu import JUMPRELU
-from sparse_but_wrong.experiments.make import make_saes
+from sparse_but_wrong.runs.make import make_saes
 
 
 def tiny_world() -> BenchWorld:

@@ -21,8 +21,8 @@ from sparse_but_wrong.cli import main as cli_main
 from sparse_but_wrong.cli.main import main
 from sparse_but_wrong.experiments.jumprelu import JUMPRELU
 from sparse_but_wrong.experiments.runner import RunSettings
-from sparse_but_wrong.experiments.spec_file import to_yaml
 from sparse_but_wrong.runs.folder import RunFolder
+from sparse_but_wrong.runs.spec_file import to_yaml
 from tests.experiments import tiny
 from tests.experiments.tiny import started
 

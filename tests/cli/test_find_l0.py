@@ -1,10 +1,9 @@
-"""`sbw find-l0` and `sbw bench-l0` as a user types them; the search itself is made small."""
+"""`sbw find-l0` as a user types it; the search itself is made small."""
 
 from __future__ import annotations
 
 import errno
 import json
-import logging
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -19,14 +18,12 @@ from filelock import FileLock
 from safetensors.torch import save_file
 
 from sparse_but_wrong.atomic import LOCK, make_free_folder
-from sparse_but_wrong.cli import bench_l0, find_l0
+from sparse_but_wrong.cli import find_l0
 from sparse_but_wrong.cli.main import cli
 from sparse_but_wrong.l0.find import FindOptions
 from sparse_but_wrong.l0.recommend import L0Recommendation, recommend_l0
 from sparse_but_wrong.l0.sweep import Sweep
-from sparse_but_wrong.l0_benchmark.run import Row
 from tests.l0.evidence import count, presence, sweep
-from tests.l0_benchmark.test_summary import row
 
 CLEAR = recommend_l0(sweep())
 
@@ -296,57 +293,3 @@ def test_how_many_saes_of_a_run_are_judged_is_said(monkeypatch: pytest.MonkeyPat
     assert "1 SAEs of 2; the run is not finished" in sbw("find-l0", "run").output
     assert sbw("run", "mine.yaml", "--out", "run", "--resume").exit_code == 0
     assert "2 SAEs: run" in sbw("find-l0", "run").output
-
-
-def test_two_benchmarks_do_not_lose_each_others_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    refused: list[str] = []
-
-    def answer(worlds: list[Any], seed: int, options: FindOptions) -> Iterator[Row]:
-        del seed, options
-        refused.append(str(sbw("bench-l0", "blocks").exception))
-        yield from (row(world.name, 10.05) for world in worlds)
-
-    monkeypatch.setattr(bench_l0, "run_benchmark", answer)
-    assert sbw("bench-l0", "constant-small").exit_code == 0
-    assert "another process is working in runs/bench-l0" in refused[0]
-
-
-def test_a_row_that_finds_the_disk_full_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(bench_l0, "run_benchmark", lambda *_: iter([row("blocks", 10.05)]))
-    monkeypatch.setattr(bench_l0, "append_row", full)
-    result = sbw("bench-l0", "blocks")
-    assert "blocks: true L0" in result.output
-    assert re.search(r"disk of runs/bench-l0 is full.* kept", str(result.exception))
-
-
-def test_the_benchmark_keeps_what_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    run: list[str] = []
-
-    training = logging.getLogger("sparse_but_wrong.training")
-    level = training.level
-
-    def answer(worlds: list[Any], seed: int, options: FindOptions) -> Iterator[Row]:
-        assert seed == 0
-        assert training.level == logging.ERROR
-        assert not options.progress
-        for world in worlds:
-            run.append(world.name)
-            yield row(world.name, 10.05)
-
-    monkeypatch.setattr(bench_l0, "run_benchmark", answer)
-    first = sbw("bench-l0", "constant-small")
-    assert first.exit_code == 0, first.output
-    assert "constant-small: true L0 10.00; 10.05" in first.output
-    assert "within 5 %: 100.0% (aim ≥ 90.0%: met)" in first.output
-    second = sbw("bench-l0", "constant-small", "blocks", "blocks")
-    assert second.exit_code == 0
-    assert "1 of the worlds are in runs/bench-l0/seed_0.csv already" in second.output
-    assert run == ["constant-small", "blocks"]
-    assert "worlds with d_sae ≥ features: 2" in second.output
-    assert Path("runs/bench-l0/seed_0.csv").read_text().count("\n") == 3
-    assert training.level == level
-    unknown = sbw("bench-l0", "atlantis")
-    assert "there is no world 'atlantis'" in str(unknown.exception)

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from sparse_but_wrong.experiments import registry
-from sparse_but_wrong.experiments.spec_file import to_yaml
+from sparse_but_wrong.runs.spec_file import to_yaml
 from tests.cli.test_cli import sbw
 from tests.experiments import tiny
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from sparse_but_wrong.experiments.analysis import Results
 from sparse_but_wrong.experiments.runner import RunSettings, finish_run
-from sparse_but_wrong.experiments.spec import CorrelationSpec, ExperimentSpec, SAESpec, WorldSpec
+from sparse_but_wrong.runs.spec import CorrelationSpec, ExperimentSpec, SAESpec, WorldSpec
 from sparse_but_wrong.training.options import TrainOptions
 from tests.experiments.tiny import started
 

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 
 from sparse_but_wrong.experiments.batchtopk import BATCHTOPK, BatchTopK, judge_over_seeds
-from sparse_but_wrong.experiments.spec import ExperimentSpec
 from sparse_but_wrong.experiments.worlds import FIFTY_FEATURES
+from sparse_but_wrong.runs.spec import ExperimentSpec
 from tests.experiments.small_specs import assert_run_is_whole, run, shrunk, with_k
 
 TRUE_L0 = 10.95

@@ -19,8 +19,8 @@ from sparse_but_wrong.experiments.cheating import (
     judge_tradeoff,
 )
 from sparse_but_wrong.experiments.requirements import true_l0_of
-from sparse_but_wrong.experiments.spec import ExperimentSpec
 from sparse_but_wrong.figures.decoder_cosines import decoder_cosines
+from sparse_but_wrong.runs.spec import ExperimentSpec
 from tests.experiments.small_specs import assert_run_is_whole, run, shrunk, with_k
 
 TRUE_L0 = 10.95

@@ -19,7 +19,7 @@ from sparse_but_wrong.experiments.findings import (
     sparsity_in_words,
 )
 from sparse_but_wrong.experiments.runner import RunSettings, finish_run
-from sparse_but_wrong.experiments.spec import ONLY_WORLD, SAESpec
+from sparse_but_wrong.runs.spec import ONLY_WORLD, SAESpec
 from sparse_but_wrong.training.controls import TargetL0
 from tests.experiments import tiny
 

@@ -14,7 +14,7 @@ from sparse_but_wrong.experiments.ground_truth_init import (
     GroundTruthInit,
     judge_start_and_end,
 )
-from sparse_but_wrong.experiments.spec import ExperimentSpec
+from sparse_but_wrong.runs.spec import ExperimentSpec
 from tests.experiments.small_specs import WORLD, assert_run_is_whole, run, shrunk, with_k
 
 

@@ -15,12 +15,12 @@ from sparse_but_wrong.experiments.intuition import (
     mixed_directions,
     nth_projection,
 )
-from sparse_but_wrong.experiments.make import make_world
 from sparse_but_wrong.experiments.registry import ANALYSES, EXPERIMENTS
 from sparse_but_wrong.experiments.runner import RunSettings, finish_run
 from sparse_but_wrong.experiments.small import SMALL
-from sparse_but_wrong.experiments.spec import ONLY_WORLD, ExperimentSpec
 from sparse_but_wrong.experiments.worlds import small_world
+from sparse_but_wrong.runs.make import make_world
+from sparse_but_wrong.runs.spec import ONLY_WORLD, ExperimentSpec
 from tests.experiments.tiny import started
 
 

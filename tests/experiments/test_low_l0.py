@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from sparse_but_wrong.experiments.low_l0 import LOW_L0, LowL0, judge_low_l0
-from sparse_but_wrong.experiments.spec import ExperimentSpec, WorldSpec
+from sparse_but_wrong.runs.spec import ExperimentSpec, WorldSpec
 from tests.experiments.small_specs import assert_run_is_whole, run, shrunk, with_k
 
 TRUE_L0 = 10.95

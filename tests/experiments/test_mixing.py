@@ -11,7 +11,6 @@ import pandas as pd
 import pytest
 import torch
 
-from sparse_but_wrong.experiments.make import make_world
 from sparse_but_wrong.experiments.mixing import (
     Mixing,
     floats,
@@ -31,12 +30,6 @@ from sparse_but_wrong.experiments.small import (
     _of_lowered,
     judge_signs,
 )
-from sparse_but_wrong.experiments.spec import (
-    CorrelatedPairs,
-    CorrelationSpec,
-    ExperimentSpec,
-    WorldSpec,
-)
 from sparse_but_wrong.experiments.strength import (
     CORRELATION_STRENGTH,
     L0_STRENGTH,
@@ -44,6 +37,13 @@ from sparse_but_wrong.experiments.strength import (
     judge_l0s,
 )
 from sparse_but_wrong.experiments.worlds import small_world
+from sparse_but_wrong.runs.make import make_world
+from sparse_but_wrong.runs.spec import (
+    CorrelatedPairs,
+    CorrelationSpec,
+    ExperimentSpec,
+    WorldSpec,
+)
 from sparse_but_wrong.training.controls import KTransition
 from tests.experiments.tiny import started
 

@@ -16,7 +16,7 @@ from sparse_but_wrong.experiments.published_saes import published_saes
 from sparse_but_wrong.experiments.registry import ANALYSES, EXPERIMENTS
 from sparse_but_wrong.experiments.runner import RunSettings, finish_run
 from sparse_but_wrong.experiments.small import SMALL
-from sparse_but_wrong.experiments.spec import ExperimentSpec
+from sparse_but_wrong.runs.spec import ExperimentSpec
 from tests.experiments.tiny import started
 
 

@@ -18,7 +18,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from sparse_but_wrong.diagnostics.score import score_sae
 from sparse_but_wrong.experiments import registry, runner
 from sparse_but_wrong.experiments.analysis import NamedFigure, Results, evaluation_samples
 from sparse_but_wrong.experiments.runner import (
@@ -27,14 +26,15 @@ from sparse_but_wrong.experiments.runner import (
     resume_run,
     start_run,
 )
-from sparse_but_wrong.experiments.spec import ONLY_WORLD, ExperimentSpec
 from sparse_but_wrong.experiments.verdict import Check, Verdict
+from sparse_but_wrong.metrics.score import score_sae
 from sparse_but_wrong.report.write import write_report
 from sparse_but_wrong.runs.folder import RunFolder
-from sparse_but_wrong.toy_models.world import World
+from sparse_but_wrong.runs.spec import ONLY_WORLD, ExperimentSpec
 from sparse_but_wrong.training.controls import KTransition
 from sparse_but_wrong.training.loop import Training
 from sparse_but_wrong.training.native import bindings
+from sparse_but_wrong.worlds.world import World
 from tests.experiments import tiny
 from tests.experiments.tiny import resumed, started
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from sparse_but_wrong.experiments.spec import ExperimentSpec
 from sparse_but_wrong.experiments.transition import (
     TRANSITION,
     Transition,
     judge_transitions,
     loss_at_end,
 )
+from sparse_but_wrong.runs.spec import ExperimentSpec
 from sparse_but_wrong.training.controls import KTransition, why_not_controlled
 from tests.experiments.small_specs import assert_run_is_whole, run, shrunk, with_k
 

@@ -10,17 +10,17 @@ import pytest
 from sparse_but_wrong.experiments import registry
 from sparse_but_wrong.experiments.analysis import MeasuredTable, NamedFigure, Results
 from sparse_but_wrong.experiments.runner import RunSettings, resume_run, start_run
-from sparse_but_wrong.experiments.spec import (
+from sparse_but_wrong.experiments.sweep import Sweep
+from sparse_but_wrong.figures.projection_vs_l0 import projection_vs_l0
+from sparse_but_wrong.figures.training_curves import training_curves
+from sparse_but_wrong.runs.folder import RunFolder
+from sparse_but_wrong.runs.spec import (
     ONLY_WORLD,
     CorrelationSpec,
     ExperimentSpec,
     SAESpec,
     WorldSpec,
 )
-from sparse_but_wrong.experiments.sweep import Sweep
-from sparse_but_wrong.figures.projection_vs_l0 import projection_vs_l0
-from sparse_but_wrong.figures.training_curves import training_curves
-from sparse_but_wrong.runs.folder import RunFolder
 from sparse_but_wrong.training.options import TrainOptions
 
 

@@ -9,9 +9,9 @@ import torch
 from matplotlib.container import ErrorbarContainer
 from matplotlib.patches import StepPatch
 
-from sparse_but_wrong.diagnostics.moments import Estimate
-from sparse_but_wrong.diagnostics.stream import StreamedProjections, StreamScore
 from sparse_but_wrong.figures.stream_scores import SHARES, stream_scores
+from sparse_but_wrong.metrics.moments import Estimate
+from sparse_but_wrong.metrics.stream import StreamedProjections, StreamScore
 
 H = 40
 

@@ -16,7 +16,7 @@ from sparse_but_wrong.l0.directions import Directions
 from sparse_but_wrong.l0.find import FindOptions, find_l0
 from sparse_but_wrong.l0.recommend import L0Recommendation, recommend_l0
 from sparse_but_wrong.l0.sweep import Count, measure_sweep
-from sparse_but_wrong.training.lens import inference_copy
+from sparse_but_wrong.sae_lens_compat import inference_copy
 from sparse_but_wrong.training.loop import train_saes
 from sparse_but_wrong.training.make import make_saes
 from sparse_but_wrong.training.options import TrainOptions

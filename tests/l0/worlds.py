@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from sparse_but_wrong.activations.toy import ToyActivations
 from sparse_but_wrong.l0.directions import Directions
-from sparse_but_wrong.toy_models.get_training_batch import generate_random_correlation_matrix
-from sparse_but_wrong.toy_models.toy_model import ToyModel
-from sparse_but_wrong.toy_models.world import World
+from sparse_but_wrong.worlds.activations import ToyActivations
+from sparse_but_wrong.worlds.toy_model import ToyModel
+from sparse_but_wrong.worlds.training_batch import generate_random_correlation_matrix
+from sparse_but_wrong.worlds.world import World
 
 
 def small_world(

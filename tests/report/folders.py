@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from sae_lens import JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig
 
 from sparse_but_wrong.runs.folder import RunFolder
-from sparse_but_wrong.toy_models.toy_model import ToyModel
-from sparse_but_wrong.toy_models.world import World
+from sparse_but_wrong.worlds.toy_model import ToyModel
+from sparse_but_wrong.worlds.world import World
 
 VERDICT: dict[str, Any] = {
     "outcome": "fails",

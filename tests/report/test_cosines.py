@@ -11,8 +11,8 @@ import torch
 
 from sparse_but_wrong.report.cosines import MOST_SIDE, cosine_frames
 from sparse_but_wrong.report.embed import QUANTUM
-from sparse_but_wrong.toy_models.world import World
-from sparse_but_wrong.util import cos_sims
+from sparse_but_wrong.tensors import cos_sims
+from sparse_but_wrong.worlds.world import World
 from tests.report.folders import Sweep, write_run
 
 

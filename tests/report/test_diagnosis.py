@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from sparse_but_wrong.report.diagnosis import remarks, score_table, write_diagnosis
-from tests.diagnostics.streamed import streamed
+from tests.metrics.streamed import streamed
 
 
 def test_the_folder_holds_every_number(tmp_path):

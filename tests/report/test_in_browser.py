@@ -20,8 +20,8 @@ from sparse_but_wrong.report.diagnosis import write_diagnosis
 from sparse_but_wrong.report.index import write_index
 from sparse_but_wrong.report.recommendation import write_recommendation
 from sparse_but_wrong.report.write import write_report
-from tests.diagnostics.streamed import streamed
 from tests.l0 import evidence
+from tests.metrics.streamed import streamed
 from tests.report.conftest import Watched
 from tests.report.folders import Sweep, results, write_bare_run, write_run
 from tests.report.test_write import HOSTILE

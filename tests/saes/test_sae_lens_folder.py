@@ -32,8 +32,8 @@ from sae_lens.saes.sae import SAEMetadata
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sparse_but_wrong.sae_lens_compat import inference_copy, make_trainer, training_class
 from sparse_but_wrong.saes.load import load_sae
-from sparse_but_wrong.training.lens import inference_copy, make_trainer, training_class
 from sparse_but_wrong.training.options import TrainOptions
 
 D_IN, D_SAE = 6, 10

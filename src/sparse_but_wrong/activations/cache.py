@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from sae_lens.util import get_special_token_ids
 from torch import Tensor
 from tqdm import tqdm
 
@@ -32,6 +31,7 @@ from sparse_but_wrong.activations.manifest import MANIFEST, Shard, shard_name
 from sparse_but_wrong.activations.sequences import IDLE, PIECE_SIZE, Sequences
 from sparse_but_wrong.activations.texts import TOKEN_COLUMNS, Text
 from sparse_but_wrong.atomic import full_disk_named, is_free, locked, remove_leftovers
+from sparse_but_wrong.sae_lens_compat import get_special_token_ids
 from sparse_but_wrong.untrusted import one_line
 
 Dtype = Literal["bfloat16", "float32"]

@@ -14,8 +14,6 @@ from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float32, Int64
-from sae_lens.load_model import HookedProxyLM, load_model
-from sae_lens.util import extract_stop_at_layer_from_tlens_hook_name
 from torch import Tensor
 from transformer_lens import HookedRootModule
 from transformer_lens.loading_from_pretrained import (
@@ -26,6 +24,11 @@ from transformer_lens.loading_from_pretrained import (
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
 from sparse_but_wrong.activations.paths import user_path
+from sparse_but_wrong.sae_lens_compat import (
+    HookedProxyLM,
+    extract_stop_at_layer_from_tlens_hook_name,
+    load_model,
+)
 from sparse_but_wrong.untrusted import one_line
 
 ModelClass = Literal["AutoModelForCausalLM", "HookedTransformer"]

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from jaxtyping import Int64
-from sae_lens.tokenization_and_batching import concat_and_batch_sequences
 from torch import Tensor
 
 from sparse_but_wrong.activations.language_model import LanguageModel
 from sparse_but_wrong.activations.texts import MASK, TOKEN_COLUMNS, LongText, Text
+from sparse_but_wrong.sae_lens_compat import concat_and_batch_sequences
 from sparse_but_wrong.untrusted import one_line
 
 PIECE_SIZE = 2**16

@@ -17,9 +17,9 @@ from sparse_but_wrong.activations.in_order import contiguous_batches, without_to
 from sparse_but_wrong.activations.shards import MANIFEST
 from sparse_but_wrong.activations.stored import StoredActivations, open_activations
 from sparse_but_wrong.atomic import claimed, full_disk_named
-from sparse_but_wrong.diagnostics.origin import of_other_activations, origin_of
-from sparse_but_wrong.diagnostics.row_norms import OUTLIER, NormTally, WithoutOutliers
-from sparse_but_wrong.diagnostics.stream import StreamScore, measure_each
+from sparse_but_wrong.metrics.origin import of_other_activations, origin_of
+from sparse_but_wrong.metrics.row_norms import OUTLIER, NormTally, WithoutOutliers
+from sparse_but_wrong.metrics.stream import StreamScore, measure_each
 from sparse_but_wrong.report.diagnosis import remarks, write_diagnosis
 from sparse_but_wrong.runs.folder import RunFolder, fresh_path, is_run
 from sparse_but_wrong.runs.provenance import provenance

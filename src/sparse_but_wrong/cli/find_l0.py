@@ -19,19 +19,19 @@ from sparse_but_wrong.activations.split import hold_out
 from sparse_but_wrong.activations.stored import is_activations, is_hub_name, open_activations
 from sparse_but_wrong.atomic import claimed, full_disk_named
 from sparse_but_wrong.cli.quiet import quiet_training
-from sparse_but_wrong.experiments.data import load_data, training_stream
-from sparse_but_wrong.experiments.make import make_world
 from sparse_but_wrong.experiments.registry import EXPERIMENTS, get_experiment
-from sparse_but_wrong.experiments.seeds import world_seed
-from sparse_but_wrong.experiments.spec import ActivationsSpec
-from sparse_but_wrong.experiments.spec_file import is_spec_file, read_spec
-from sparse_but_wrong.experiments.stored_world import StoredWorld
 from sparse_but_wrong.l0.find import FindOptions, find_l0
 from sparse_but_wrong.l0.recommend import L0Recommendation, recommend_l0
 from sparse_but_wrong.l0.sweep import EVALUATION_SAMPLES, measure_sweep
 from sparse_but_wrong.report.recommendation import write_recommendation
+from sparse_but_wrong.runs.data import load_data, training_stream
 from sparse_but_wrong.runs.folder import RunFolder, fresh_path, is_run
+from sparse_but_wrong.runs.make import make_world
 from sparse_but_wrong.runs.provenance import provenance
+from sparse_but_wrong.runs.seeds import world_seed
+from sparse_but_wrong.runs.spec import ActivationsSpec
+from sparse_but_wrong.runs.spec_file import is_spec_file, read_spec
+from sparse_but_wrong.runs.stored_world import StoredWorld
 
 RUNS = Path("runs")
 BATCH_SIZE = 1024

@@ -48,7 +48,7 @@ def list_experiments() -> None:
 def show(name: str) -> None:
     """Print the spec of the experiment NAME as YAML, to start one of your own from."""
     from sparse_but_wrong.experiments.registry import get_experiment
-    from sparse_but_wrong.experiments.spec_file import to_yaml
+    from sparse_but_wrong.runs.spec_file import to_yaml
 
     click.echo(to_yaml(get_experiment(name)), nl=False)
 
@@ -371,24 +371,6 @@ def cache_activations(
         no_bos=no_bos,
         resume=resume,
     )
-
-
-@cli.command("bench-l0")
-@click.argument("names", nargs=-1)
-@click.option("--split", type=click.Choice(["tune", "report"]), default="report", show_default=True)
-@click.option(
-    "--out",
-    type=_PATH,
-    default=Path("runs/bench-l0"),
-    help="Where the table goes; worlds that are in it already are not run again.",
-)
-@click.option("--seed", type=int, default=0, help="Of streams and initial weights. [default: 0]")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads. [default: all cores]")
-def bench_l0(names: tuple[str, ...], split: str, out: Path, seed: int, threads: int | None) -> None:
-    """Measure `find-l0` on worlds with known answers, all of a split or those NAMED."""
-    from sparse_but_wrong.cli.bench_l0 import bench
-
-    bench(names, split=split, out=out, seed=seed, threads=threads)
 
 
 def main() -> None:

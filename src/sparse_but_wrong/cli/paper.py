@@ -17,11 +17,11 @@ from sparse_but_wrong.experiments.runner import (
     resume_run,
     start_run,
 )
-from sparse_but_wrong.experiments.spec import ExperimentSpec
 from sparse_but_wrong.experiments.verdict import in_lines
 from sparse_but_wrong.report.index import write_index
 from sparse_but_wrong.report.verdict import shown_verdict
 from sparse_but_wrong.runs.folder import RunFolder, is_run
+from sparse_but_wrong.runs.spec import ExperimentSpec
 
 
 def run_paper(

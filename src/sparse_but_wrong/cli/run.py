@@ -19,9 +19,9 @@ from sparse_but_wrong.experiments.runner import (
     resume_run,
     start_run,
 )
-from sparse_but_wrong.experiments.spec_file import is_spec_file, read_spec
 from sparse_but_wrong.experiments.verdict import in_lines
 from sparse_but_wrong.runs.folder import RunFolder, fresh_path
+from sparse_but_wrong.runs.spec_file import is_spec_file, read_spec
 
 if TYPE_CHECKING:
     from rich.table import Table

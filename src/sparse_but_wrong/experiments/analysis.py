@@ -11,13 +11,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparse_but_wrong.diagnostics.stream import StreamScore
-from sparse_but_wrong.experiments.seeds import world_seed
-from sparse_but_wrong.experiments.spec import ExperimentSpec
 from sparse_but_wrong.experiments.verdict import Verdict
+from sparse_but_wrong.metrics.stream import StreamScore
 from sparse_but_wrong.runs.folder import RunFolder
-from sparse_but_wrong.toy_models.world import World
-from sparse_but_wrong.training.lens import inference_copy
+from sparse_but_wrong.runs.seeds import world_seed
+from sparse_but_wrong.runs.spec import ExperimentSpec
+from sparse_but_wrong.sae_lens_compat import inference_copy
+from sparse_but_wrong.worlds.world import World
 
 if TYPE_CHECKING:
     import pandas as pd

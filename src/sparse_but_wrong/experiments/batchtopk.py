@@ -13,7 +13,6 @@ import numpy as np
 from sparse_but_wrong.experiments.analysis import Analysis, NamedFigure, Results
 from sparse_but_wrong.experiments.findings import NEAR
 from sparse_but_wrong.experiments.requirements import require_k_as_trained, require_numbers
-from sparse_but_wrong.experiments.spec import ONLY_WORLD, ExperimentSpec, SAESpec
 from sparse_but_wrong.experiments.sweep import (
     RECOVERED,
     judge_projections,
@@ -23,6 +22,7 @@ from sparse_but_wrong.experiments.sweep import (
 )
 from sparse_but_wrong.experiments.verdict import Check, Verdict
 from sparse_but_wrong.experiments.worlds import BUDGET, FIFTY_FEATURES, batchtopk
+from sparse_but_wrong.runs.spec import ONLY_WORLD, ExperimentSpec, SAESpec
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sparse_but_wrong.diagnostics.held_to_k import reconstruction_at_k
-from sparse_but_wrong.diagnostics.matched_cosines import matched_cosines
 from sparse_but_wrong.experiments.analysis import Analysis, MeasuredTable, NamedFigure, Results
 from sparse_but_wrong.experiments.findings import NEAR, ranges
-from sparse_but_wrong.experiments.make import make_saes
 from sparse_but_wrong.experiments.requirements import (
     require_k_around_the_truth,
     require_k_as_trained,
     require_latent_per_feature,
 )
-from sparse_but_wrong.experiments.spec import ONLY_WORLD, ExperimentSpec, SAESpec
 from sparse_but_wrong.experiments.sweep import RECOVERED, require_one_world
 from sparse_but_wrong.experiments.verdict import Check, Verdict
 from sparse_but_wrong.experiments.worlds import BUDGET, FIFTY_FEATURES, batchtopk
+from sparse_but_wrong.metrics.held_to_k import reconstruction_at_k
+from sparse_but_wrong.metrics.matched_cosines import matched_cosines
+from sparse_but_wrong.runs.make import make_saes
+from sparse_but_wrong.runs.spec import ONLY_WORLD, ExperimentSpec, SAESpec
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from sparse_but_wrong.diagnostics.findings import saturated, unsettled_thresholds
+from sparse_but_wrong.metrics.findings import saturated, unsettled_thresholds
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from sparse_but_wrong.experiments.spec import SAESpec
+    from sparse_but_wrong.runs.spec import SAESpec
 
 NEAR = 1.0
 """An SAE within this many latents of the true L0 counts as at it."""

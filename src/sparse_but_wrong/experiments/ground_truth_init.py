@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sparse_but_wrong.diagnostics.held_to_k import reconstruction_at_k
-from sparse_but_wrong.diagnostics.matched_cosines import matched_cosines
-from sparse_but_wrong.diagnostics.recovery import match_latents
 from sparse_but_wrong.experiments.analysis import Analysis, MeasuredTable, NamedFigure, Results
 from sparse_but_wrong.experiments.findings import NEAR
-from sparse_but_wrong.experiments.make import make_saes
 from sparse_but_wrong.experiments.requirements import require_k_as_trained, true_l0_of
-from sparse_but_wrong.experiments.spec import ExperimentSpec, SAESpec
 from sparse_but_wrong.experiments.sweep import RECOVERED
 from sparse_but_wrong.experiments.verdict import Check, Verdict
 from sparse_but_wrong.experiments.worlds import BUDGET, FIFTY_FEATURES, batchtopk
+from sparse_but_wrong.metrics.held_to_k import reconstruction_at_k
+from sparse_but_wrong.metrics.matched_cosines import matched_cosines
+from sparse_but_wrong.metrics.recovery import match_latents
+from sparse_but_wrong.runs.make import make_saes
+from sparse_but_wrong.runs.spec import ExperimentSpec, SAESpec
 
 if TYPE_CHECKING:
     import pandas as pd

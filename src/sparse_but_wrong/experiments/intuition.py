@@ -12,12 +12,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparse_but_wrong.experiments.analysis import Analysis, NamedFigure, Results
-from sparse_but_wrong.experiments.spec import ONLY_WORLD, ExperimentSpec
 from sparse_but_wrong.experiments.verdict import Verdict
 from sparse_but_wrong.experiments.worlds import FIFTY_FEATURES
+from sparse_but_wrong.runs.spec import ONLY_WORLD, ExperimentSpec
 
 if TYPE_CHECKING:
-    from sparse_but_wrong.toy_models.world import World
+    from sparse_but_wrong.worlds.world import World
 
 MIXED_BY = 0.5
 """Latents of the drawing's wrong SAE hold this much of every other feature times its latent
@@ -121,7 +121,7 @@ def nth_projection(
     activations: Float[Tensor, "samples d_in"], rows: Float[Tensor, "latents d_in"], n: int
 ) -> float:
     """s_n^dec of unit rows without decoder bias."""
-    from sparse_but_wrong.diagnostics._order_statistics import projection_order_statistics
+    from sparse_but_wrong.metrics._order_statistics import projection_order_statistics
 
     zero = torch.zeros_like(rows[0])
     return projection_order_statistics(activations, rows, zero, (n,))[0].item()

@@ -6,9 +6,9 @@ Source: the JumpReLU notebook of Chanin & Garriga-Alonso 2025, arXiv:2508.16560.
 from __future__ import annotations
 
 from sparse_but_wrong.experiments.analysis import NamedFigure, Results
-from sparse_but_wrong.experiments.spec import ONLY_WORLD, ExperimentSpec, SAESpec
 from sparse_but_wrong.experiments.sweep import Sweep, draw_overview
 from sparse_but_wrong.experiments.worlds import BUDGET, FIFTY_FEATURES, N_FEATURES
+from sparse_but_wrong.runs.spec import ONLY_WORLD, ExperimentSpec, SAESpec
 
 PUBLISHED_COEFFICIENTS = (0.05, 0.07, 0.09, 0.1, 0.3, 0.5, 0.75, 1.0, 1.2, 1.3, 1.4, 1.5)
 # sae_lens trains the threshold itself since 2026, not its logarithm, and then the published

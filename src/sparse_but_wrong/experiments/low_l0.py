@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sparse_but_wrong.diagnostics.matched_cosines import matched_cosines
 from sparse_but_wrong.experiments.analysis import Analysis, MeasuredTable, NamedFigure, Results
 from sparse_but_wrong.experiments.findings import NEAR
 from sparse_but_wrong.experiments.rank_correlation import pearson, rank_correlation
@@ -20,11 +19,12 @@ from sparse_but_wrong.experiments.requirements import (
     require_k_as_trained,
     require_latent_per_feature,
 )
-from sparse_but_wrong.experiments.spec import ONLY_WORLD, ExperimentSpec, SAESpec
 from sparse_but_wrong.experiments.sweep import RECOVERED, require_one_world
 from sparse_but_wrong.experiments.verdict import Check, Verdict
 from sparse_but_wrong.experiments.worlds import BUDGET, FIFTY_FEATURES, batchtopk
-from sparse_but_wrong.toy_models.firing_correlation import firing_correlation
+from sparse_but_wrong.metrics.matched_cosines import matched_cosines
+from sparse_but_wrong.runs.spec import ONLY_WORLD, ExperimentSpec, SAESpec
+from sparse_but_wrong.worlds.firing_correlation import firing_correlation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

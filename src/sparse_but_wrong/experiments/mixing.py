@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Float
 
-from sparse_but_wrong.diagnostics.mixing import feature_mixing, mean_abs_cosine
 from sparse_but_wrong.experiments.analysis import Analysis, MeasuredTable, Results
 from sparse_but_wrong.experiments.requirements import require_k_as_trained
-from sparse_but_wrong.experiments.spec import (
+from sparse_but_wrong.experiments.worlds import BUDGET, N_SMALL, batchtopk
+from sparse_but_wrong.metrics.mixing import feature_mixing, mean_abs_cosine
+from sparse_but_wrong.runs.spec import (
     CorrelatedPairs,
     ExperimentSpec,
     SAESpec,
     WorldSpec,
 )
-from sparse_but_wrong.experiments.worlds import BUDGET, N_SMALL, batchtopk
-from sparse_but_wrong.toy_models.firing_correlation import firing_correlation
 from sparse_but_wrong.training.controls import KTransition
+from sparse_but_wrong.worlds.firing_correlation import firing_correlation
 
 if TYPE_CHECKING:
     import pandas as pd

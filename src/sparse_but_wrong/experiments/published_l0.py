@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from sparse_but_wrong.experiments.analysis import Analysis, MeasuredTable, NamedFigure, Results
 from sparse_but_wrong.experiments.published_saes import RESIDUAL, published_saes
-from sparse_but_wrong.experiments.spec import ExperimentSpec
 from sparse_but_wrong.experiments.verdict import Check, Verdict
+from sparse_but_wrong.runs.spec import ExperimentSpec
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,7 +75,7 @@ class PublishedL0(Analysis):
     def measure(self, results: Results) -> dict[str, MeasuredTable]:
         """As the base class: a row per published SAE."""
         del results
-        from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+        from sparse_but_wrong.sae_lens_compat import get_pretrained_saes_directory
 
         table = with_elbows(published_saes(get_pretrained_saes_directory()))
         return {

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import pandas as pd
-    from sae_lens.loading.pretrained_saes_directory import PretrainedSAELookup
+
+    from sparse_but_wrong.sae_lens_compat import PretrainedSAELookup
 
 RESIDUAL = "residual"
 

@@ -11,7 +11,6 @@ from sparse_but_wrong.experiments.jumprelu import JUMPRELU, JumpReLU
 from sparse_but_wrong.experiments.low_l0 import LOW_L0, LowL0
 from sparse_but_wrong.experiments.published_l0 import PUBLISHED_L0, PublishedL0
 from sparse_but_wrong.experiments.small import SMALL, SUPERPOSITION, Small, Superposition
-from sparse_but_wrong.experiments.spec import ExperimentSpec
 from sparse_but_wrong.experiments.strength import (
     CORRELATION_STRENGTH,
     L0_STRENGTH,
@@ -21,6 +20,7 @@ from sparse_but_wrong.experiments.strength import (
 from sparse_but_wrong.experiments.sweep import Sweep
 from sparse_but_wrong.experiments.transition import TRANSITION, Transition
 from sparse_but_wrong.experiments.unknown import UnknownL0
+from sparse_but_wrong.runs.spec import ExperimentSpec
 
 EXPERIMENTS: dict[str, ExperimentSpec] = {
     spec.name: spec

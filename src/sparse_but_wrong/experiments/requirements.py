@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from sparse_but_wrong.experiments.spec import ExperimentSpec
+from sparse_but_wrong.runs.spec import ExperimentSpec
 
 
 def require_numbers(spec: ExperimentSpec, factors: Sequence[str]) -> None:

@@ -12,30 +12,30 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sparse_but_wrong import atomic
-from sparse_but_wrong.diagnostics.score import score_sae
-from sparse_but_wrong.diagnostics.stream import StreamScore, measure_stream
 from sparse_but_wrong.experiments.analysis import Results, evaluation_samples, inference_sae
-from sparse_but_wrong.experiments.data import load_data, make_data, training_stream, width
 from sparse_but_wrong.experiments.findings import (
     l0_change_at_end,
     log_every_that_tells,
     moving_in_words,
     sparsity_in_words,
 )
-from sparse_but_wrong.experiments.make import make_saes
 from sparse_but_wrong.experiments.registry import get_analysis
-from sparse_but_wrong.experiments.seeds import world_seed
-from sparse_but_wrong.experiments.spec import ExperimentSpec, SAESpec
-from sparse_but_wrong.experiments.stored_world import StoredWorld
 from sparse_but_wrong.experiments.verdict import Verdict
 from sparse_but_wrong.figures.save import save_figure
+from sparse_but_wrong.metrics.score import score_sae
+from sparse_but_wrong.metrics.stream import StreamScore, measure_stream
 from sparse_but_wrong.report.write import write_report
 from sparse_but_wrong.runs.checkpoint import Checkpoint
+from sparse_but_wrong.runs.data import load_data, make_data, training_stream, width
 from sparse_but_wrong.runs.folder import RunFolder
+from sparse_but_wrong.runs.make import make_saes
 from sparse_but_wrong.runs.provenance import provenance
-from sparse_but_wrong.toy_models.world import World
+from sparse_but_wrong.runs.seeds import world_seed
+from sparse_but_wrong.runs.spec import ExperimentSpec, SAESpec
+from sparse_but_wrong.runs.stored_world import StoredWorld
 from sparse_but_wrong.training.log import SAELog
 from sparse_but_wrong.training.loop import Training
+from sparse_but_wrong.worlds.world import World
 
 if TYPE_CHECKING:
     import pandas as pd

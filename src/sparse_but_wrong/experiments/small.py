@@ -26,9 +26,9 @@ from sparse_but_wrong.experiments.mixing import (
     of_components,
     small_sae,
 )
-from sparse_but_wrong.experiments.spec import ExperimentSpec
 from sparse_but_wrong.experiments.verdict import Check, Verdict
 from sparse_but_wrong.experiments.worlds import BUDGET, N_SMALL, small_world
+from sparse_but_wrong.runs.spec import ExperimentSpec
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -291,11 +291,11 @@ def _ks(rows: pd.DataFrame) -> str:
 
 def _heatmaps(results: Results, table: pd.DataFrame, prefix: str) -> list[NamedFigure]:
     """What each latent holds of each feature, in the first world of each correlation."""
-    from sparse_but_wrong.diagnostics.mixing import feature_components
     from sparse_but_wrong.figures.feature_components import (
         ComponentsPanel,
         feature_components_heatmaps,
     )
+    from sparse_but_wrong.metrics.mixing import feature_components
 
     firsts = table.drop_duplicates("correlation")["world"].tolist()
     table = table.loc[table["world"].isin(firsts)]

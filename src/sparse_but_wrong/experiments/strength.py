@@ -31,9 +31,9 @@ from sparse_but_wrong.experiments.mixing import (
 )
 from sparse_but_wrong.experiments.rank_correlation import rank_correlation
 from sparse_but_wrong.experiments.requirements import true_l0_of
-from sparse_but_wrong.experiments.spec import ExperimentSpec
 from sparse_but_wrong.experiments.verdict import Check, Verdict
 from sparse_but_wrong.experiments.worlds import BUDGET, small_world
+from sparse_but_wrong.runs.spec import ExperimentSpec
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -18,7 +18,7 @@ from sparse_but_wrong.experiments.verdict import Check, Verdict
 if TYPE_CHECKING:
     import pandas as pd
 
-    from sparse_but_wrong.experiments.spec import ExperimentSpec
+    from sparse_but_wrong.runs.spec import ExperimentSpec
 
 RECOVERED = 0.99
 """Mean matched cosine above which an SAE's latents are the true features."""

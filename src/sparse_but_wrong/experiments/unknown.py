@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from sparse_but_wrong.experiments.analysis import Analysis, NamedFigure, Results
-from sparse_but_wrong.experiments.spec import ActivationsSpec, ExperimentSpec
 from sparse_but_wrong.experiments.verdict import Verdict
+from sparse_but_wrong.runs.spec import ActivationsSpec, ExperimentSpec
 
 
 class UnknownL0(Analysis):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sparse_but_wrong.experiments.spec import CorrelatedPairs, CorrelationSpec, WorldSpec
+from sparse_but_wrong.runs.spec import CorrelatedPairs, CorrelationSpec, WorldSpec
 from sparse_but_wrong.training.options import TrainOptions
 
 N_FEATURES = 50

@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
-from sparse_but_wrong.diagnostics.stream import DENSE, StreamScore
 from sparse_but_wrong.figures.style import BLUE, GREY, VERMILLION, paper_style
+from sparse_but_wrong.metrics.stream import DENSE, StreamScore
 
 SHARES = (0.25, 0.33, 0.4, 0.48)
 """The n of the curves, as shares of d_sae: well above the L0 of any sparse SAE, below a half."""

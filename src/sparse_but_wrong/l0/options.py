@@ -137,6 +137,6 @@ class FindOptions:
 
 def config_class(architecture: str) -> type[Any]:
     """The sae_lens training config of an architecture."""
-    from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
+    from sparse_but_wrong.sae_lens_compat import SAE_TRAINING_CLASS_REGISTRY
 
     return SAE_TRAINING_CLASS_REGISTRY[architecture][1]

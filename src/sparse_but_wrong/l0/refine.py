@@ -13,9 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparse_but_wrong.l0.codes import sparse_codes
+from sparse_but_wrong.l0.corrections import drop_constants, keep_one_side, turn_round, unmix
 from sparse_but_wrong.l0.directions import LEARNING_ITERATIONS, Directions
 from sparse_but_wrong.l0.learner import Learner, draw_residuals
-from sparse_but_wrong.l0.mends import drop_constants, keep_one_side, turn_round, unmix
 from sparse_but_wrong.l0.presence import Presence, measure_presence
 
 _ANNEALING = (1.0, 0.75, 0.5, 0.25, 0.0)

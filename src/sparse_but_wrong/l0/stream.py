@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparse_but_wrong.diagnostics.samples import check_activations
+from sparse_but_wrong.metrics.samples import check_activations
 
 
 def draw_samples(source: Iterator[Tensor], n_samples: int) -> Float[Tensor, "samples d_in"]:

@@ -11,15 +11,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparse_but_wrong.diagnostics.projections import decoder_projection_curve
-from sparse_but_wrong.diagnostics.samples import check_activations
-from sparse_but_wrong.diagnostics.stream import measure_stream
 from sparse_but_wrong.l0.directions import Directions, decoder_directions
 from sparse_but_wrong.l0.noise import cost_on_noise
 from sparse_but_wrong.l0.presence import Presence, measure_presence
 from sparse_but_wrong.l0.refine import refine_directions
 from sparse_but_wrong.l0.stream import draw_batch, draw_samples
-from sparse_but_wrong.training.lens import inference_copy
+from sparse_but_wrong.metrics.projections import decoder_projection_curve
+from sparse_but_wrong.metrics.samples import check_activations
+from sparse_but_wrong.metrics.stream import measure_stream
+from sparse_but_wrong.sae_lens_compat import inference_copy
 
 if TYPE_CHECKING:
     import pandas as pd

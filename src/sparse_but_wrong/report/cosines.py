@@ -58,7 +58,7 @@ def cosine_frames(folder: RunFolder, saes: Sequence[Mapping[str, Any]]) -> dict[
 
 
 def _directions(folder: RunFolder, worlds: set[str]) -> dict[str, Float[Tensor, "_d_in _features"]]:
-    from sparse_but_wrong.toy_models.world import World
+    from sparse_but_wrong.worlds.world import World
 
     return {
         name: World.load(folder.checked_world_path(name)).directions
@@ -71,8 +71,8 @@ def _directions(folder: RunFolder, worlds: set[str]) -> dict[str, Float[Tensor, 
 def _frame(
     folder: RunFolder, sae_id: str, features: Float[Tensor, "d_in features"]
 ) -> dict[str, Any]:
-    from sparse_but_wrong.diagnostics.recovery import match_latents
-    from sparse_but_wrong.util import cos_sims
+    from sparse_but_wrong.metrics.recovery import match_latents
+    from sparse_but_wrong.tensors import cos_sims
 
     sae = folder.load_sae(sae_id)
     match = match_latents(sae, features)

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparse_but_wrong import atomic
-from sparse_but_wrong.diagnostics.findings import saturated, unsettled_thresholds
-from sparse_but_wrong.diagnostics.origin import Origin
-from sparse_but_wrong.diagnostics.stream import DENSE, StreamScore
 from sparse_but_wrong.figures.save import save_figure
 from sparse_but_wrong.figures.stream_scores import SHARES, stream_scores
+from sparse_but_wrong.metrics.findings import saturated, unsettled_thresholds
+from sparse_but_wrong.metrics.origin import Origin
+from sparse_but_wrong.metrics.stream import DENSE, StreamScore
 from sparse_but_wrong.report.embed import data_uri
 from sparse_but_wrong.report.render import own_script, render
 from sparse_but_wrong.report.tables import shown_table

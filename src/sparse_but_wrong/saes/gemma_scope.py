@@ -86,7 +86,7 @@ def _read(file: Path) -> dict[str, Tensor]:
 
 
 def _note_origin(sae: sae_lens.SAE[Any], folders: tuple[str, ...]) -> None:
-    from sae_lens.loading.pretrained_sae_loaders import get_gemma_2_config_from_hf
+    from sparse_but_wrong.sae_lens_compat import get_gemma_2_config_from_hf
 
     at = max((i for i, name in enumerate(folders) if "gemma-scope" in name), default=None)
     if at is None:

@@ -64,7 +64,7 @@ def load_from_hub(name: str) -> sae_lens.SAE[Any]:
 
 def _converter(release: str) -> PretrainedSaeHuggingfaceLoader | None:
     """sae_lens' reader of its own folders, checked as local ones are; None for those of others."""
-    from sae_lens.loading.pretrained_sae_loaders import (
+    from sparse_but_wrong.sae_lens_compat import (
         get_conversion_loader_name,
         sae_lens_huggingface_loader,
     )
@@ -91,7 +91,7 @@ def _converter(release: str) -> PretrainedSaeHuggingfaceLoader | None:
 
 def _releases() -> dict[str, Any]:
     with quiet():
-        from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+        from sparse_but_wrong.sae_lens_compat import get_pretrained_saes_directory
 
         return dict(get_pretrained_saes_directory())
 

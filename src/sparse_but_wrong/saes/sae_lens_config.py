@@ -65,7 +65,8 @@ def checked_config(
             has today; sizes other than those of the weights; a k that is missing or odd.
     """
     from sae_lens import SAE, TrainingSAE
-    from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
+
+    from sparse_but_wrong.sae_lens_compat import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 
     # Before version 4 there was one architecture, which went without saying; version 6 began to
     # keep metadata apart.
@@ -186,7 +187,7 @@ def _checked(file: Path, name: str, value: object, hint: Any) -> object:
 
 
 def _check_metadata(file: Path, metadata: object) -> None:
-    from sae_lens.saes.sae import SAEMetadata
+    from sparse_but_wrong.sae_lens_compat import SAEMetadata
 
     if metadata is None:
         return

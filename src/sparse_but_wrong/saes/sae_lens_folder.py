@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sparse_but_wrong.sae_lens_compat import inference_copy
 from sparse_but_wrong.saes.build import check_positive, check_tensor
 from sparse_but_wrong.saes.sae_lens_config import checked_config, scaled_decoder
-from sparse_but_wrong.training.lens import inference_copy
 from sparse_but_wrong.untrusted import one_line, quiet, read_json, read_safetensors
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def _make(
 
 def _fold_scaler(sae: sae_lens.SAE[Any], folder: Path) -> None:
     """Fold what a checkpoint's activations were normalised by into its weights."""
-    from sae_lens.constants import ACTIVATION_WHITENING_FILENAME
+    from sparse_but_wrong.sae_lens_compat import ACTIVATION_WHITENING_FILENAME
 
     file = folder / _SCALER
     scaler = read_json(file)

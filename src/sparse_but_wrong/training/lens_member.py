@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float
 from torch import Tensor
 
-from sparse_but_wrong.training import lens
+from sparse_but_wrong import sae_lens_compat
 from sparse_but_wrong.training.log import SAELog
 from sparse_but_wrong.training.mean_norm import MeanNorm
 from sparse_but_wrong.training.member import Member
@@ -29,7 +29,7 @@ class LensMember(Member):
         self.sae = sae
         self.options = options
         self.logs = [SAELog(trained_by="sae_lens")]
-        self.trainer = lens.make_trainer(sae, options, iter(()))
+        self.trainer = sae_lens_compat.make_trainer(sae, options, iter(()))
         self.n_norm_batches = 0
         if sae.cfg.normalize_activations in ("expected_average_only_in", "covariance_whitening"):
             self.n_norm_batches = options.n_batches_for_norm_estimate
@@ -47,11 +47,11 @@ class LensMember(Member):
     def start(self) -> None:
         """Settle the normalisation."""
         if self._observed:
-            lens.estimate_whitening(self.trainer, self._observed)
+            sae_lens_compat.estimate_whitening(self.trainer, self._observed)
             self._observed.clear()
         elif self.n_norm_batches:
             factor = self._mean_norm.scaling_factor(self.sae.cfg.d_in)
-            lens.set_scaling_factor(self.trainer, factor)
+            sae_lens_compat.set_scaling_factor(self.trainer, factor)
 
     def scaled(self, batches: Sequence[Tensor]) -> Sequence[Tensor]:
         """The batches as they are: sae_lens' trainer scales them itself."""
@@ -72,7 +72,7 @@ class LensMember(Member):
             coefficients = self.trainer.get_coefficients()  # the step moves them on
             output = self.trainer.step(batch)
             if step % self.options.log_every == 0 or (log_last and i == len(batches) - 1):
-                figures = lens.step_figures(self.trainer, output, coefficients)
+                figures = sae_lens_compat.step_figures(self.trainer, output, coefficients)
                 self.logs[0].append(step, {**figures, "lr": rates[i]})
             self.trainer.n_training_steps += 1
 
@@ -81,12 +81,12 @@ class LensMember(Member):
 
     def finish(self, n_steps: int) -> None:  # noqa: ARG002  (the trainer counts for itself)
         """Fold the normalisation and record metadata as sae_lens' `fit` does."""
-        lens.complete(self.trainer, self.sae)
+        sae_lens_compat.complete(self.trainer, self.sae)
 
     def snapshot(self, n_steps: int) -> list[sae_lens.TrainingSAE[Any]]:  # noqa: ARG002
         """A copy, finished."""
         sae = copy.deepcopy(self.sae)
-        lens.complete(self.trainer, sae)
+        sae_lens_compat.complete(self.trainer, sae)
         return [sae]
 
     def state(self) -> dict[str, Tensor]:

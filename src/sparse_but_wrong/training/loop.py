@@ -20,9 +20,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sparse_but_wrong.activations.source import ResumableSource
+from sparse_but_wrong import sae_lens_compat
 from sparse_but_wrong.threads import one_thread_per_operation
-from sparse_but_wrong.training import lens
 from sparse_but_wrong.training.architectures import ARCHITECTURES
 from sparse_but_wrong.training.architectures.architecture import Architecture
 from sparse_but_wrong.training.batches import BatchReader, Block
@@ -39,6 +38,7 @@ from sparse_but_wrong.training.log import TrainingLog
 from sparse_but_wrong.training.member import Member, Step
 from sparse_but_wrong.training.memory import check_room, free_memory
 from sparse_but_wrong.training.options import TrainOptions
+from sparse_but_wrong.training.source import ResumableSource
 from sparse_but_wrong.training.stack import why_not_stackable
 from sparse_but_wrong.training.stack_member import StackMember
 
@@ -175,7 +175,7 @@ class Training:
         self.steps: list[Step] = [self.members[i].step for _, i, _ in seats]
         """What takes the steps of each SAE."""
         self._reader = BatchReader(source, saes[0].cfg.d_in, self.device)
-        self._learning_rates = lens.LearningRates(options)
+        self._learning_rates = sae_lens_compat.LearningRates(options)
         self._progress = [_Progress() for _ in self.members]
         # Where the blocks begin that are drawn but not yet trained on: a resumed run has to read on
         # from the first.
@@ -308,11 +308,11 @@ class Training:
                     "%s (%s) diverged: its gradient was not finite at step %d. The others are not "
                     "touched by it; a lower lr or smaller initial weights may save it.",
                     name,
-                    lens.in_words(sae),
+                    sae_lens_compat.in_words(sae),
                     log.diverged_at,
                 )
             elif log.note is not None:
-                logger.warning("%s (%s) %s", name, lens.in_words(sae), log.note)
+                logger.warning("%s (%s) %s", name, sae_lens_compat.in_words(sae), log.note)
 
     def _draw(self) -> Block | None:
         """The next block, cut so that each SAE does one thing throughout it; None at the end."""
@@ -553,7 +553,7 @@ def _check_saes(saes: Sequence[sae_lens.TrainingSAE[Any]]) -> None:
     if not saes:
         raise ValueError("there are no SAEs to train; give at least one.")
     for i, sae in enumerate(saes):
-        if not lens.is_training_sae(sae):
+        if not sae_lens_compat.is_training_sae(sae):
             raise TypeError(
                 f"saes[{i}] is a {type(sae).__name__}; the engine trains sae_lens training SAEs "
                 "(JumpReLUTrainingSAE and the like)."
@@ -625,21 +625,21 @@ def _why_refused(
 ) -> str | None:
     """Why an SAE cannot be trained as it is asked for; `architecture` if the engine stacks it."""
     if architecture is None:
-        return why_not_controlled(control, None, options) or lens.why_not_config(sae.cfg)
+        return why_not_controlled(control, None, options) or sae_lens_compat.why_not_config(sae.cfg)
     own = own_transition(sae.cfg)
     if own is not None and control is not None:
         return (
             f"moves its k by itself (initial_k = {own.initial_k:g}); give it None, or leave its "
             "config's initial_k out"
         )
-    ends = [lens.knob(sae, architecture.knob)[0]]
+    ends = [sae_lens_compat.knob(sae, architecture.knob)[0]]
     for moved in (own, control):
         if isinstance(moved, KTransition):
             ends.append(moved.initial_k)
     return (
         why_not_controlled(control, architecture.knob, options)
         or architecture.why_impossible(sae, ends, options.train_batch_size_samples)
-        or lens.why_not_config(sae.cfg)
+        or sae_lens_compat.why_not_config(sae.cfg)
     )
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sparse_but_wrong.training import lens
+from sparse_but_wrong import sae_lens_compat
 from sparse_but_wrong.training.memory import check_room
 
 if TYPE_CHECKING:
@@ -83,8 +83,8 @@ def make_sae(cfg: sae_lens.TrainingSAEConfig, seed: int) -> sae_lens.TrainingSAE
 
     On the CPU, because its generator gives the same weights whatever device they move to.
     """
-    sae_class = lens.training_class(cfg)
-    if (why := lens.why_not_config(cfg)) is not None:
+    sae_class = sae_lens_compat.training_class(cfg)
+    if (why := sae_lens_compat.why_not_config(cfg)) is not None:
         raise ValueError(f"it {why}.")
     # The encoder's weights and the decoder's; the rest does not count beside them.
     n_bytes = 8 * int(cfg.d_in) * int(cfg.d_sae)
@@ -110,7 +110,7 @@ def _copy_weights(sae: sae_lens.TrainingSAE[Any], start: sae_lens.SAE[Any]) -> l
     Returns:
         what the user should be told, in words.
     """
-    if not lens.is_sae(start):
+    if not sae_lens_compat.is_sae(start):
         raise TypeError(
             f"initial weights are copied from a sae_lens SAE, not from a {type(start).__name__}."
         )

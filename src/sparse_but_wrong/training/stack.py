@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparse_but_wrong.training import lens
+from sparse_but_wrong import sae_lens_compat
 
 if TYPE_CHECKING:
     import sae_lens
@@ -91,7 +91,7 @@ def why_not_stackable(sae: sae_lens.TrainingSAE[Any]) -> str | None:
     dtypes = {sae.dtype, *(p.dtype for p in sae.parameters())} - {torch.float32}
     if dtypes:
         return f"it trains float32 only, not {str(dtypes.pop()).removeprefix('torch.')}"
-    if not lens.has_plain_mse_loss(sae):
+    if not sae_lens_compat.has_plain_mse_loss(sae):
         return "a custom mse_loss_fn is set"
     if type(sae.activation_fn) is not type(sae.get_activation_fn()):
         return "its activation_fn was replaced"

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparse_but_wrong.training import lens
+from sparse_but_wrong import sae_lens_compat
 from sparse_but_wrong.training.architectures.architecture import Architecture
 from sparse_but_wrong.training.architectures.jumprelu import JumpReLU
 from sparse_but_wrong.training.controls import Control, KTransition
@@ -89,7 +89,7 @@ class StackMember(Member):
             window_fired=torch.zeros(n, cfg.d_sae, device=self.device),
             diverged_at=torch.full((n,), -1, dtype=torch.int64, device=self.device),
         )
-        knobs = [lens.knob(sae, architecture.knob) for sae in saes]
+        knobs = [sae_lens_compat.knob(sae, architecture.knob) for sae in saes]
         self.knobs = Knobs(
             [value for value, _ in knobs],
             [steps for _, steps in knobs],
@@ -193,7 +193,7 @@ class StackMember(Member):
             # The SAE's own forward pass is asked what it leaves over.
             self._write_into([sae], slice(row, row + 1))
             if isinstance(self.controls[row], KTransition):
-                lens.set_knob(sae, self.architecture.knob, knob)
+                sae_lens_compat.set_knob(sae, self.architecture.knob, knob)
             reinitialize_dead(sae, self.stack, row, x, n_steps, self.options)
 
     def _level(self, rows: slice) -> Float[Tensor, " C"]:
@@ -327,11 +327,11 @@ class StackMember(Member):
         for i, sae in enumerate(saes):
             if self.scale is not None:
                 sae.fold_activation_norm_scaling_factor(self.scale)
-            lens.record_training(sae, l0[i], n_dead[i])
+            sae_lens_compat.record_training(sae, l0[i], n_dead[i])
         knobs = self.knobs.between(slice(0, len(saes)), n_steps - 1, 1)[0].tolist()
         for sae, control, knob in zip(saes, self.controls, knobs, strict=True):
             if control is not None:
-                lens.set_knob(sae, self.architecture.knob, knob)
+                sae_lens_compat.set_knob(sae, self.architecture.knob, knob)
 
     def _tensors(self) -> dict[str, Tensor]:
         controller = self.knobs.l0_controller

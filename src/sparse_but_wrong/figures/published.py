@@ -1,0 +1,495 @@
+"""The published plot functions: how a toy model's SAE compares with the true features.
+
+Each computes what it shows, hands it to `sparse_but_wrong.figures` to draw, shows the figure and
+returns it.
+
+Showing: a matplotlib figure made here is pyplot's current one. Where pyplot can show figures (a
+notebook, a window) `plt.show()` follows at once, as published: a notebook then displays it, and
+whatever else is open, within the cell, and closes it, so that a `plt.savefig` after it finds
+nothing; `save_path` and the figure returned do. Where nothing can be shown (Agg, PDF: scripts,
+workers) the figure stays open for `plt.savefig`, and matplotlib warns of more than 20; whoever
+draws many closes each by `plt.close(figure)`, or takes `sparse_but_wrong.figures`, which leaves
+pyplot alone. A figure returned to the very cell that has shown it is not displayed again. No
+function changes rc parameters.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import matplotlib
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from matplotlib.backends.registry import BackendFilter, backend_registry
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from sparse_but_wrong.atomic import write_bytes
+from sparse_but_wrong.figures.heatmaps import (
+    HeatmapPanel,
+    draw_correlations,
+    draw_heatmaps,
+    to_array,
+)
+from sparse_but_wrong.figures.save import check_suffix, write_figure
+from sparse_but_wrong.figures.style import SEABORN_RC_CONTEXT, paper_style
+from sparse_but_wrong.tensors import cos_sims
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+__all__ = [
+    "SEABORN_RC_CONTEXT",
+    "find_best_index_reordering_for_saes",
+    "plot_correlation_matrix",
+    "plot_sae_feat_cos_sims",
+    "plot_sae_feat_cos_sims_seaborn",
+]
+
+# Of pictures whose size is given in pixels; sets how large letters are beside the heatmaps.
+_PIXELS_PER_INCH = 100
+
+
+@runtime_checkable
+class HasLatentDirections(Protocol):
+    """What the plots read of an SAE; every sae_lens SAE has it."""
+
+    @property
+    def W_enc(self) -> Tensor:
+        """Shape [d_in, d_sae]."""
+        ...
+
+    @property
+    def W_dec(self) -> Tensor:
+        """Shape [d_sae, d_in]."""
+        ...
+
+
+@runtime_checkable
+class HasWeight(Protocol):
+    """A linear map."""
+
+    @property
+    def weight(self) -> Tensor:
+        """Shape [d_in, n_features]."""
+        ...
+
+
+@runtime_checkable
+class HasFeatureDirections(Protocol):
+    """What the plots read of a toy model."""
+
+    @property
+    def embed(self) -> HasWeight:
+        """The map from features to activations; its weight's columns are the true directions."""
+        ...
+
+
+def plot_sae_feat_cos_sims_seaborn(
+    sae: HasLatentDirections,
+    model: HasFeatureDirections,
+    title_suffix: str | None = None,
+    title: str | None = None,
+    height: float | int = 8,
+    width: float | int = 16,
+    show_values: bool = False,
+    save_path: str | Path | None = None,
+    one_based_indexing: bool = False,
+    reorder_features: bool | Sequence[int] | Int[Tensor, " d_sae"] = False,
+    decoder_only: bool = False,
+    dtick: int | None = 1,
+    decoder_title: str = "SAE decoder",
+    adjust_for_superposition: bool = False,
+) -> Figure:
+    """Heatmaps of the cosine similarity of every latent with every true feature, row 0 lowest.
+
+    Args:
+        sae: encoder columns W_enc [d_in, d_sae] and decoder rows W_dec [d_sae, d_in] are compared.
+        model: its embed.weight [d_in, n_features] holds the true directions as columns.
+        title_suffix: written in brackets after the figure's own title.
+        title: replaces the figure's title, and then the suffix is not used.
+        height, width: in inches, of a figure with both heatmaps.
+        show_values: write each value into its cell.
+        save_path: where to write the figure, in the format of the path's suffix. A missing folder
+            is created.
+        one_based_indexing: number features and latents from 1.
+        reorder_features: True puts the latent that best matches feature j (see
+            `find_best_index_reordering_for_saes`) into row j. An ordering [d_sae] names the latent
+            of each row itself.
+        decoder_only: leave the encoder's heatmap out; the figure is then half as wide.
+        dtick: label every how many latents and features; chosen to fit if None.
+        decoder_title: the title of the decoder's heatmap.
+        adjust_for_superposition: subtract what is due to the true features not being orthogonal.
+            Where m is the feature most similar to latent h in absolute value, and G holds the
+            cosines between true features, entry (h, j) becomes
+            cos(h, j) − cos(h, m) · (G[m, j] − 1[m = j]).
+            A latent equal to a true feature then shows exactly one 1 and otherwise zeros.
+    Returns:
+        The figure; see the module for how it is shown.
+    Raises:
+        ValueError: an SAE and a model of different width, an ordering that is no permutation of
+            the latents, a dtick below 1, or a path without a known suffix.
+    """
+    if save_path is not None:
+        check_suffix(save_path)
+    panels, _ = _cosine_panels(
+        sae,
+        model,
+        reorder_features=reorder_features,
+        decoder_only=decoder_only,
+        decoder_title=decoder_title,
+        adjust_for_superposition=adjust_for_superposition,
+    )
+    size = (width / 2 * len(panels), height)
+    with _published_figure(size, _font_scale(width / 2, height)) as figure:
+        _draw_cosines(
+            figure,
+            panels,
+            _figure_title(title, title_suffix),
+            dtick=dtick,
+            first_index=int(one_based_indexing),
+            show_values=show_values,
+        )
+        if save_path is not None:
+            write_figure(figure, save_path)
+    return figure
+
+
+def plot_sae_feat_cos_sims(
+    sae: HasLatentDirections,
+    model: HasFeatureDirections,
+    title_suffix: str | None = None,
+    height: int = 400,
+    width: int = 800,
+    show_values: bool = False,
+    reorder_features: bool | Sequence[int] | Int[Tensor, " d_sae"] = False,
+    show_plot: bool = True,
+    save_path: str | Path | None = None,
+    dtick: int | None = 1,
+    scale: float | int = 1.0,
+    *,
+    title: str | None = None,
+    one_based_indexing: bool = False,
+    decoder_only: bool = False,
+    decoder_title: str = "SAE decoder",
+    adjust_for_superposition: bool = False,
+) -> go.Figure:
+    """As `plot_sae_feat_cos_sims_seaborn`, but a plotly figure whose cells tell what they are.
+
+    Args:
+        height, width: in pixels.
+        show_plot: show the figure, by plotly's default renderer: in a notebook's cell, in a
+            browser, or not at all where there is neither.
+        save_path: where to write the figure. A path that ends in .html becomes a self-contained
+            page. Pictures (.png, .pdf, .svg, …) are drawn by matplotlib with the same values,
+            because plotly's own need another program, a browser.
+        dtick: label every how many latents and features; plotly chooses if None.
+        scale: multiplies the pixels of a picture made of them; `width` × `height` at 1.
+    Raises:
+        ValueError: as the sibling, or a scale that is not positive.
+    """
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+
+    if save_path is not None:
+        check_suffix(save_path, "html")
+    if dtick is not None and dtick < 1:
+        raise ValueError(f"dtick is {dtick}: label every 1, 2, … latents, or leave it out.")
+    if not 0 < scale < float("inf"):
+        raise ValueError(f"scale is {scale}: it multiplies the size in pixels; 1 leaves it.")
+    panels, ordering = _cosine_panels(
+        sae,
+        model,
+        reorder_features=reorder_features,
+        decoder_only=decoder_only,
+        decoder_title=decoder_title,
+        adjust_for_superposition=adjust_for_superposition,
+    )
+    first = int(one_based_indexing)
+    figure = make_subplots(1, len(panels), subplot_titles=[panel.title for panel in panels])
+    for column, panel in enumerate(panels, start=1):
+        d_sae, n_features = panel.matrix.shape
+        heatmap = go.Heatmap(
+            z=panel.matrix,
+            x=np.arange(n_features) + first,
+            y=np.arange(d_sae) + first,
+            # A reordered row still tells which latent it is.
+            customdata=np.repeat(ordering[:, None] + first, n_features, axis=1),
+            hovertemplate="latent %{customdata}<br>feature %{x}<br>cosine %{z:.3f}<extra></extra>",
+            texttemplate="%{z:.2f}" if show_values else None,
+            coloraxis="coloraxis",
+        )
+        figure.add_trace(heatmap, row=1, col=column)
+        figure.update_xaxes(title_text=panel.xlabel, row=1, col=column)
+        figure.update_yaxes(title_text=panel.ylabel, row=1, col=column)
+    if dtick is not None:
+        figure.update_xaxes(tick0=first, dtick=dtick)
+        figure.update_yaxes(tick0=first, dtick=dtick)
+    title = _figure_title(title, title_suffix)
+    figure.update_layout(
+        title=title,
+        height=height,
+        width=width,
+        coloraxis={"colorscale": "RdBu", "cmin": -1, "cmax": 1},
+    )
+    if save_path is not None:
+        if Path(save_path).suffix.lower() == ".html":
+            page = figure.to_html(config={"showSendToCloud": False})
+            write_bytes(Path(save_path), page.encode())
+        else:
+            inches = (width / _PIXELS_PER_INCH, height / _PIXELS_PER_INCH)
+            with paper_style(_font_scale(inches[0] / len(panels), inches[1])):
+                picture = Figure(figsize=inches, layout="constrained", facecolor="white")
+                _draw_cosines(
+                    picture,
+                    panels,
+                    title,
+                    dtick=dtick,
+                    first_index=first,
+                    show_values=show_values,
+                )
+            write_figure(picture, save_path, dpi=_PIXELS_PER_INCH * scale)
+    if show_plot:
+        figure.show()
+        shown_in = _running_cell()
+
+        def display_elsewhere() -> None:
+            if _running_cell() != shown_in:
+                figure.show()
+
+        figure._ipython_display_ = display_elsewhere
+    return figure
+
+
+def find_best_index_reordering_for_saes(
+    saes: HasLatentDirections | Iterable[HasLatentDirections], model: HasFeatureDirections
+) -> Int[Tensor, " d_sae"]:
+    """One ordering of latents that lines them up with the true features over several SAEs.
+
+    Latents and features are matched one to one so that the absolute cosine similarity between
+    decoder rows and true features, summed over the SAEs, is as large as it can be.
+
+    Args:
+        saes: SAEs of the same d_sae, whose latents correspond by index; or a single one.
+    Returns:
+        A permutation of the latents, on the CPU: those matched to a feature in the order of their
+        features, then the others as they were. With at least as many latents as features,
+        `sae.W_dec[ordering][j]` is the match of feature j.
+    Raises:
+        ValueError: no SAEs, SAEs of different d_sae, or of another width than the model.
+    Source: Kuhn's assignment problem, solved by `scipy.optimize.linear_sum_assignment`.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    several = [saes] if isinstance(saes, HasLatentDirections) else list(saes)
+    if not several:
+        raise ValueError("saes is empty: pass at least one SAE to order the latents of.")
+    sizes = [sae.W_dec.shape[0] for sae in several]
+    if len(set(sizes)) > 1:
+        raise ValueError(
+            f"one ordering needs SAEs with equally many latents, and these have {sizes}: "
+            "order SAEs of different d_sae in separate calls."
+        )
+    features = _feature_directions(model)
+    agreement = torch.stack(
+        [_cosines(sae.W_dec.T, features, "W_dec").abs() for sae in several]
+    ).sum(0)
+    latents, matches = linear_sum_assignment(agreement.numpy(), maximize=True)
+    matched = latents[np.argsort(matches)]
+    unmatched = np.setdiff1d(np.arange(sizes[0]), matched)
+    return torch.from_numpy(np.concatenate([matched, unmatched]).astype(np.int64))
+
+
+def plot_correlation_matrix(
+    correlation_matrix: Float[Tensor, "n_features n_features"]
+    | Float[np.ndarray, "n_features n_features"],
+    save_path: str | Path | None = None,
+    dtick: int = 1,
+    title: str | None = None,
+    size: tuple[float | int, float | int] = (2.5, 2),
+) -> Figure:
+    """A heatmap of the correlations between features.
+
+    Args:
+        save_path: where to write the figure, in the format of the path's suffix. A missing folder
+            is created.
+        dtick: label every how many features.
+        title: "Feature correlation matrix" if left out.
+        size: width and height in inches.
+    Returns:
+        The figure; see the module for how it is shown.
+    Raises:
+        ValueError: values outside [−1, 1], a dtick below 1, or a path without a known suffix.
+    """
+    if save_path is not None:
+        check_suffix(save_path)
+    if title is None:
+        title = "Feature correlation matrix"
+    with _published_figure(size) as figure:
+        draw_correlations(figure, correlation_matrix, title=title, dtick=dtick)
+        if save_path is not None:
+            write_figure(figure, save_path)
+    return figure
+
+
+class _ShownOnce(Figure):
+    """A figure that a cell which has shown it does not display again as its value."""
+
+    shown_in: int | None = None
+
+    def _ipython_display_(self) -> None:
+        if self.shown_in is None or self.shown_in != _running_cell():
+            # IPython's word for "display it as you would any figure".
+            raise NotImplementedError
+
+
+@contextmanager
+def _published_figure(
+    size: tuple[float | int, float | int], font_scale: float | int = 1
+) -> Iterator[Figure]:
+    """An empty figure to draw on in the paper's style and to show; closed if drawing fails."""
+    import matplotlib.pyplot as plt
+
+    # Before the style: pyplot starts its backend with the first figure, and what a notebook's
+    # backend then sets among the rc parameters would be undone at the end of the style.
+    figure: Any = plt.figure(
+        figsize=size, layout="constrained", facecolor="white", FigureClass=_ShownOnce
+    )
+    try:
+        with paper_style(font_scale):
+            yield figure
+    except BaseException:
+        plt.close(figure)
+        raise
+    # Elsewhere matplotlib warns that it cannot.
+    if _backend_shows_figures():
+        plt.show()
+        figure.shown_in = _running_cell()
+
+
+def _running_cell() -> int | None:
+    """The number of the cell that is running, if this is a notebook or an IPython shell."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return shell.execution_count if shell else None
+
+
+def _backend_shows_figures() -> bool:
+    backend = matplotlib.get_backend().lower()
+    return backend not in backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE)
+
+
+def _draw_cosines(
+    figure: Figure,
+    panels: Sequence[HeatmapPanel],
+    title: str,
+    *,
+    dtick: int | None,
+    first_index: int,
+    show_values: bool,
+) -> None:
+    # Row 0 at the bottom, as published.
+    draw_heatmaps(
+        figure,
+        panels,
+        dtick=dtick,
+        first_index=first_index,
+        show_values=show_values,
+        origin="lower",
+    )
+    figure.suptitle(title)
+
+
+def _font_scale(panel_width: float | int, height: float | int) -> float:
+    """Letters that grow with panels larger than the paper's, about 4 inches a side."""
+    return max(1.0, min(panel_width, height) / 4)
+
+
+def _figure_title(title: str | None, suffix: str | None) -> str:
+    if title is not None:
+        return title
+    return "Cosine similarity with the true features" + (f" ({suffix})" if suffix else "")
+
+
+def _cosine_panels(
+    sae: HasLatentDirections,
+    model: HasFeatureDirections,
+    *,
+    reorder_features: bool | Sequence[int] | Int[Tensor, " d_sae"],
+    decoder_only: bool,
+    decoder_title: str,
+    adjust_for_superposition: bool,
+) -> tuple[list[HeatmapPanel], Int[np.ndarray, " d_sae"]]:
+    """The matrices to draw, and which latent each of their rows is."""
+    features = _feature_directions(model)
+    ordering = _row_ordering(sae, model, reorder_features)
+    sources = [] if decoder_only else [("SAE encoder", sae.W_enc, "W_enc")]
+    sources.append((decoder_title, sae.W_dec.T, "W_dec"))
+    reordered = not isinstance(reorder_features, bool) or reorder_features
+    panels = []
+    for title, directions, name in sources:
+        cosines = _cosines(directions, features, name)
+        if adjust_for_superposition:
+            cosines = _without_superposition(cosines, cos_sims(features, features))
+        panels.append(
+            HeatmapPanel(
+                to_array(cosines)[ordering],
+                title=title,
+                ylabel="SAE latent (reordered)" if reordered else "SAE latent",
+                xlabel="True feature",
+            )
+        )
+    return panels, ordering
+
+
+def _row_ordering(
+    sae: HasLatentDirections,
+    model: HasFeatureDirections,
+    reorder_features: bool | Sequence[int] | Int[Tensor, " d_sae"],
+) -> Int[np.ndarray, " d_sae"]:
+    d_sae = sae.W_dec.shape[0]
+    if isinstance(reorder_features, bool):
+        if reorder_features:
+            return find_best_index_reordering_for_saes([sae], model).numpy()
+        return np.arange(d_sae)
+    ordering = np.array([int(latent) for latent in reorder_features], dtype=np.int64)
+    if not np.array_equal(np.sort(ordering), np.arange(d_sae)):
+        raise ValueError(
+            f"reorder_features must name each of the {d_sae} latents once, from 0 to "
+            f"{d_sae - 1}; it is {ordering.tolist()}."
+        )
+    return ordering
+
+
+def _feature_directions(model: HasFeatureDirections) -> Float[Tensor, "d_in n_features"]:
+    return model.embed.weight.detach().cpu().float()
+
+
+def _cosines(
+    directions: Float[Tensor, "_ d_sae"], features: Float[Tensor, "_ n_features"], name: str
+) -> Float[Tensor, "d_sae n_features"]:
+    if directions.shape[0] != features.shape[0]:
+        raise ValueError(
+            f"the SAE's {name} is for activations of width {directions.shape[0]}, the toy model's "
+            f"are {features.shape[0]} wide: pass the model that the SAE was trained on."
+        )
+    return cos_sims(directions.detach().cpu().float(), features)
+
+
+def _without_superposition(
+    cosines: Float[Tensor, "d_sae n_features"],
+    between_features: Float[Tensor, "n_features n_features"],
+) -> Float[Tensor, "d_sae n_features"]:
+    """Subtract from each row what its most similar feature has in common with the others.
+
+    Not a one-to-one match on purpose: of two latents that copy one feature, both are to show it.
+    """
+    nearest = cosines.abs().argmax(dim=1)
+    strength = cosines.gather(1, nearest[:, None])
+    in_common = between_features - torch.eye(len(between_features))
+    return cosines - strength * in_common[nearest]

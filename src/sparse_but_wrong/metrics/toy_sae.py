@@ -1,0 +1,92 @@
+"""A quick look at an SAE trained on a toy model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from sparse_but_wrong.metrics._one_pass import sparsity_and_reconstruction
+from sparse_but_wrong.metrics.samples import check_activations
+
+if TYPE_CHECKING:
+    import sae_lens
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """How sparse an SAE is next to the world it was trained on."""
+
+    true_l0: float
+    """Features that fire per sample, on average."""
+    sae_l0: float
+    """Latents with a positive activation per sample, on average."""
+    dead_features: int
+    """Latents that were above zero on no sample."""
+    shrinkage: float
+    """Mean of ‖reconstruction‖ / ‖input‖ over the samples whose input is not zero."""
+
+
+@runtime_checkable
+class _HasEmbedding(Protocol):
+    @property
+    def embed(self) -> nn.Module: ...
+
+
+@torch.no_grad()
+def eval_sae(
+    sae: sae_lens.SAE[Any],
+    toy_model: nn.Module | _HasEmbedding,
+    generate_batch: Callable[[int], Tensor],
+    num_samples: int = 100_000,
+) -> EvalResult:
+    """Draw fresh samples and measure the sparsity and shrinkage of an SAE on them.
+
+    **Changes the SAE**: decoder norms are folded into the encoder in place first
+    (`sae.fold_W_dec_norm()`), so that decoder rows have unit norm afterwards; what the SAE
+    computes stays the same. Where it would not, because a TopK SAE ranks its latents without
+    their norms, nothing is folded. Samples are drawn anew, so two calls differ by sampling noise:
+    to compare SAEs, use `sparse_but_wrong.metrics.score.score_sae` on samples drawn once. A
+    training BatchTopK SAE picks its k per batch, so that its L0 is k whatever it learned: give the
+    thresholded (JumpReLU) export of it instead.
+
+    Args:
+        sae: any sae_lens SAE.
+        toy_model: a `ToyModel`, any module that embeds features when called, or an object whose
+            `embed` is one.
+        generate_batch: called once with the number of samples; returns feature magnitudes of
+            shape [num_samples, n_features].
+        num_samples: how many samples to draw.
+    Raises:
+        ValueError: `num_samples` below 1; a batch of another shape, or with values that are not
+            finite; a toy model whose activations the SAE cannot read.
+    """
+    if num_samples < 1:
+        raise ValueError(f"num_samples is {num_samples}: draw at least one sample.")
+    embed = toy_model if isinstance(toy_model, nn.Module) else toy_model.embed
+    features = generate_batch(num_samples)
+    # What no linear layer takes is left to the module itself to refuse.
+    n_features = getattr(getattr(toy_model, "embed", embed), "in_features", features.shape[-1])
+    if features.shape != (num_samples, n_features):
+        raise ValueError(
+            f"generate_batch({num_samples}) returned shape {list(features.shape)}, but the toy "
+            f"model embeds features of shape [{num_samples}, {n_features}]."
+        )
+    true_l0 = torch.count_nonzero(features > 0).item() / num_samples
+    weight = next(embed.parameters(), features)
+    activations = embed(features.to(weight.device, weight.dtype))
+    check_activations(activations, sae.cfg.d_in)
+    # Only now that nothing is left to refuse. sae_lens refuses where folding changes the ranking.
+    with suppress(NotImplementedError):
+        sae.fold_W_dec_norm()
+    sparsity, reconstruction = sparsity_and_reconstruction(sae, activations, positive_only=True)
+    return EvalResult(
+        true_l0=true_l0,
+        sae_l0=sparsity.l0,
+        dead_features=sparsity.dead_latents,
+        shrinkage=reconstruction.shrinkage,
+    )

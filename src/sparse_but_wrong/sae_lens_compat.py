@@ -1,0 +1,359 @@
+"""Every sae_lens internal that the package touches, in one place.
+
+The engine must end where sae_lens' own trainer would; whatever can be asked of sae_lens itself
+(schedules, folding, metadata, its trainer for what we do not stack) is asked here, not rewritten.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    import sae_lens
+    from sae_lens.constants import ACTIVATION_WHITENING_FILENAME as ACTIVATION_WHITENING_FILENAME
+    from sae_lens.load_model import HookedProxyLM as HookedProxyLM
+    from sae_lens.load_model import load_model as load_model
+    from sae_lens.loading.pretrained_sae_loaders import (
+        get_conversion_loader_name as get_conversion_loader_name,
+    )
+    from sae_lens.loading.pretrained_sae_loaders import (
+        get_gemma_2_config_from_hf as get_gemma_2_config_from_hf,
+    )
+    from sae_lens.loading.pretrained_sae_loaders import (
+        sae_lens_huggingface_loader as sae_lens_huggingface_loader,
+    )
+    from sae_lens.loading.pretrained_saes_directory import (
+        PretrainedSAELookup as PretrainedSAELookup,
+    )
+    from sae_lens.loading.pretrained_saes_directory import (
+        get_pretrained_saes_directory as get_pretrained_saes_directory,
+    )
+    from sae_lens.registry import SAE_CLASS_REGISTRY as SAE_CLASS_REGISTRY
+    from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY as SAE_TRAINING_CLASS_REGISTRY
+    from sae_lens.saes.sae import SAEMetadata as SAEMetadata
+    from sae_lens.saes.sae import TrainStepOutput
+    from sae_lens.tokenization_and_batching import (
+        concat_and_batch_sequences as concat_and_batch_sequences,
+    )
+    from sae_lens.training.sae_trainer import SAETrainer
+    from sae_lens.util import (
+        extract_stop_at_layer_from_tlens_hook_name as extract_stop_at_layer_from_tlens_hook_name,
+    )
+    from sae_lens.util import get_special_token_ids as get_special_token_ids
+
+
+_HOMES = {
+    "ACTIVATION_WHITENING_FILENAME": "sae_lens.constants",
+    "HookedProxyLM": "sae_lens.load_model",
+    "load_model": "sae_lens.load_model",
+    "get_conversion_loader_name": "sae_lens.loading.pretrained_sae_loaders",
+    "get_gemma_2_config_from_hf": "sae_lens.loading.pretrained_sae_loaders",
+    "sae_lens_huggingface_loader": "sae_lens.loading.pretrained_sae_loaders",
+    "PretrainedSAELookup": "sae_lens.loading.pretrained_saes_directory",
+    "get_pretrained_saes_directory": "sae_lens.loading.pretrained_saes_directory",
+    "SAE_CLASS_REGISTRY": "sae_lens.registry",
+    "SAE_TRAINING_CLASS_REGISTRY": "sae_lens.registry",
+    "SAEMetadata": "sae_lens.saes.sae",
+    "concat_and_batch_sequences": "sae_lens.tokenization_and_batching",
+    "extract_stop_at_layer_from_tlens_hook_name": "sae_lens.util",
+    "get_special_token_ids": "sae_lens.util",
+}
+"""Internals that other rooms take from here, and where sae_lens has them."""
+
+
+def __getattr__(name: str) -> Any:
+    # When first used: importing sae_lens takes seconds.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def _number(value: object) -> float:
+    """A value of a config as a number; NaN where it is none, as is text that holds one."""
+    is_number = hasattr(value, "__float__") and not isinstance(value, bool)
+    return float(value) if is_number else math.nan  # pyright: ignore[reportArgumentType]
+
+
+_LIMITS: dict[str, tuple[Callable[[object], bool], tuple[str, ...]]] = {
+    "a whole number of at least 1": (
+        lambda value: hasattr(value, "__index__") and _number(value) >= 1,
+        ("d_in", "d_sae"),
+    ),
+    "a number above 0": (
+        lambda value: 0 < _number(value) < math.inf,
+        ("k", "jumprelu_bandwidth", "target_l0"),
+    ),
+    "a number above 0, or infinite": (lambda value: _number(value) > 0, ("lp_norm",)),
+    "a number of at least 0": (
+        lambda value: 0 <= _number(value) < math.inf,
+        (
+            *("l0_coefficient", "l1_coefficient", "aux_loss_coefficient"),
+            *("pre_act_loss_coefficient", "l0_warm_up_steps", "l1_warm_up_steps"),
+            *("topk_threshold_lr", "jumprelu_tanh_scale", "decoder_init_norm"),
+        ),
+    ),
+    "a number": (
+        lambda value: math.isfinite(_number(value)),
+        ("jumprelu_init_threshold", "residual_threshold"),
+    ),
+}
+"""What fields of sae_lens' training configs must be for anything to come of the training; sae_lens
+looks at few of them."""
+
+_MAY_BE_NONE = ("target_l0", "pre_act_loss_coefficient", "decoder_init_norm")
+
+
+def why_not_config(cfg: sae_lens.TrainingSAEConfig) -> str | None:
+    """What nobody could train an SAE with, sae_lens included, in words that follow the SAE's name.
+
+    Returns:
+        The field, its value and what it must be; None if nothing is wrong.
+    """
+    for wanted, (is_good, names) in _LIMITS.items():
+        for name in names:
+            value = getattr(cfg, name, None)
+            is_there = hasattr(cfg, name) and not (value is None and name in _MAY_BE_NONE)
+            if is_there and not is_good(value):
+                return f"has {name} = {value!r}; it must be {wanted}"
+    if getattr(cfg, "k", 0) > cfg.d_sae:
+        return f"has k = {cfg.k:g}, but d_sae = {cfg.d_sae} latents; lower k"  # pyright: ignore[reportAttributeAccessIssue]
+    return None
+
+
+def in_words(sae: sae_lens.TrainingSAE[Any]) -> str:
+    """What an SAE is and what sets its sparsity."""
+    said = [type(sae).__name__]
+    if hasattr(sae.cfg, "k"):
+        said.append(f"k = {sae.cfg.k:g}")
+    else:
+        said += [f"{name}_coefficient = {knob(sae, name)[0]:g}" for name in sae.get_coefficients()]
+    return ", ".join(said)
+
+
+def knob(sae: sae_lens.TrainingSAE[Any], name: str) -> tuple[float, float]:
+    """What sets an SAE's sparsity, by sae_lens' name of it: (final value, warm-up steps)."""
+    from sae_lens.saes.sae import TrainCoefficientConfig
+
+    if name == "k":
+        return float(sae.cfg.k), 0.0
+    value = sae.get_coefficients()[name]
+    if isinstance(value, TrainCoefficientConfig):
+        return float(value.value), float(value.warm_up_steps)
+    return float(value), 0.0
+
+
+def set_knob(sae: sae_lens.TrainingSAE[Any], name: str, value: float) -> None:
+    """Write into an SAE what sets its sparsity now, by sae_lens' name of it.
+
+    A TopK SAE keeps a whole number of latents, so a fractional k is rounded down there. Where the
+    config itself moves k, its own k stays: it says where the transition ends.
+    """
+    if name == "k":
+        moves_k = getattr(sae.cfg, "k_transition", None) is not None
+        k = int(value) if isinstance(sae.cfg.k, int) and not moves_k else value
+        if not moves_k:
+            sae.cfg.k = k
+        sae.activation_fn.k = k  # pyright: ignore[reportFunctionMemberAccess]
+    else:
+        setattr(sae.cfg, f"{name}_coefficient", value)
+
+
+def _lr_end(options: Any) -> float:
+    """Where annealing ends; sae_lens' runners take a tenth where nothing is said."""
+    return options.lr / 10 if options.lr_end is None else options.lr_end
+
+
+class LearningRates:
+    """The learning rate of every step, read off sae_lens' own schedulers as far as needed."""
+
+    def __init__(self, options: Any) -> None:
+        from sae_lens.training.optim import get_lr_scheduler
+
+        self._optimizer = torch.optim.SGD([torch.zeros((), requires_grad=True)], lr=options.lr)
+        self._scheduler = get_lr_scheduler(
+            options.lr_scheduler_name,
+            optimizer=self._optimizer,
+            training_steps=options.total_training_steps,
+            lr=options.lr,
+            warm_up_steps=options.lr_warm_up_steps,
+            decay_steps=options.lr_decay_steps,
+            lr_end=_lr_end(options),
+            num_cycles=options.n_restart_cycles,
+        )
+        self._rates: list[float] = [self._current()]
+
+    def _current(self) -> float:
+        return float(self._optimizer.param_groups[0]["lr"])
+
+    def between(self, first: int, end: int) -> list[float]:
+        """The rates of the steps from `first` up to, not including, `end`."""
+        while len(self._rates) < end:
+            # The scheduler warns unless the optimiser has stepped first; it has nothing to step.
+            self._optimizer.step()
+            self._scheduler.step()
+            self._rates.append(self._current())
+        return self._rates[first:end]
+
+
+def make_trainer(
+    sae: sae_lens.TrainingSAE[Any], options: Any, data_provider: Iterator[Tensor]
+) -> SAETrainer[Any, Any]:
+    """sae_lens' own trainer for one SAE, set up with the same options as the engine."""
+    from sae_lens.config import LoggingConfig, SAETrainerConfig
+    from sae_lens.training.sae_trainer import SAETrainer
+
+    config = SAETrainerConfig(
+        total_training_samples=options.total_training_samples,
+        train_batch_size_samples=options.train_batch_size_samples,
+        lr=options.lr,
+        lr_end=_lr_end(options),
+        lr_scheduler_name=options.lr_scheduler_name,
+        lr_warm_up_steps=options.lr_warm_up_steps,
+        lr_decay_steps=options.lr_decay_steps,
+        n_restart_cycles=options.n_restart_cycles,
+        adam_beta1=options.adam_beta1,
+        adam_beta2=options.adam_beta2,
+        device=str(sae.W_dec.device),
+        dead_feature_window=options.dead_feature_window,
+        feature_sampling_window=options.feature_sampling_window,
+        logger=LoggingConfig(log_to_wandb=False),
+        n_batches_for_norm_estimate=options.n_batches_for_norm_estimate,
+    )
+    return SAETrainer(config, sae, data_provider)
+
+
+def record_training(sae: sae_lens.TrainingSAE[Any], l0: float | None, n_dead: int | None) -> None:
+    """Write into an SAE's metadata what sae_lens' trainer writes there at the end of training."""
+    from sae_lens import __version__
+
+    sae.cfg.sae_lens_training_version = str(__version__)
+    if l0 is not None and n_dead is not None:
+        sae.cfg.metadata.l0 = l0
+        sae.cfg.metadata.num_dead_features = n_dead
+
+
+def is_training_sae(candidate: object) -> bool:
+    """Whether an object is a sae_lens training SAE."""
+    from sae_lens import TrainingSAE
+
+    return isinstance(candidate, TrainingSAE)
+
+
+def is_sae(candidate: object) -> bool:
+    """Whether an object is a sae_lens SAE, for training or not."""
+    from sae_lens import SAE
+
+    return isinstance(candidate, SAE)
+
+
+def inference_copy(sae: sae_lens.SAE[Any]) -> sae_lens.SAE[Any]:
+    """An SAE as it is used: a BatchTopK SAE as the JumpReLU SAE that it is exported as.
+
+    One that is for inference already comes back as it is.
+    """
+    import tempfile
+
+    from sae_lens import SAE, TrainingSAE
+
+    if not isinstance(sae, TrainingSAE):
+        return sae
+    # sae_lens makes the export only while it writes it.
+    with tempfile.TemporaryDirectory() as place:
+        sae.save_inference_model(place)
+        return SAE.load_from_disk(place, device=str(sae.W_dec.device))
+
+
+def training_class(cfg: object) -> type[sae_lens.TrainingSAE[Any]]:
+    """The class of the SAEs that a training config describes.
+
+    Raises:
+        TypeError: something else than a training config.
+        ValueError: a config of an architecture that is not registered with sae_lens.
+    """
+    from sae_lens import TrainingSAEConfig
+    from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
+
+    name = type(cfg).__name__
+    if not isinstance(cfg, TrainingSAEConfig):
+        raise TypeError(
+            f"a {name} describes no SAE that can be trained; give one of sae_lens' training "
+            "configs, such as JumpReLUTrainingSAEConfig."
+        )
+    sae_class, config_class = SAE_TRAINING_CLASS_REGISTRY.get(cfg.architecture(), (None, None))
+    if sae_class is None or config_class is None or not isinstance(cfg, config_class):
+        raise ValueError(
+            f"{name}, of the architecture {cfg.architecture()!r}, is not registered with sae_lens; "
+            f"it knows {', '.join(SAE_TRAINING_CLASS_REGISTRY)}. Register others with "
+            "sae_lens.register_sae_training_class."
+        )
+    return sae_class
+
+
+def estimate_whitening(trainer: SAETrainer[Any, Any], batches: Sequence[Tensor]) -> None:
+    """Estimate a trainer's whitening from batches, as its `fit` would."""
+    trainer.activation_scaler.estimate_whitening(trainer.sae.cfg.d_in, iter(batches), len(batches))
+
+
+def set_scaling_factor(trainer: SAETrainer[Any, Any], factor: float) -> None:
+    """Give a trainer the factor that its activations are multiplied by."""
+    trainer.activation_scaler.scaling_factor = factor
+
+
+def step_figures(
+    trainer: SAETrainer[Any, Any], output: TrainStepOutput, coefficients: dict[str, float]
+) -> dict[str, float]:
+    """What the training log keeps of a step that sae_lens' trainer has taken.
+
+    Args:
+        coefficients: those the step was taken with.
+    Returns:
+        the figures by name. The gradient's norm is missing: the trainer does not give it away.
+    """
+    l0 = output.feature_acts.bool().float().sum(-1).to_dense().mean()
+    figures = {
+        "loss": float(output.loss.detach()),
+        **{name: float(value.detach()) for name, value in output.losses.items()},
+        "l0": float(l0),
+        "dead_latents": float(trainer.dead_neurons.sum()),
+    }
+    if len(coefficients) == 1:
+        figures["coefficient"] = next(iter(coefficients.values()))
+    elif hasattr(trainer.sae.cfg, "k"):
+        figures["k"] = float(getattr(trainer.sae.activation_fn, "k", trainer.sae.cfg.k))
+    return figures
+
+
+def complete(trainer: SAETrainer[Any, Any], sae: sae_lens.TrainingSAE[Any]) -> None:
+    """Fold a trainer's normalisation into an SAE and record metadata, as its `fit` would.
+
+    Args:
+        trainer: is left as it is.
+        sae: the trainer's own, or a copy of it.
+    """
+    scaler = trainer.activation_scaler
+    if scaler.scaling_factor is not None:
+        sae.fold_activation_norm_scaling_factor(scaler.scaling_factor)
+    if scaler.whitening is not None:
+        sae.fold_activation_whitening(
+            mean=scaler.whitening.mean,
+            whitening_matrix=scaler.whitening.matrix,
+            unwhitening_matrix=scaler.whitening.inverse_matrix,
+        )
+    l0, n_dead = None, None
+    if trainer.n_frac_active_samples > 0:
+        l0 = float(trainer.feature_sparsity.sum())
+        n_dead = int(trainer.dead_neurons.sum())
+    record_training(sae, l0, n_dead)
+
+
+def has_plain_mse_loss(sae: sae_lens.TrainingSAE[Any]) -> bool:
+    """Whether an SAE's reconstruction loss is the one sae_lens sets up."""
+    from sae_lens.saes.sae import mse_loss
+
+    return sae.mse_loss_fn is mse_loss
