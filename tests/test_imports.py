@@ -76,7 +76,11 @@ def test_the_check_would_notice(tmp_path: Path) -> None:
     ("statement", "absent"),
     [
         ("import sparse_but_wrong", ["torch", "sae_lens", "numpy", "matplotlib", "pandas"]),
-        ("from sparse_but_wrong.cli.main import cli", ["torch", "sae_lens", "matplotlib"]),
+        (
+            "from click.testing import CliRunner; from sparse_but_wrong.cli.main import cli; "
+            "assert 'cache-activations' in CliRunner().invoke(cli, ['--help']).output",
+            ["torch", "sae_lens", "pandas", "matplotlib", "datasets"],
+        ),
         (
             "from sparse_but_wrong import make_saes, train_saes",
             ["sae_lens", "matplotlib"],

@@ -12,8 +12,8 @@ import torch
 from click.testing import CliRunner
 
 from sparse_but_wrong.activations.stored import open_activations
-from sparse_but_wrong.cli import find_l0
 from sparse_but_wrong.cli.main import cli
+from sparse_but_wrong.l0 import sweep
 from tests.activations.tiny_model import D_IN, make_tiny_model, write_text
 
 SPEC = """
@@ -73,9 +73,9 @@ def test_from_text_to_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert len(pd.read_csv("diagnosis/projections.csv")) == 3 * 64
 
     monkeypatch.setattr(
-        find_l0,
+        sweep,
         "measure_sweep",
-        functools.partial(find_l0.measure_sweep, learning_batches=10),
+        functools.partial(sweep.measure_sweep, learning_batches=10),
     )
     said = sbw("find-l0 sweep --out answer")
     answer = json.loads(Path("answer/recommendation.json").read_text())

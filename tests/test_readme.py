@@ -15,8 +15,8 @@ import torch
 from click.testing import CliRunner
 from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
 
-from sparse_but_wrong.cli import find_l0
 from sparse_but_wrong.cli.main import cli
+from sparse_but_wrong.l0 import options, sweep
 from sparse_but_wrong.l0.find import FindOptions
 from tests.activations.tiny_model import D_IN, make_tiny_model, write_text
 from tests.experiments import tiny
@@ -86,11 +86,9 @@ def test_sbw_commands_run_as_they_stand(tmp_path: Path, monkeypatch: pytest.Monk
         evaluation_samples=4_096,
         learning_batches=20,
     )
-    monkeypatch.setattr(find_l0, "FindOptions", small)
-    measure = functools.partial(
-        find_l0.measure_sweep, evaluation_samples=4_096, learning_batches=20
-    )
-    monkeypatch.setattr(find_l0, "measure_sweep", measure)
+    monkeypatch.setattr(options, "FindOptions", small)
+    measure = functools.partial(sweep.measure_sweep, evaluation_samples=4_096, learning_batches=20)
+    monkeypatch.setattr(sweep, "measure_sweep", measure)
     monkeypatch.chdir(tmp_path)
     make_tiny_model(tmp_path / "my_model")
     write_text(tmp_path / "plays", n_words=2_000)

@@ -17,7 +17,7 @@ from benchmarks.l0.summary import in_lines, summarize
 from benchmarks.l0.table import append_row, read_table
 from benchmarks.l0.worlds import read_worlds
 from sparse_but_wrong.atomic import full_disk_named, locked
-from sparse_but_wrong.cli.quiet import quiet_training
+from sparse_but_wrong.cli.options import quiet_training
 from sparse_but_wrong.l0.find import FindOptions
 
 

@@ -114,7 +114,7 @@ def test_paper_runs_what_is_left_and_writes_an_index(monkeypatch: Patch, capsys:
     assert "the spec of 'tiny' has changed since" in err
     code, _, err = sbw(["paper", "--seed", "1"], monkeypatch, capsys)
     assert code == 2
-    assert "started with seed 0, not 1" in err
+    assert "seed 0, not 1" in err
 
 
 def test_a_spec_of_ones_own_may_stop_and_go_on(monkeypatch: Patch, capsys: Output) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sparse_but_wrong import atomic
-from sparse_but_wrong.cli.report import rebuild_report
+from sparse_but_wrong.cli.report import report
 from sparse_but_wrong.report.index import write_index
 from sparse_but_wrong.runs.folder import RunFolder, fresh_path
 from tests.report.folders import write_bare_run
@@ -85,7 +85,11 @@ def test_a_manifest_with_something_of_another_kind_is_named(
     else:
         place[path[-1]] = value
     file.write_text(json.dumps(manifest))
-    for read in (RunFolder.open, rebuild_report, lambda run: write_index([run], run / "x.html")):
+    for read in (
+        RunFolder.open,
+        report.callback or str,
+        lambda run: write_index([run], run / "x.html"),
+    ):
         with pytest.raises(ValueError, match=rf"manifest\.json .*{message}"):
             read(tmp_path / "run")
 

@@ -1,4 +1,4 @@
-"""`sbw diagnose`: measure SAEs on stored activations."""
+"""`sbw diagnose`: evaluate SAEs on stored activations."""
 
 from __future__ import annotations
 
@@ -10,109 +10,134 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import torch
 
-from sparse_but_wrong.activations.dataset_part import DatasetPart
-from sparse_but_wrong.activations.in_order import contiguous_batches, without_tokens
-from sparse_but_wrong.activations.shards import MANIFEST
-from sparse_but_wrong.activations.stored import StoredActivations, open_activations
-from sparse_but_wrong.atomic import claimed, full_disk_named
-from sparse_but_wrong.metrics.origin import of_other_activations, origin_of
-from sparse_but_wrong.metrics.row_norms import OUTLIER, NormTally, WithoutOutliers
-from sparse_but_wrong.metrics.stream import StreamScore, measure_each
-from sparse_but_wrong.report.diagnosis import remarks, write_diagnosis
-from sparse_but_wrong.runs.folder import RunFolder, fresh_path, is_run
-from sparse_but_wrong.runs.provenance import provenance
-from sparse_but_wrong.saes.load import load_sae
-from sparse_but_wrong.untrusted import one_line, read_json
+from sparse_but_wrong.cli.options import (
+    AT_LEAST_0,
+    AT_LEAST_1,
+    NAME_OR_PATH,
+    RUNS,
+    column,
+    device,
+    made_how,
+    out,
+    threads,
+    use_threads,
+)
 
 if TYPE_CHECKING:
     import sae_lens
+    import torch
 
-RUNS = Path("runs")
+    from sparse_but_wrong.activations.stored import StoredActivations
+    from sparse_but_wrong.metrics.stream import StreamScore
+    from sparse_but_wrong.runs.folder import RunFolder
+
 N_BATCHES = 16
 LARGEST_BATCH = 4096
 
 
+@click.command()
+@click.argument("saes", nargs=-1, required=True, metavar="SAE...", type=NAME_OR_PATH)
+@click.option(
+    "--activations",
+    type=NAME_OR_PATH,
+    required=True,
+    help="A cache, a folder of shards, a .npy or .safetensors file, or a dataset of activations.",
+)
+@column
+@click.option("--samples", type=AT_LEAST_1, help="Samples at most. [default: all]")
+@click.option(
+    "--batch-size",
+    type=AT_LEAST_1,
+    help="Neighbouring samples per batch; standard errors are over batches. [default: a sixteenth "
+    "of all samples, at most 4096]",
+)
+@click.option(
+    "--exclude-token",
+    "exclude_tokens",
+    type=AT_LEAST_0,
+    multiple=True,
+    help="Leave out samples of the token with this id, for example BOS. Can be given several "
+    "times.",
+)
+@click.option(
+    "--exclude-outliers",
+    is_flag=True,
+    help="Leave out zero samples and those with more than 10 times the median norm.",
+)
+@device("to evaluate")
+@threads
+@out("diagnose")
 def diagnose(
-    names: Sequence[str],
-    *,
+    saes: tuple[str, ...],
     activations: str,
     column: str | None,
     samples: int | None,
     batch_size: int | None,
+    exclude_tokens: tuple[int, ...],
+    exclude_outliers: bool,
     device: str,
     threads: int | None,
     out: Path | None,
-    exclude_tokens: Collection[int],
-    exclude_outliers: bool,
 ) -> None:
-    """Load SAEs, measure them in one pass, print a table and write a report.
+    """Evaluate SAEs on activations: L0, dead latents, s_n^dec for every n, similarity, and more.
 
-    What is wrong with one SAE is said on stderr and in the report, and the others are measured; the
-    command then ends with the exit code 1.
-
-    Raises:
-        ValueError, OSError: bad input, or not one SAE could be measured; the message is meant for
-            the user.
+    SAE is a folder of sae_lens, dictionary_learning or sparsify, RELEASE/SAE_ID of a published one,
+    or the folder of a run, which stands for all of its SAEs. If one cannot be evaluated, the others
+    still are, and the exit code is 1.
     """
-    path = out if out is not None else fresh_path(RUNS, "diagnose")
-    if threads is not None:
-        torch.set_num_threads(threads)
+    from sparse_but_wrong.activations.stored import open_activations
+    from sparse_but_wrong.atomic import claimed, full_disk_named
+    from sparse_but_wrong.metrics.origin import of_other_activations, origin_of
+    from sparse_but_wrong.report.diagnosis import remarks, write_diagnosis
+    from sparse_but_wrong.runs.folder import fresh_path
+
+    path = out or fresh_path(RUNS, "diagnose")
+    use_threads(threads)
     advice = (
-        "Nothing is kept there; the table printed above is all there is. Free space on it, or name "
+        "Nothing is kept there except for the table printed above. Free some space, or name "
         "a folder on another disk with --out, and run the command again."
     )
-    # Before the work, which may take hours: what cannot be written to is better known now.
+    # Claimed before the work, which may take hours, so that a bad folder is refused at once.
     with full_disk_named(path, advice), claimed(path) as place:
         started = time.monotonic()
         stored = open_activations(activations, column)
-        saes, failed = _load(names, device)
-        for name, sae in list(saes.items()):
+        loaded, failed = _load(saes, device)
+        for name, sae in list(loaded.items()):
             if sae.cfg.d_in != stored.d_in:
                 failed[name] = ValueError(
                     f"{name} reads activations of width {sae.cfg.d_in}, but those of {stored.name} "
-                    f"have {stored.d_in}; they are of another model or hook."
+                    f"have {stored.d_in}: they come from another model or hook."
                 )
-                del saes[name]
-        _say(failed, anything_left=bool(saes))
+                del loaded[name]
+        _tell(failed, anything_left=bool(loaded))
         n_samples = stored.n_samples if samples is None else min(samples, stored.n_samples)
-        if batch_size is None:
-            batch_size = max(1, min(LARGEST_BATCH, n_samples // N_BATCHES))
+        batch_size = batch_size or max(1, min(LARGEST_BATCH, n_samples // N_BATCHES))
         click.echo(
-            f"{len(saes)} SAE{'s' if len(saes) > 1 else ''} on {n_samples:,} of "
+            f"{len(loaded)} SAE{'s' if len(loaded) > 1 else ''} on {n_samples:,} of "
             f"{stored.n_samples:,} samples of {stored.name}, d_in {stored.d_in}"
         )
-        scores, broken, of_samples = _measure(
-            saes, stored, batch_size, samples, exclude_tokens, exclude_outliers
+        scores, broken, of_samples = _evaluate(
+            loaded, stored, batch_size, samples, exclude_tokens, exclude_outliers
         )
         failed.update(broken)
-        _say(broken if scores else failed, anything_left=bool(scores))
-        origins = {name: origin_of(saes[name]) for name in scores}
+        _tell(broken if scores else failed, anything_left=bool(scores))
+        origins = {name: origin_of(loaded[name]) for name in scores}
         said = [
             *remarks(scores, origins),
             *of_other_activations(origins, *_recorded(stored, activations)),
             *of_samples,
         ]
-        _print(scores, said)
-        made = provenance()
-        write_diagnosis(
-            scores,
-            place,
-            stored.name,
-            {
-                "Activations": activations,
-                "Samples": f"{n_samples:,} in batches of {batch_size:,} in order",
-                "Time": f"{time.monotonic() - started:.0f} s",
-                "Command": made["command"],
-                "Started": made["created"],
-                "Commit": made["commit"] or "–",
-            },
-            said,
-            {name: _reason(error) for name, error in failed.items()},
-        )
-    click.echo(f"Tables and figures: {path}")
-    click.echo(f"Report: {path / 'report.html'}")
+        click.echo(_table(scores))
+        click.echo("\n".join(f"  - {remark}" for remark in said))
+        facts = {
+            "Activations": activations,
+            "Samples": f"{n_samples:,} in batches of {batch_size:,} in order",
+            **made_how(started),
+        }
+        reasons = {name: _reason(error) for name, error in failed.items()}
+        write_diagnosis(scores, place, stored.name, facts, said, reasons)
+    click.echo(f"Tables and figures: {path}\nReport: {path / 'report.html'}")
     if failed:
         raise click.exceptions.Exit(1)
 
@@ -120,18 +145,22 @@ def diagnose(
 def _load(
     names: Sequence[str], device: str
 ) -> tuple[dict[str, sae_lens.SAE[Any]], dict[str, Exception]]:
-    """The SAEs by name, of a run's folder all that it holds; and what went wrong with others."""
+    """The SAEs by name, for a run's folder all that it holds; and what went wrong with others."""
+    from sparse_but_wrong.runs.folder import RunFolder, is_run
+    from sparse_but_wrong.saes.load import load_sae
+
     saes: dict[str, sae_lens.SAE[Any]] = {}
     failed: dict[str, Exception] = {}
     for name in names:
         try:
             run = RunFolder.open(Path(name)) if is_run(Path(name)) else None
-            inside = {_short(name): name} if run is None else _of_run(run)
+            short = Path(name).resolve().name if Path(name).exists() else name
+            inside = {short: name} if run is None else _of_run(run)
         except (ValueError, OSError) as error:
             failed[name] = error
             continue
         for sae_id, place in inside.items():
-            # Two folders of the same name, from two places, are told apart by the whole of it.
+            # Two folders of the same name, from two places, are told apart by their whole paths.
             key = str(place) if sae_id in saes or sae_id in failed else sae_id
             try:
                 if run is not None:
@@ -156,39 +185,45 @@ def _of_run(folder: RunFolder) -> dict[str, Path]:
     if missing := [sae_id for sae_id in ids if sae_id not in there]:
         click.echo(
             f"sbw: {len(missing)} of {len(ids)} SAEs of {folder.path} are not there and so not "
-            f"measured: {', '.join(missing)}; `sbw run` with --resume trains them.",
+            f"evaluated: {', '.join(missing)}. `sbw run` with --resume trains them.",
             err=True,
         )
-    # A run that is finished had all of them: those that are gone belong among what went wrong.
-    asked = ids if folder.manifest["status"] == "finished" else there
-    return {sae_id: folder.sae_path(sae_id) for sae_id in asked}
+    # A run that is finished had all of them: those that are gone count as failures.
+    wanted = ids if folder.manifest["status"] == "finished" else there
+    return {sae_id: folder.sae_path(sae_id) for sae_id in wanted}
 
 
-def _say(failed: Mapping[str, Exception], anything_left: bool) -> None:
+def _tell(failed: Mapping[str, Exception], anything_left: bool) -> None:
     """Say on stderr what went wrong.
 
     Raises:
-        ValueError: there is nothing left to measure.
+        ValueError: no SAE is left.
     """
     if anything_left:
         for name, error in failed.items():
-            click.echo(f"sbw: not measured: {name}: {_reason(error)}", err=True)
+            click.echo(f"sbw: not evaluated: {name}: {_reason(error)}", err=True)
     elif len(failed) == 1:
         (error,) = failed.values()
         raise ValueError(_reason(error)) from error
     else:
         reasons = " ".join(f"{name}: {_reason(error)}" for name, error in failed.items())
-        raise ValueError(f"none of the {len(failed)} SAEs can be measured. {reasons}")
+        raise ValueError(f"None of the {len(failed)} SAEs can be evaluated. {reasons}")
 
 
 def _reason(error: Exception) -> str:
+    from sparse_but_wrong.untrusted import one_line
+
     if isinstance(error, (ValueError, OSError)):
         return " ".join(str(error).split())
     return f"{type(error).__name__}: {one_line(error)}"
 
 
 def _recorded(stored: StoredActivations, activations: str) -> tuple[str | None, str | None]:
-    """The model and the hook that activations are of, where that is on record."""
+    """The model and the hook of stored activations, where that is on record."""
+    from sparse_but_wrong.activations.dataset_part import DatasetPart
+    from sparse_but_wrong.activations.shards import MANIFEST
+    from sparse_but_wrong.untrusted import read_json
+
     with suppress(ValueError, OSError):
         manifest = read_json(Path(activations).expanduser() / MANIFEST)
         model, hook = (manifest.get(name) for name in ("model", "hook"))
@@ -198,30 +233,7 @@ def _recorded(stored: StoredActivations, activations: str) -> tuple[str | None, 
     return None, part.rows.column_names[0] if isinstance(part, DatasetPart) else None
 
 
-def _short(name: str) -> str:
-    return Path(name).resolve().name if Path(name).exists() else name
-
-
-class _Kept:
-    """Which samples are measured, for `contiguous_batches`; counts what it leaves out."""
-
-    def __init__(self, tokens: Collection[int], outliers: WithoutOutliers | None) -> None:
-        self._tokens = without_tokens(tokens) if tokens else None
-        self._outliers = outliers
-        self.leaves_out = bool(tokens) or outliers is not None
-        self.n_of_tokens = 0
-
-    def __call__(self, rows: torch.Tensor, token_ids: torch.Tensor | None) -> torch.Tensor:
-        kept = torch.ones(len(rows), dtype=torch.bool)
-        if self._tokens is not None:
-            kept &= self._tokens(rows, token_ids)
-            self.n_of_tokens += int((~kept).sum())
-        if self._outliers is not None:
-            kept[kept.clone()] = self._outliers(rows[kept])
-        return kept
-
-
-def _measure(
+def _evaluate(
     saes: Mapping[str, sae_lens.SAE[Any]],
     stored: StoredActivations,
     batch_size: int,
@@ -229,20 +241,52 @@ def _measure(
     exclude_tokens: Collection[int],
     exclude_outliers: bool,
 ) -> tuple[dict[str, StreamScore], dict[str, Exception], list[str]]:
-    """The scores, what went wrong, and what there is to say of the samples."""
-    tally, outliers = NormTally(), None
+    """The scores, what went wrong, and remarks on the samples."""
+    import torch
+
+    from sparse_but_wrong.activations.in_order import contiguous_batches, without_tokens
+    from sparse_but_wrong.metrics.row_norms import OUTLIER, NormTally, WithoutOutliers
+    from sparse_but_wrong.metrics.stream import StreamScore, measure_each
+
+    outliers: WithoutOutliers | None = None
+    n_of_tokens = 0
+    tokens = without_tokens(exclude_tokens) if exclude_tokens else None
+
+    def keep(rows: torch.Tensor, token_ids: torch.Tensor | None) -> torch.Tensor:
+        nonlocal n_of_tokens
+        kept = torch.ones(len(rows), dtype=torch.bool)
+        if tokens is not None:
+            kept &= tokens(rows, token_ids)
+            n_of_tokens += int((~kept).sum())
+        if outliers is not None:
+            kept[kept.clone()] = outliers(rows[kept])
+        return kept
+
+    def batches(what: str) -> Iterator[torch.Tensor]:
+        from tqdm import tqdm
+
+        n_samples = stored.n_samples if samples is None else min(samples, stored.n_samples)
+        leaves_out = tokens is not None or outliers is not None
+        bar = tqdm(
+            contiguous_batches(stored, batch_size, samples, keep=keep if leaves_out else None),
+            desc=what,
+            unit=" batches",
+            total=-(-n_samples // batch_size),
+            disable=not sys.stderr.isatty(),
+        )
+        return iter(bar)
+
+    tally = NormTally()
     if exclude_outliers:
-        # Which samples those are is known only once the norms of all are.
-        kept = _Kept(exclude_tokens, None)
-        for batch in _batches(stored, batch_size, samples, kept, "Reading norms"):
+        # Outliers are known only once the norms of all samples are.
+        for batch in batches("Reading norms"):
             tally.add(batch)
-        outliers, tally = WithoutOutliers(tally.result()), NormTally()
-    kept = _Kept(exclude_tokens, outliers)
-    batches = tally.watch(_batches(stored, batch_size, samples, kept, "Measuring"))
-    results = dict(zip(saes, measure_each(list(saes.values()), batches), strict=True))
+        outliers, tally, n_of_tokens = WithoutOutliers(tally.result()), NormTally(), 0
+    measured = measure_each(list(saes.values()), tally.watch(batches("Evaluating")))
+    results = dict(zip(saes, measured, strict=True))
     said = []
     if exclude_tokens:
-        said.append(f"Left out: {kept.n_of_tokens:,} samples of the tokens to exclude.")
+        said.append(f"Left out: {n_of_tokens:,} samples of the tokens to exclude.")
     if outliers is None:
         said += tally.result().in_words()
     else:
@@ -255,49 +299,26 @@ def _measure(
     return scores, failed, said
 
 
-def _batches(
-    stored: StoredActivations, batch_size: int, samples: int | None, kept: _Kept, what: str
-) -> Iterator[torch.Tensor]:
-    from tqdm import tqdm
+def _table(scores: Mapping[str, StreamScore]) -> str:
+    import pandas as pd
 
-    n_samples = stored.n_samples if samples is None else min(samples, stored.n_samples)
-    bar = tqdm(
-        contiguous_batches(stored, batch_size, samples, keep=kept if kept.leaves_out else None),
-        desc=what,
-        unit=" batches",
-        total=-(-n_samples // batch_size),
-        disable=not sys.stderr.isatty(),
-    )
-    return iter(bar)
-
-
-def _print(scores: Mapping[str, StreamScore], said: Sequence[str]) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
-    table = Table(box=SIMPLE_HEAD)
-    table.add_column("SAE", no_wrap=True)
-    heads = ("d_sae", "L0", "5 %–95 %", "dead", "dense", "var. expl.", "c_dec", "c_enc", "s at H/4")
-    for head in heads:
-        table.add_column(head, justify="right", no_wrap=True)
+    rows = []
     for name, score in scores.items():
         n = score.d_sae // 4
-        table.add_row(
-            escape(name),
-            str(score.d_sae),
-            f"{score.l0.value:.2f} ± {2 * score.l0.standard_error:.2g}",
-            f"{score.l0_quantile(0.05)}–{score.l0_quantile(0.95)}",
-            str(score.dead_latents),
-            str(score.dense_latents),
-            f"{score.variance_explained.value:.4f}",
-            f"{score.c_dec:.4f}",
-            f"{score.c_enc:.4f}",
-            f"{score.projections.values[n]:.4g} ± {2 * score.projections.standard_errors[n]:.1g}",
+        s_n, error = score.projections.values[n], score.projections.standard_errors[n]
+        rows.append(
+            {
+                "SAE": name,
+                "d_sae": score.d_sae,
+                "L0": f"{score.l0.value:.2f} ± {2 * score.l0.standard_error:.2g}",
+                "5 %–95 %": f"{score.l0_quantile(0.05)}–{score.l0_quantile(0.95)}",
+                "dead": score.dead_latents,
+                "dense": score.dense_latents,
+                "var. expl.": f"{score.variance_explained.value:.4f}",
+                "c_dec": f"{score.c_dec:.4f}",
+                "c_enc": f"{score.c_enc:.4f}",
+                "s at H/4": f"{s_n:.4g} ± {2 * error:.1g}",
+            }
         )
-    console.print(table)
-    console.print("± two standard errors over batches.", soft_wrap=True)
-    for remark in said:
-        console.print(f"  - {remark}", soft_wrap=True, markup=False)
+    table = pd.DataFrame(rows).to_string(index=False)
+    return f"\n{table}\n\n± two standard errors over batches."

@@ -2,64 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import click
 
-from sparse_but_wrong.atomic import full_disk_named
-from sparse_but_wrong.experiments.registry import EXPERIMENTS, get_experiment
-from sparse_but_wrong.experiments.runner import (
-    RunSettings,
-    check_same_spec,
-    finish_run,
-    resume_run,
-    start_run,
+from sparse_but_wrong.cli.options import PATH, device, quick, threads
+from sparse_but_wrong.cli.run import check_same
+
+
+@click.command()
+@click.argument("names", nargs=-1)
+@click.option(
+    "--out",
+    type=PATH,
+    default=Path("runs/paper"),
+    show_default=True,
+    help="Folder of the run folders and the index page. Finished runs in it are kept.",
 )
-from sparse_but_wrong.experiments.verdict import in_lines
-from sparse_but_wrong.report.index import write_index
-from sparse_but_wrong.report.verdict import shown_verdict
-from sparse_but_wrong.runs.folder import RunFolder, is_run
-from sparse_but_wrong.runs.spec import ExperimentSpec
-
-
-def run_paper(
-    names: Sequence[str],
-    *,
-    out: Path,
-    seed: int,
-    device: str,
-    threads: int | None,
-    quick: bool,
+@click.option("--seed", type=int, default=0, show_default=True, help="Seeds every run.")
+@device("to train")
+@threads
+@quick
+def paper(
+    names: tuple[str, ...], out: Path, seed: int, device: str, threads: int | None, quick: bool
 ) -> None:
-    """Run experiments into folders below one, and write an index page of their verdicts there.
+    """Run every experiment of the paper, or those NAMED, and write an index page of verdicts.
 
-    Args:
-        names: of the experiments; all of them if there are none.
-        out: folder of the run folders; finished runs in it are kept, unfinished ones taken up.
-        seed, device, threads, quick: of every run.
-    Raises:
-        ValueError: an unknown name, or a run in `out` that was started otherwise.
-        KeyboardInterrupt: on Ctrl-C, with a checkpoint written.
+    Started again, it continues with what is not finished.
     """
+    from sparse_but_wrong.experiments import runner
+    from sparse_but_wrong.experiments.registry import EXPERIMENTS, get_experiment
+    from sparse_but_wrong.experiments.verdict import in_lines
+    from sparse_but_wrong.report.verdict import shown_verdict
+    from sparse_but_wrong.runs.folder import RunFolder, is_run
+
     specs = [get_experiment(name) for name in names or EXPERIMENTS]
-    settings = RunSettings(seed=seed, device=device)
     for spec in specs:  # before hours are spent on the others
-        _check_same(out / spec.name, spec, settings, quick)
+        if is_run(out / spec.name):
+            folder = RunFolder.open(out / spec.name)
+            check_same(folder, seed=seed, device=device, quick=quick)
+            runner.check_same_spec(folder, spec)
+            folder.finished_saes()  # refused where some are lost
+    settings = runner.RunSettings(seed=seed, device=device)
     for spec in specs:
         path = out / spec.name
-        if is_run(path) and RunFolder.open(path).manifest["status"] == "finished":
+        if path in _finished(out):
             continue
         click.echo(f"\n{spec.name}: {spec.title}")
-        with (
-            resume_run(path) if is_run(path) else start_run(spec, path, settings, quick=quick) as (
-                folder,
-                of_run,
-                of_settings,
-            )
-        ):
-            results = finish_run(folder, of_run, replace(of_settings, threads=threads))
+        started = (
+            runner.resume_run(path)
+            if is_run(path)
+            else runner.start_run(spec, path, settings, quick=quick)
+        )
+        with started as (folder, of_run, of_settings):
+            results = runner.finish_run(folder, of_run, replace(of_settings, threads=threads))
         click.echo("\n".join(in_lines(results.verdict)))
         _write_index(out)
     click.echo("")
@@ -70,35 +67,17 @@ def run_paper(
 
 
 def _write_index(out: Path) -> Path:
-    with full_disk_named(out, "Finished runs are kept; make room and run the command again."):
+    from sparse_but_wrong.atomic import full_disk_named
+    from sparse_but_wrong.report.index import write_index
+
+    with full_disk_named(out, "Finished runs are kept; free some space and run the command again."):
         return write_index(_finished(out), out / "index.html")
 
 
 def _finished(out: Path) -> list[Path]:
-    """The finished runs of the paper's experiments in a folder, in the paper's order."""
-    paths = [out / name for name in EXPERIMENTS]
-    return [
-        path
-        for path in paths
-        if is_run(path) and RunFolder.open(path).manifest.get("status") == "finished"
-    ]
+    """The finished runs in a folder, in the paper's order."""
+    from sparse_but_wrong.experiments.registry import EXPERIMENTS
+    from sparse_but_wrong.runs.folder import RunFolder, is_run
 
-
-def _check_same(path: Path, spec: ExperimentSpec, settings: RunSettings, quick: bool) -> None:
-    """A run that is kept or taken up must be what is asked for now."""
-    if not is_run(path):
-        return
-    folder = RunFolder.open(path)
-    manifest = folder.manifest
-    for option, asked in (
-        ("seed", settings.seed),
-        ("device", settings.device),
-        ("quick", quick),
-    ):
-        if manifest.get(option) != asked:
-            raise ValueError(
-                f"the run in {path} was started with {option} {manifest.get(option)}, not {asked}; "
-                "choose another folder with --out."
-            )
-    check_same_spec(folder, spec)
-    folder.finished_saes()  # refused where some are lost: its verdict could not be looked into
+    paths = [out / name for name in EXPERIMENTS if is_run(out / name)]
+    return [path for path in paths if RunFolder.open(path).manifest.get("status") == "finished"]

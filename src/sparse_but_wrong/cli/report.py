@@ -1,4 +1,4 @@
-"""`sbw report`: write the report of a run anew."""
+"""`sbw report`: rebuild the report of a run."""
 
 from __future__ import annotations
 
@@ -6,20 +6,19 @@ from pathlib import Path
 
 import click
 
-from sparse_but_wrong.atomic import full_disk_named
-from sparse_but_wrong.report.write import write_report
-from sparse_but_wrong.runs.folder import RunFolder
+from sparse_but_wrong.cli.options import PATH
 
 
-def rebuild_report(path: Path) -> None:
-    """Write the report of a run from what lies in its folder, finished or not.
+@click.command()
+@click.argument("folder", type=PATH)
+def report(folder: Path) -> None:
+    """Rebuild report.html of the run in FOLDER, finished or not."""
+    from sparse_but_wrong.atomic import full_disk_named
+    from sparse_but_wrong.report.write import write_report
+    from sparse_but_wrong.runs.folder import RunFolder
 
-    Raises:
-        FileNotFoundError: there is no run in it.
-        ValueError: something in it is damaged, or another process works in it.
-    """
     with (
-        RunFolder.open_locked(path) as folder,
-        full_disk_named(path, "The report that was there is kept; make room and try again."),
+        RunFolder.open_locked(folder) as opened,
+        full_disk_named(folder, "The old report is kept; free some space and try again."),
     ):
-        click.echo(f"Report: {write_report(folder)}")
+        click.echo(f"Report: {write_report(opened)}")

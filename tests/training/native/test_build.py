@@ -17,7 +17,7 @@ import pytest
 import torch
 from sae_lens import TrainingSAE
 
-from sparse_but_wrong.cli.quiet import quiet_training
+from sparse_but_wrong.cli.options import quiet_training
 from sparse_but_wrong.training.loop import train_saes
 from sparse_but_wrong.training.native import bindings, build
 from tests.training import oracle
