@@ -37,6 +37,9 @@ if TYPE_CHECKING:
     from sparse_but_wrong.l0.recommend import L0Recommendation as L0Recommendation
     from sparse_but_wrong.l0.recommend import recommend_l0 as recommend_l0
     from sparse_but_wrong.l0.sweep import measure_sweep as measure_sweep
+    from sparse_but_wrong.metrics.evaluate import Evaluation as Evaluation
+    from sparse_but_wrong.metrics.evaluate import Evaluations as Evaluations
+    from sparse_but_wrong.metrics.evaluate import evaluate as evaluate
     from sparse_but_wrong.metrics.projections import (
         decoder_projection_curve as decoder_projection_curve,
     )
@@ -66,6 +69,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "EnchancedBatchTopKTrainingSAE": "sparse_but_wrong.enchanced_batch_topk_sae",
     "EnhancedBatchTopKTrainingSAEConfig": "sparse_but_wrong.enchanced_batch_topk_sae",
+    "Evaluation": "sparse_but_wrong.metrics.evaluate",
+    "Evaluations": "sparse_but_wrong.metrics.evaluate",
     "FeatureSampler": "sparse_but_wrong.worlds.sampler",
     "FindOptions": "sparse_but_wrong.l0.find",
     "KTransition": "sparse_but_wrong.training.controls",
@@ -79,6 +84,7 @@ _HOMES = {
     "cache_activations": "sparse_but_wrong.activations.cache",
     "contiguous_batches": "sparse_but_wrong.activations.in_order",
     "decoder_projection_curve": "sparse_but_wrong.metrics.projections",
+    "evaluate": "sparse_but_wrong.metrics.evaluate",
     "find_l0": "sparse_but_wrong.l0.find",
     "generate_random_correlation_matrix": "sparse_but_wrong.worlds.training_batch",
     "get_training_batch": "sparse_but_wrong.worlds.training_batch",

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparse_but_wrong.metrics.reconstruction import Reconstruction, ReconstructionTotals
-from sparse_but_wrong.metrics.samples import check_activations, chunks
-from sparse_but_wrong.metrics.sparsity import Sparsity, SparsityTotals, dense
+from sparse_but_wrong.metrics.samples import check_activations, chunks, dense
+from sparse_but_wrong.metrics.sparsity import Sparsity, SparsityTotals
 
 if TYPE_CHECKING:
     import sae_lens

@@ -23,6 +23,47 @@ _TILE_ELEMENTS = {"cpu": 2**21, "cuda": 2**26}
 """Of projections held at a time; on a CPU they should still be in cache when they are counted."""
 
 
+class CountedProjections:
+    """Counts of all projections of samples on directions, in memory that does not grow.
+
+    Args:
+        directions: shape [H, D], finite.
+    """
+
+    relative_error = RELATIVE_ERROR
+
+    def __init__(self, directions: Float[Tensor, "H D"]) -> None:
+        self._directions = directions.float()
+        self._batch_size = 0
+        self._counts: Tensor | None = None
+        self._batch: Tensor | None = None
+
+    def add(self, samples: Float[Tensor, "B D"], bias: Float[Tensor, " D"]) -> None:
+        """Add the (x − bias)·directionᵀ of some samples."""
+        counts = count_projections(samples, self._directions, bias)
+        self._batch = counts if self._batch is None else self._batch.add_(counts)
+        self._batch_size += len(samples)
+
+    def end_batch(self) -> Float[Tensor, " H"]:
+        """s_n for every n, of what was added since the last call."""
+        assert self._batch is not None
+        ranks = torch.arange(len(self._directions)) * self._batch_size
+        s = sorted_entries(self._batch, ranks)
+        self._counts = self._batch if self._counts is None else self._counts.add_(self._batch)
+        self._batch, self._batch_size = None, 0
+        return s
+
+    def entries(self, ranks: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The entries at some ranks of all, sorted from the largest down."""
+        assert self._counts is not None
+        return sorted_entries(self._counts, ranks)
+
+    def histogram(self, edges: Float[Tensor, " edges"]) -> Int[Tensor, " bars"]:
+        """How many are between the edges; the outermost bars also hold what lies beyond."""
+        assert self._counts is not None
+        return histogram(self._counts, edges)
+
+
 def count_projections(
     activations: Float[Tensor, "B D"],
     directions: Float[Tensor, "H D"],

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparse_but_wrong.metrics._order_statistics import check_n, projection_order_statistics
@@ -82,3 +82,63 @@ def decoder_projection_curve(
         n_samples=activations.shape[0],
         d_sae=d_sae,
     )
+
+
+class SortedProjections:
+    """All projections of samples on directions, kept to be sorted.
+
+    Args:
+        directions: shape [H, D], finite, at least float32.
+        n_samples: how many there will be.
+    """
+
+    relative_error = 0.0
+
+    def __init__(self, directions: Float[Tensor, "H D"], n_samples: int) -> None:
+        self._directions = directions
+        # The only thing of this size that is ever held: filled chunk by chunk, sorted in place.
+        self._values = torch.empty(n_samples, len(directions), dtype=directions.dtype)
+        self._start = self._stop = 0
+        self._sorted: Tensor | None = None
+
+    def add(self, samples: Float[Tensor, "B D"], bias: Float[Tensor, " D"]) -> None:
+        """Add the (x − bias)·directionᵀ of some samples."""
+        # The bias is taken off before the product, not after: where it is much larger than the
+        # spread of the samples (language models), the difference of two products loses digits.
+        device, dtype = self._directions.device, self._directions.dtype
+        centred = samples.to(device, dtype) - bias.to(dtype)
+        start, self._stop = self._stop, self._stop + len(samples)
+        self._values[start : self._stop] = centred @ self._directions.T
+
+    def end_batch(self) -> Float[Tensor, " H"]:
+        """s_n for every n, of what was added since the last call."""
+        batch = self._values[self._start : self._stop]
+        self._start = self._stop
+        ranks = torch.arange(len(self._directions)) * len(batch)
+        return _sorted_in_place(batch.flatten().clone())[batch.numel() - 1 - ranks]
+
+    def entries(self, ranks: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The entries at some ranks of all, sorted from the largest down."""
+        flat = self._all_sorted()
+        return flat[len(flat) - 1 - ranks]
+
+    def histogram(self, edges: Float[Tensor, " edges"]) -> Int[Tensor, " bars"]:
+        """How many are between the edges; the outermost bars also hold what lies beyond."""
+        flat = self._all_sorted()
+        below = torch.searchsorted(flat, edges[1:-1].to(flat.dtype))
+        ends = torch.tensor([0]), torch.tensor([len(flat)])
+        return torch.cat([ends[0], below, ends[1]]).diff()
+
+    def _all_sorted(self) -> Tensor:
+        if self._sorted is None:
+            self._sorted = _sorted_in_place(self._values.flatten())
+        return self._sorted
+
+
+def _sorted_in_place(flat: Float[Tensor, " count"]) -> Float[Tensor, " count"]:
+    # numpy's sort is vectorised: 0.015 s for 100,000 × 50 on one thread, whatever the values,
+    # against 0.13 s for numpy.partition at all 50 places and 0.48 s for torch.sort. Partitioning at
+    # a single place takes 0.003 s, but 0.16 s on values with many ties, which the right SAE of a
+    # toy world has. (Without AVX2: 0.34 s against 0.12 s.)
+    flat.numpy().sort()
+    return flat

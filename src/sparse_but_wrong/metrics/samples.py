@@ -50,19 +50,26 @@ def check_activations(activations: Float[Tensor, "samples width"], d_in: int) ->
 
 
 def chunks(
-    activations: Float[Tensor, "samples d_in"], sae: sae_lens.SAE[Any]
+    activations: Float[Tensor, "samples d_in"], sae: sae_lens.SAE[Any], first: int = 0
 ) -> Iterator[Float[Tensor, "chunk d_in"]]:
     """The samples in order, a few thousand at a time, on the device of the SAE.
 
     Chunks shrink for wide SAEs, so that what an SAE makes of one stays within 2²⁵ values.
 
+    Args:
+        first: number of the first sample, for messages.
     Raises:
         ValueError: as `check_readable`.
     """
     size = min(_MAX_CHUNK_SAMPLES, max(1, _MAX_CHUNK_ELEMENTS // max(sae.W_dec.shape)))
     for i, chunk in enumerate(activations.split(size)):
-        check_readable(sae, chunk, i * size)
+        check_readable(sae, chunk, first + i * size)
         yield chunk.to(sae.W_dec.device)
+
+
+def dense(latent_acts: Tensor) -> Tensor:
+    """Latent activations as a dense tensor: TopK SAEs can return sparse ones."""
+    return latent_acts.to_dense() if latent_acts.is_sparse else latent_acts
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparse_but_wrong.metrics.samples import check_activations, chunks
+from sparse_but_wrong.metrics.samples import check_activations, chunks, dense
 
 if TYPE_CHECKING:
     import sae_lens
@@ -77,8 +77,3 @@ def sparsity(sae: sae_lens.SAE[Any], activations: Float[Tensor, "samples d_in"])
     for chunk in chunks(activations, sae):
         totals.add(dense(sae.encode(chunk)))
     return totals.result()
-
-
-def dense(latent_acts: Tensor) -> Tensor:
-    """Latent activations as a dense tensor: TopK SAEs can return sparse ones."""
-    return latent_acts.to_dense() if latent_acts.is_sparse else latent_acts

@@ -27,11 +27,11 @@ from sparse_but_wrong.metrics.samples import (
     at_least_float32,
     check_activations,
     chunks,
+    dense,
     unit_rows,
     with_room_for_squares,
 )
 from sparse_but_wrong.metrics.similarity import decoder_similarity, encoder_similarity
-from sparse_but_wrong.metrics.sparsity import dense
 from sparse_but_wrong.metrics.working_space import decoder_frame
 
 if TYPE_CHECKING:
