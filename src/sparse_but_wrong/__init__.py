@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from sparse_but_wrong.figures.published import (
         plot_sae_feat_cos_sims_seaborn as plot_sae_feat_cos_sims_seaborn,
     )
+    from sparse_but_wrong.figures.recommendation import plot_recommendation as plot_recommendation
+    from sparse_but_wrong.figures.sweep import plot_projections as plot_projections
     from sparse_but_wrong.l0.find import FindOptions as FindOptions
     from sparse_but_wrong.l0.find import find_l0 as find_l0
     from sparse_but_wrong.l0.recommend import L0Recommendation as L0Recommendation
@@ -95,6 +97,8 @@ _HOMES = {
     "nth_decoder_projection": "sparse_but_wrong.nth_decoder_projection",
     "open_activations": "sparse_but_wrong.activations.stored",
     "open_language_model": "sparse_but_wrong.activations.language_model",
+    "plot_projections": "sparse_but_wrong.figures.sweep",
+    "plot_recommendation": "sparse_but_wrong.figures.recommendation",
     "plot_sae_feat_cos_sims": "sparse_but_wrong.figures.published",
     "plot_sae_feat_cos_sims_seaborn": "sparse_but_wrong.figures.published",
     "recommend_l0": "sparse_but_wrong.l0.recommend",

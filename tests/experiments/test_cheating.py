@@ -19,7 +19,7 @@ from sparse_but_wrong.experiments.cheating import (
     judge_tradeoff,
 )
 from sparse_but_wrong.experiments.requirements import true_l0_of
-from sparse_but_wrong.figures.decoder_cosines import decoder_cosines
+from sparse_but_wrong.figures.heatmaps import decoder_cosines
 from sparse_but_wrong.runs.spec import ExperimentSpec
 from tests.experiments.small_specs import assert_run_is_whole, run, shrunk, with_k
 
@@ -155,7 +155,7 @@ def test_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         panels.extend(title for title, _ in of)
         return decoder_cosines(of)
 
-    monkeypatch.setattr("sparse_but_wrong.figures.decoder_cosines.decoder_cosines", drawn)
+    monkeypatch.setattr("sparse_but_wrong.figures.heatmaps.decoder_cosines", drawn)
     results = run(spec, tmp_path / "run")
     assert panels == ["Trained at $k = 1$", "Trained at $k = 3$"]
     assert_run_is_whole(results, ["tradeoff"])

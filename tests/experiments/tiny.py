@@ -11,8 +11,8 @@ from sparse_but_wrong.experiments import registry
 from sparse_but_wrong.experiments.analysis import MeasuredTable, NamedFigure, Results
 from sparse_but_wrong.experiments.runner import RunSettings, resume_run, start_run
 from sparse_but_wrong.experiments.sweep import Sweep
-from sparse_but_wrong.figures.projection_vs_l0 import projection_vs_l0
-from sparse_but_wrong.figures.training_curves import training_curves
+from sparse_but_wrong.figures.sweep import projection_vs_l0
+from sparse_but_wrong.figures.training import training_curves
 from sparse_but_wrong.runs.folder import RunFolder
 from sparse_but_wrong.runs.spec import (
     ONLY_WORLD,
@@ -97,7 +97,8 @@ class TinyAnalysis(Sweep):
 
     def draw(self, results: Results) -> list[NamedFigure]:
         table, true_l0 = results.table, results.true_l0[results.only_world]
+        s_1 = projection_vs_l0(table, results.projections, 1, true_l0)
         return [
-            NamedFigure("projections/s_1", projection_vs_l0(table, 1, true_l0), "s_1 against L0."),
+            NamedFigure("projections/s_1", s_1, "s_1 against L0."),
             NamedFigure("training_curves", training_curves(results.curves, true_l0)),
         ]

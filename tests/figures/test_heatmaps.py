@@ -1,19 +1,23 @@
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
-from matplotlib.collections import QuadMesh
+from matplotlib.collections import PathCollection, QuadMesh
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from sparse_but_wrong.figures.heatmaps import (
     HeatmapPanel,
     correlation_heatmap,
+    cosines_vs_correlation,
+    decoder_cosines,
     draw_heatmaps,
+    feature_components_heatmaps,
+    firing_probabilities,
     tick_positions,
 )
+from tests.figures.conftest import lines, rendered
 
 
 def cells(figure: Figure, index: int = 0) -> np.ndarray:
@@ -22,25 +26,21 @@ def cells(figure: Figure, index: int = 0) -> np.ndarray:
     return np.asarray(mesh.get_array())
 
 
-def test_correlations_are_drawn_on_a_scale_from_minus_one_to_one(
-    render: Callable[[Figure], bytes],
-) -> None:
+def test_correlations_are_drawn_on_a_scale_from_minus_one_to_one() -> None:
     matrix = torch.tensor([[1.0, -0.5, 0.0], [-0.5, 1.0, 0.25], [0.0, 0.25, 1.0]])
     figure = correlation_heatmap(matrix)
     axes = figure.axes[0]
     np.testing.assert_array_equal(cells(figure), matrix.numpy())
     assert axes.collections[0].get_clim() == (-1, 1)
     assert axes.get_title() == "Feature correlation matrix"
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("Feature", "Feature")
     bottom, top = axes.get_ylim()
     assert bottom > top  # row 0 on top
     lower = Figure()
     panel = HeatmapPanel(matrix.numpy(), title="t", ylabel="y", xlabel="x")
     draw_heatmaps(lower, [panel], origin="lower")
-    np.testing.assert_array_equal(cells(lower), matrix.numpy())
     assert lower.axes[0].get_ylim() == (0, 3)
     assert tuple(figure.get_size_inches()) == (2.5, 2)
-    assert render(figure).startswith(b"\x89PNG")
+    assert rendered(figure)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_labels_stand_in_the_middle_of_their_cells(dtick: int | None, labels: li
     np.testing.assert_array_equal(axes.get_yticks(), [int(label) + 0.5 for label in labels])
 
 
-def test_values_are_written_into_their_cells(render: Callable[[Figure], bytes]) -> None:
+def test_values_are_written_into_their_cells() -> None:
     figure = Figure()
     panel = HeatmapPanel(np.array([[0.1, -0.987]]), title="t", ylabel="y", xlabel="x")
     draw_heatmaps(figure, [panel, panel], show_values=True, first_index=1)
@@ -61,27 +61,69 @@ def test_values_are_written_into_their_cells(render: Callable[[Figure], bytes]) 
     assert [text.get_text() for text in texts] == ["0.10", "-0.99"]
     assert [text.get_position() for text in texts] == [(0.5, 0.5), (1.5, 0.5)]
     assert [label.get_text() for label in figure.axes[1].get_xticklabels()] == ["1", "2"]
-    render(figure)
-    fitted = [text.get_window_extent() for text in texts]
-    assert fitted[0].x1 < fitted[1].x0
+    rendered(figure)
+    assert texts[0].get_window_extent().x1 < texts[1].get_window_extent().x0
+
+
+def test_a_panel_for_each_sae() -> None:
+    figure = decoder_cosines([("one", np.eye(4)), ("two", -np.eye(5))])
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == ["one", "two", ""]  # the last is the colour bar
+    assert [axes.get_ylabel() for axes in figure.axes[:2]] == ["Latent (matched)", ""]
+    np.testing.assert_array_equal(cells(figure, 1), -np.eye(5))
+    matrix = np.array([[1.0, -0.251], [-0.001, 0.97]])
+    small = feature_components_heatmaps([("a", matrix), ("b", -matrix)])
+    texts = [text.get_text() for text in small.axes[0].texts]
+    assert texts == ["1.00", "-0.25", "0.00", "0.97"]
+    # Many features leave no room for values.
+    assert not feature_components_heatmaps([("wide", np.eye(20))]).axes[0].texts
+
+
+def test_every_pair_and_the_means_of_tenths() -> None:
+    x = np.linspace(-1, 1, 40)[::-1].copy()
+    figure = cosines_vs_correlation([("one", x, 2 * x), ("two", x[:3], x[:3])])
+    first = figure.axes[0]
+    (dots,) = (c for c in first.collections if isinstance(c, PathCollection))
+    assert np.asarray(dots.get_offsets()).tolist() == np.column_stack([x, 2 * x]).tolist()
+    xs, ys = lines(first)["Mean of a tenth"]
+    assert xs == pytest.approx(np.linspace(-1, 1, 40).reshape(10, 4).mean(1).tolist())
+    assert ys == pytest.approx([2 * x for x in xs])
+    assert rendered(figure)
+
+
+def test_a_bar_for_each_feature() -> None:
+    probabilities = 0.345 * (49 - torch.arange(50)) / 50 + 0.05
+    axes = firing_probabilities(probabilities).axes[0]
+    bars = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
+    np.testing.assert_allclose([bar.get_height() for bar in bars], probabilities)
+    np.testing.assert_allclose([bar.get_center()[0] for bar in bars], range(50))
+    assert axes.get_xticks().tolist() == list(range(0, 50, 5))
+    assert len(firing_probabilities(np.array([0.0, 1.0])).axes[0].patches) == 2
+
+
+NAN = np.array([[0.5, np.nan], [0.0, 1.0]])
 
 
 @pytest.mark.parametrize(
-    ("matrix", "culprit"),
+    ("draw", "culprit"),
     [
-        (np.array([[1.0, 2.0], [0.0, 1.0]]), r"entry \(0, 1\) .* is 2.0"),
-        (np.array([[1.0, 0.0], [np.nan, 1.0]]), r"entry \(1, 0\) .* is nan"),
-        (np.zeros((0, 0)), "empty"),
+        (lambda: correlation_heatmap(np.array([[1.0, 2.0], [0.0, 1.0]])), r"\(0, 1\) .* is 2.0"),
+        (lambda: correlation_heatmap(NAN), r"\(0, 1\) .* is nan"),
+        (lambda: correlation_heatmap(np.zeros((0, 0))), "empty"),
+        (lambda: correlation_heatmap(np.eye(3), dtick=0), "dtick is 0"),
+        (lambda: decoder_cosines([]), "no panels"),
+        (lambda: decoder_cosines([("broken", NAN)]), "'broken'.*not finite"),
+        (lambda: feature_components_heatmaps([]), "no panels"),
+        (lambda: cosines_vs_correlation([]), "no panels"),
+        (lambda: cosines_vs_correlation([("broken", np.zeros(2), NAN[0])]), "'broken'"),
+        (lambda: firing_probabilities(np.array([0.5, 1.5])), r"probabilities\[1\] is 1.5"),
+        (lambda: firing_probabilities(NAN[0]), r"probabilities\[1\] is nan"),
+        (lambda: firing_probabilities(np.array([])), "no probabilities"),
     ],
 )
-def test_what_is_no_correlation_matrix_is_refused(matrix: np.ndarray, culprit: str) -> None:
+def test_what_cannot_be_drawn_is_refused(draw, culprit: str) -> None:
     with pytest.raises(ValueError, match=culprit):
-        correlation_heatmap(matrix)
-
-
-def test_a_dtick_below_one_is_refused() -> None:
-    with pytest.raises(ValueError, match="dtick is 0"):
-        correlation_heatmap(np.eye(3), dtick=0)
+        draw()
 
 
 @pytest.mark.parametrize(

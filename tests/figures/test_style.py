@@ -1,7 +1,10 @@
+"""The style of figures with and without LaTeX, and figures as files."""
+
 from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
 import matplotlib
@@ -13,58 +16,40 @@ from matplotlib.figure import Figure
 from tueplots import bundles
 
 from sparse_but_wrong.figures import style
+from sparse_but_wrong.figures.style import save_figure, write_figure
+from tests.figures.conftest import rendered
+
+PROGRAMS = {"latex", "dvipng", "kpsewhich", "gs"}
 
 
-@pytest.fixture
-def programs_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(style.shutil, "which", lambda name: f"/usr/bin/{name}")
+def finding(lines: list[str]) -> Callable[..., SimpleNamespace]:
+    return lambda *_args, **_kwargs: SimpleNamespace(stdout="".join(f"{line}\n" for line in lines))
 
 
-def let_kpsewhich_print(monkeypatch: pytest.MonkeyPatch, lines: list[str]) -> None:
-    output = "".join(f"{line}\n" for line in lines)
-    monkeypatch.setattr(
-        style.subprocess, "run", lambda *_args, **_kwargs: SimpleNamespace(stdout=output)
-    )
+def raising(error: Exception) -> Callable[..., None]:
+    def raise_it(*_args: object, **_kwargs: object) -> None:
+        raise error
+
+    return raise_it
 
 
-def refuse_to_run(*_args: object, **_kwargs: object) -> None:
-    raise AssertionError("started a program although LaTeX is not installed")
-
-
-@pytest.mark.parametrize("absent", ["latex", "dvipng", "kpsewhich", "gs"])
-def test_latex_needs_every_program_and_asks_none_where_one_is_absent(
-    monkeypatch: pytest.MonkeyPatch, absent: str
-) -> None:
-    present = {"latex", "dvipng", "kpsewhich", "gs"} - {absent}
-    monkeypatch.setattr(style.shutil, "which", lambda name: name if name in present else None)
-    monkeypatch.setattr(style.subprocess, "run", refuse_to_run)
-    assert not style.latex_works()
-
-
-@pytest.mark.usefixtures("programs_found")
-def test_latex_works_where_every_file_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    let_kpsewhich_print(monkeypatch, [f"/texmf/{name}" for name in style._LATEX_FILES])
-    assert style.latex_works()
-
-
-@pytest.mark.usefixtures("programs_found")
-def test_latex_does_not_work_without_one_of_the_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    let_kpsewhich_print(monkeypatch, [f"/texmf/{name}" for name in style._LATEX_FILES[1:]])
-    assert not style.latex_works()
-
-
-@pytest.mark.usefixtures("programs_found")
 @pytest.mark.parametrize(
-    "failure", [FileNotFoundError("kpsewhich"), subprocess.TimeoutExpired("kpsewhich", 10)]
+    ("absent", "kpsewhich", "works"),
+    [
+        *((name, raising(AssertionError("started a program")), False) for name in PROGRAMS),
+        ("", finding(list(style._LATEX_FILES)), True),
+        ("", finding(list(style._LATEX_FILES[1:])), False),
+        ("", raising(FileNotFoundError("kpsewhich")), False),
+        ("", raising(subprocess.TimeoutExpired("kpsewhich", 10)), False),
+    ],
 )
-def test_latex_does_not_work_where_kpsewhich_fails(
-    monkeypatch: pytest.MonkeyPatch, failure: Exception
+def test_latex_works_where_every_program_and_file_is_there(
+    monkeypatch: pytest.MonkeyPatch, absent: str, kpsewhich: Callable[..., object], works: bool
 ) -> None:
-    def fail(*_args: object, **_kwargs: object) -> None:
-        raise failure
-
-    monkeypatch.setattr(style.subprocess, "run", fail)
-    assert not style.latex_works()
+    present = PROGRAMS - {absent}
+    monkeypatch.setattr(style.shutil, "which", lambda name: name if name in present else None)
+    monkeypatch.setattr(style.subprocess, "run", kpsewhich)
+    assert style.latex_works() is works
 
 
 def test_with_latex_the_style_is_the_neurips_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,45 +66,70 @@ def test_without_latex_only_the_fonts_differ_from_the_bundle_and_all_are_install
     monkeypatch.setattr(style, "latex_works", lambda: False)
     context = style.seaborn_rc_context()
     bundle = {**bundles.neurips2021(usetex=False), **tueplots.axes.lines()}
-    assert context.keys() == bundle.keys()
     changed = {name for name in context if context[name] != bundle[name]}
+    assert context.keys() == bundle.keys()
     assert changed <= {"font.family", "font.serif", "font.sans-serif"}
-    assert context["text.usetex"] is False
     installed = set(font_manager.fontManager.get_font_names())
-    assert set(context["font.family"]) <= installed
-    assert set(context["font.sans-serif"]) <= installed
+    assert {*context["font.family"], *context["font.sans-serif"]} <= installed
     with plt.rc_context(context):
-        assert matplotlib.rcParams["axes.titlesize"] == 9
+        rc = matplotlib.rcParams
+        assert (rc["text.usetex"], rc["axes.titlesize"]) == (False, 9)
+        # As thin as in the published figures.
+        widths = [rc[k] for k in ("axes.linewidth", "lines.linewidth", "xtick.major.width")]
+        assert widths == [0.5, 1.0, 0.5]
 
 
-def test_lines_are_as_thin_as_in_the_published_figures() -> None:
-    with plt.rc_context(style.SEABORN_RC_CONTEXT):
-        assert matplotlib.rcParams["axes.linewidth"] == 0.5
-        assert matplotlib.rcParams["lines.linewidth"] == 1.0
-        assert matplotlib.rcParams["xtick.major.width"] == 0.5
-
-
-def test_paper_style_starts_from_the_defaults_and_keeps_the_screen() -> None:
+def test_paper_style_starts_from_the_defaults_keeps_the_screen_and_scales_fonts() -> None:
+    rc = matplotlib.rcParams
     with plt.rc_context({"axes.facecolor": "pink", "axes.grid": True, "figure.dpi": 150}):
         with style.paper_style():
-            assert matplotlib.rcParams["axes.facecolor"] == "white"
-            assert matplotlib.rcParams["axes.grid"] is False
-            assert matplotlib.rcParams["figure.dpi"] == 150
-            assert matplotlib.rcParams["axes.labelsize"] == 9
-        assert matplotlib.rcParams["axes.facecolor"] == "pink"
-
-
-def test_paper_style_scales_fonts() -> None:
+            assert (rc["axes.facecolor"], rc["axes.grid"]) == ("white", False)
+            assert (rc["figure.dpi"], rc["axes.labelsize"]) == (150, 9)
+        assert rc["axes.facecolor"] == "pink"
     with style.paper_style(font_scale=2):
-        assert matplotlib.rcParams["axes.titlesize"] == 18
-        assert matplotlib.rcParams["xtick.labelsize"] == 14
-
-
-def test_fonts_are_fixed_when_text_is_made_not_when_it_is_drawn(
-    render: Callable[[Figure], bytes],
-) -> None:
-    with style.paper_style():
+        assert (rc["axes.titlesize"], rc["xtick.labelsize"]) == (18, 14)
         figure = Figure(figsize=(2, 1))
         text = figure.text(0.5, 0.5, "$s_n$ of an SAE – 10⁻³")
+    # Fonts are fixed when text is made, not when it is drawn.
     assert text.get_fontfamily() == style.SEABORN_RC_CONTEXT["font.family"]
-    assert render(figure)
+    assert rendered(figure)
+
+
+def a_figure() -> Figure:
+    figure = Figure(figsize=(2, 1))
+    figure.add_subplot().plot([1, 2], [3, 4])
+    return figure
+
+
+def test_a_figure_is_saved_as_pdf_and_png_and_the_same_each_time(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "folder"
+    pdf, png = save_figure(a_figure(), folder / "dp_0.5")
+    assert sorted(folder.iterdir()) == [pdf, png] == [folder / "dp_0.5.pdf", folder / "dp_0.5.png"]
+    assert pdf.read_bytes().startswith(b"%PDF")
+    assert b"CreationDate" not in pdf.read_bytes()
+    assert plt.imread(png).shape[:2] == (200, 400)
+    again = save_figure(a_figure(), tmp_path / "again")
+    assert [path.read_bytes() for path in again] == [pdf.read_bytes(), png.read_bytes()]
+    of_pyplot = plt.figure(figsize=(1, 1))
+    save_figure(of_pyplot, tmp_path / "open")
+    assert plt.get_fignums() == []
+    svg, other = (write_figure(a_figure(), tmp_path / f"{i}.svg") for i in range(2))
+    assert svg.read_bytes() == other.read_bytes()
+    assert write_figure(a_figure(), tmp_path / "figure.eps").read_bytes().startswith(b"%!PS")
+
+
+@pytest.mark.parametrize(
+    ("write", "name"),
+    [
+        (save_figure, "figure.pdf"),
+        (save_figure, "figure.PNG"),
+        (write_figure, "figure"),
+        (write_figure, "figure.docx"),
+    ],
+)
+def test_a_path_in_no_format_is_refused(
+    tmp_path: Path, write: Callable[[Figure, Path], object], name: str
+) -> None:
+    with pytest.raises(ValueError, match=name):
+        write(a_figure(), tmp_path / name)
+    assert list(tmp_path.iterdir()) == []

@@ -6,18 +6,14 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from matplotlib.patches import Rectangle
-from PIL import Image
 from sae_lens import SAE, BatchTopKTrainingSAEConfig
 
-from sparse_but_wrong.figures.recommendation import recommendation_figure
 from sparse_but_wrong.l0.recommend import L0Recommendation, recommend_l0
 from sparse_but_wrong.report.recommendation import write_recommendation
 from sparse_but_wrong.training.make import make_saes
-from tests.l0.evidence import count, presence, sweep, table
+from tests.l0.evidence import count, presence, sweep
 
 FACTS = {"Seed": 0, "Command": "sbw find-l0 <x> & y"}
 DECLINED = recommend_l0(sweep([count(presence(n_directions=60))]))
@@ -78,33 +74,3 @@ def test_the_sae_is_kept_ready_to_use(tmp_path: Path) -> None:
     # The export has unit rows.
     lengths = sae.W_dec.detach().norm(dim=1, keepdim=True)
     torch.testing.assert_close(loaded.W_dec.detach(), sae.W_dec.detach() / lengths)
-
-
-def test_the_figure_shows_the_numbers() -> None:
-    found = recommend_l0(sweep())
-    projections, similarity, codes = recommendation_figure(found).axes
-    labels = projections.get_legend_handles_labels()[1]
-    assert labels == ["$n = 12$", "$n = 17$", "$n = 22$", "L0: 10", "elbow"]
-    measured = found.sweep.table
-    for axes, column in ((projections, "s_12"), (similarity, "c_dec")):
-        drawn = np.asarray(axes.get_lines()[0].get_xydata())
-        np.testing.assert_allclose(drawn, measured[["l0", column]].to_numpy(float))
-    # SAEs of 9.9 and 10 stand for one L0, of which the best counts.
-    (line,) = [line for line in similarity.get_lines() if line.get_linestyle() == ":"]
-    assert np.asarray(line.get_xdata()).tolist() == [found.curves[0].elbow] * 2 == [9.9] * 2
-    (band,) = similarity.patches
-    assert isinstance(band, Rectangle)
-    assert found.interval is not None
-    assert (band.get_x(), band.get_x() + band.get_width()) == pytest.approx(found.interval)
-    assert np.asarray(codes.get_lines()[0].get_xdata())[0] == 0.3
-
-
-def test_the_figure_of_what_is_not_recommended(tmp_path: Path) -> None:
-    figure = recommendation_figure(DECLINED)
-    assert not figure.axes[0].patches
-    assert "counted, not recommended: 10" in figure.axes[0].get_legend_handles_labels()[1]
-    dense = recommend_l0(sweep([count(presence(30.0))], table([20, 30, 40], truth=30)))
-    for i, one in enumerate((figure, recommendation_figure(dense))):
-        one.savefig(tmp_path / f"{i}.png")
-        pixels = np.asarray(Image.open(tmp_path / f"{i}.png").convert("L"))
-        assert pixels.std() > 10

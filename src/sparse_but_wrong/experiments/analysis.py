@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparse_but_wrong.experiments.verdict import Verdict
+from sparse_but_wrong.metrics.projection_table import split_projections
 from sparse_but_wrong.metrics.stream import StreamScore
 from sparse_but_wrong.runs.folder import RunFolder
 from sparse_but_wrong.runs.seeds import world_seed
@@ -77,6 +78,11 @@ class Results:
         """Of the SAEs on stored activations: all that was measured, by the SAE's name."""
         self.verdict = Verdict()
         """What the claim came to, once it is judged."""
+
+    @property
+    def projections(self) -> pd.DataFrame:
+        """s_n of the SAEs of `table`: a column for each n."""
+        return split_projections(self.table)[1]
 
     @property
     def only_world(self) -> str:

@@ -79,28 +79,26 @@ class BatchTopK(Analysis):
 
     def draw(self, results: Results) -> list[NamedFigure]:
         """As the base class."""
-        from sparse_but_wrong.figures.over_seeds import over_seeds, overview_over_seeds
-        from sparse_but_wrong.figures.training_curves import training_curves
+        from sparse_but_wrong.figures.sweep import (
+            over_seeds,
+            overview_over_seeds,
+            projection_over_seeds,
+        )
+        from sparse_but_wrong.figures.training import training_curves
 
-        table, true_l0 = results.table, results.true_l0[results.only_world]
+        table, projections = results.table, results.projections
+        true_l0 = results.true_l0[results.only_world]
         shown = spread_out(_looked_at(results.spec))
         figures = [
             NamedFigure(
                 "overview",
-                overview_over_seeds(table, true_l0, ns=shown),
+                overview_over_seeds(table, projections, true_l0, ns=shown),
                 "Mean over the seeds at every k, and a band of one standard deviation. The k is "
                 "that of training; the L0 of the thresholded SAEs is in the table.",
             ),
             *(
                 NamedFigure(
-                    f"projections/s_{n}",
-                    over_seeds(
-                        table,
-                        f"s_{n}",
-                        true_l0,
-                        ylabel="$s_n$",
-                        title=f"N={n} Decoder Projection vs k",
-                    ),
+                    f"projections/s_{n}", projection_over_seeds(table, projections, n, true_l0)
                 )
                 for n in results.spec.projection_n
             ),

@@ -122,9 +122,9 @@ class Cheating(Analysis):
 
     def draw(self, results: Results) -> list[NamedFigure]:
         """As the base class."""
-        from sparse_but_wrong.figures.decoder_cosines import decoder_cosines
-        from sparse_but_wrong.figures.tradeoff import tradeoff
-        from sparse_but_wrong.figures.training_curves import training_curves
+        from sparse_but_wrong.figures.heatmaps import decoder_cosines
+        from sparse_but_wrong.figures.sweep import tradeoff
+        from sparse_but_wrong.figures.training import training_curves
 
         true_l0 = results.true_l0[results.only_world]
         frame, saes = results.tables["tradeoff"].frame, _by_k(results.spec)

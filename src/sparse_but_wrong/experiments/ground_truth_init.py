@@ -117,8 +117,8 @@ class GroundTruthInit(Analysis):
 
     def draw(self, results: Results) -> list[NamedFigure]:
         """As the base class."""
-        from sparse_but_wrong.figures.decoder_cosines import decoder_cosines
-        from sparse_but_wrong.figures.training_curves import training_curves
+        from sparse_but_wrong.figures.heatmaps import decoder_cosines
+        from sparse_but_wrong.figures.training import training_curves
 
         name = next(name for name in results.spec.worlds if results.spec.of_world(name))
         world = results.world(name)

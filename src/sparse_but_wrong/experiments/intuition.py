@@ -72,7 +72,7 @@ class Intuition(Analysis):
 
     def draw(self, results: Results) -> list[NamedFigure]:
         """As the base class."""
-        from sparse_but_wrong.figures.projection_histograms import (
+        from sparse_but_wrong.figures.distributions import (
             ProjectionPanel,
             projection_histograms,
         )

@@ -57,17 +57,16 @@ class JumpReLU(Sweep):
 
     def draw(self, results: Results) -> list[NamedFigure]:
         """As the base class."""
-        from sparse_but_wrong.figures.firing_probabilities import firing_probabilities
-        from sparse_but_wrong.figures.heatmaps import correlation_heatmap
-        from sparse_but_wrong.figures.l0_vs_coefficient import l0_vs_coefficient
-        from sparse_but_wrong.figures.projection_vs_l0 import projection_vs_l0
-        from sparse_but_wrong.figures.training_curves import training_curves
+        from sparse_but_wrong.figures.heatmaps import correlation_heatmap, firing_probabilities
+        from sparse_but_wrong.figures.sweep import l0_vs_coefficient, projection_vs_l0
+        from sparse_but_wrong.figures.training import training_curves
 
-        table, true_l0 = results.table, results.true_l0[results.only_world]
+        table, projections = results.table, results.projections
+        true_l0 = results.true_l0[results.only_world]
         world, ns = results.world(results.only_world), results.spec.projection_n
         setup = "toy_setup_jumprelu/toy_model"
         figures = [
-            draw_overview(table, ns, true_l0),
+            draw_overview(table, projections, ns, true_l0),
             NamedFigure(
                 f"{setup}_feature_firing_probabilities",
                 firing_probabilities(world.firing_probabilities),
@@ -77,7 +76,8 @@ class JumpReLU(Sweep):
             figure = correlation_heatmap(world.correlation_matrix)
             figures.append(NamedFigure(f"{setup}_correlation_matrix", figure))
         for n in ns:
-            figures.append(NamedFigure(f"dpn_jumprelu/dp_{n}", projection_vs_l0(table, n, true_l0)))
+            figure = projection_vs_l0(table, projections, n, true_l0)
+            figures.append(NamedFigure(f"dpn_jumprelu/dp_{n}", figure))
         l0_plot = l0_vs_coefficient(table, true_l0)
         return [
             *figures,

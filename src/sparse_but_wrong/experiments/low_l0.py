@@ -142,12 +142,12 @@ class LowL0(Analysis):
 
     def draw(self, results: Results) -> list[NamedFigure]:
         """As the base class."""
-        from sparse_but_wrong.figures.decoder_cosines import (
+        from sparse_but_wrong.figures.heatmaps import (
+            correlation_heatmap,
             cosines_vs_correlation,
             decoder_cosines,
         )
-        from sparse_but_wrong.figures.heatmaps import correlation_heatmap
-        from sparse_but_wrong.figures.training_curves import training_curves
+        from sparse_but_wrong.figures.training import training_curves
 
         true_l0 = results.true_l0[results.only_world]
         saes = sorted(results.spec.saes, key=lambda sae: float(sae.factors["k"]))

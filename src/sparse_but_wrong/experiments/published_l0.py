@@ -92,7 +92,7 @@ class PublishedL0(Analysis):
 
     def draw(self, results: Results) -> list[NamedFigure]:
         """As the base class."""
-        from sparse_but_wrong.figures.l0_by_model import l0_by_model
+        from sparse_but_wrong.figures.distributions import l0_by_model
 
         table = results.tables["published_saes"].frame
         residual = table.loc[(table["site"] == RESIDUAL) & table["l0"].notna()]

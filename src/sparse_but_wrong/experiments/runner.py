@@ -21,7 +21,7 @@ from sparse_but_wrong.experiments.findings import (
 )
 from sparse_but_wrong.experiments.registry import get_analysis
 from sparse_but_wrong.experiments.verdict import Verdict
-from sparse_but_wrong.figures.save import save_figure
+from sparse_but_wrong.figures.style import save_figure
 from sparse_but_wrong.metrics.score import score_sae
 from sparse_but_wrong.metrics.stream import StreamScore, measure_stream
 from sparse_but_wrong.report.write import write_report

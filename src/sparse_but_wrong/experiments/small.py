@@ -291,15 +291,12 @@ def _ks(rows: pd.DataFrame) -> str:
 
 def _heatmaps(results: Results, table: pd.DataFrame, prefix: str) -> list[NamedFigure]:
     """What each latent holds of each feature, in the first world of each correlation."""
-    from sparse_but_wrong.figures.feature_components import (
-        ComponentsPanel,
-        feature_components_heatmaps,
-    )
+    from sparse_but_wrong.figures.heatmaps import feature_components_heatmaps
     from sparse_but_wrong.metrics.mixing import feature_components
 
     firsts = table.drop_duplicates("correlation")["world"].tolist()
     table = table.loc[table["world"].isin(firsts)]
-    panels: list[ComponentsPanel] = []
+    panels: list[tuple[str, np.ndarray]] = []
     for world, sae_id, correlation, k, mixing in zip(
         table["world"],
         table["sae_id"],
@@ -311,7 +308,7 @@ def _heatmaps(results: Results, table: pd.DataFrame, prefix: str) -> list[NamedF
         if np.isfinite(mixing):  # otherwise it diverged, which the verdict says
             matrix = feature_components(results.sae(sae_id), results.world(world).directions)
             title = f"$k = {k:g}$, correlation ${correlation:+g}$"
-            panels.append(ComponentsPanel(matrix.numpy(), title))
+            panels.append((title, matrix.numpy()))
     if not panels:
         return []
     where = {

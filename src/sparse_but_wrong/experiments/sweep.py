@@ -39,17 +39,18 @@ class Sweep(Analysis):
 
     def draw(self, results: Results) -> list[NamedFigure]:
         """As the base class."""
-        from sparse_but_wrong.figures.projection_vs_l0 import projection_vs_l0
-        from sparse_but_wrong.figures.training_curves import training_curves
+        from sparse_but_wrong.figures.sweep import projection_vs_l0
+        from sparse_but_wrong.figures.training import training_curves
 
         true_l0 = results.true_l0[results.only_world]
         ns = results.spec.projection_n
+        table, projections = results.table, results.projections
         figures = [
-            NamedFigure(f"projections/s_{n}", projection_vs_l0(results.table, n, true_l0))
+            NamedFigure(f"projections/s_{n}", projection_vs_l0(table, projections, n, true_l0))
             for n in ns
         ]
         if ns:
-            figures.insert(0, draw_overview(results.table, ns, true_l0))
+            figures.insert(0, draw_overview(table, projections, ns, true_l0))
         return [*figures, NamedFigure("training_curves", training_curves(results.curves, true_l0))]
 
 
@@ -98,7 +99,9 @@ def judge_projections(table: pd.DataFrame, ns: Sequence[int], true_l0: float) ->
     )
 
 
-def draw_overview(table: pd.DataFrame, ns: Sequence[int], true_l0: float) -> NamedFigure:
+def draw_overview(
+    table: pd.DataFrame, projections: pd.DataFrame, ns: Sequence[int], true_l0: float
+) -> NamedFigure:
     """The finding in one figure, which says in words what this table shows, and only that."""
     from sparse_but_wrong.figures.overview import CLIFF, TOO_HIGH, TOO_LOW, overview
 
@@ -107,6 +110,7 @@ def draw_overview(table: pd.DataFrame, ns: Sequence[int], true_l0: float) -> Nam
     near = table.loc[(table["l0"] - true_l0).abs() <= NEAR, "mcc"]
     figure = overview(
         table,
+        projections,
         true_l0,
         ns=shown,
         too_low=TOO_LOW if "away" not in shapes else "",

@@ -112,9 +112,8 @@ class Transition(Analysis):
 
     def draw(self, results: Results) -> list[NamedFigure]:
         """As the base class."""
-        from sparse_but_wrong.figures.decoder_cosines import decoder_cosines
-        from sparse_but_wrong.figures.training_curves import training_curves
-        from sparse_but_wrong.figures.transitions import transitions
+        from sparse_but_wrong.figures.heatmaps import decoder_cosines
+        from sparse_but_wrong.figures.training import training_curves, transitions
 
         true_l0 = results.true_l0[results.only_world]
         directions = results.world(results.only_world).directions

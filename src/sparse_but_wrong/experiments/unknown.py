@@ -46,13 +46,15 @@ class UnknownL0(Analysis):
 
     def draw(self, results: Results) -> list[NamedFigure]:
         """As the base class."""
-        from sparse_but_wrong.figures.projection_vs_l0 import projection_vs_l0
-        from sparse_but_wrong.figures.stream_scores import stream_scores
-        from sparse_but_wrong.figures.training_curves import training_curves
+        from sparse_but_wrong.figures.distributions import stream_scores
+        from sparse_but_wrong.figures.sweep import projection_vs_l0
+        from sparse_but_wrong.figures.training import training_curves
         from sparse_but_wrong.report.diagnosis import CAPTION
 
         figures = [
-            NamedFigure(f"projections/s_{n}", projection_vs_l0(results.table, n))
+            NamedFigure(
+                f"projections/s_{n}", projection_vs_l0(results.table, results.projections, n)
+            )
             for n in results.spec.projection_n
         ]
         return [

@@ -1,4 +1,7 @@
-"""Matrices of correlations and cosine similarities as heatmaps: one routine draws them all."""
+"""Matrices of correlations and cosines as heatmaps, which one routine draws, and what goes along.
+
+One scale for every matrix, so that two figures can be compared by eye: red −1, white 0, blue 1.
+"""
 
 from __future__ import annotations
 
@@ -16,29 +19,33 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from torch import Tensor
 
-from sparse_but_wrong.figures.style import paper_style
+from sparse_but_wrong.figures.style import BLUE, GREY, Number, paper_style
 
-# One scale for every matrix, so that two figures can be compared by eye: red −1, white 0, blue 1.
+Matrix = Float[Tensor, "n_features n_features"] | Float[np.ndarray, "n_features n_features"]
+
 _COLORS = "RdBu"
-_LOWEST, _HIGHEST = -1, 1
 _MOST_VECTOR_CELLS = 10_000
+# Beyond this many cells to a side their values no longer have room.
+_MOST_VALUES = 10
+_PANEL_WIDTH = 1.9
 
 
 @dataclass(frozen=True)
 class HeatmapPanel:
     """One matrix, of values between −1 and 1 or thereabouts, and what is written around it."""
 
-    matrix: Float[np.ndarray, "rows columns"]
+    matrix: Float[np.ndarray, "_rows _columns"]
     title: str
     ylabel: str
     xlabel: str
 
 
+@paper_style()
 def correlation_heatmap(
-    matrix: Float[Tensor, "n_features n_features"] | Float[np.ndarray, "n_features n_features"],
+    matrix: Matrix,
     *,
     title: str = "Feature correlation matrix",
-    size: tuple[float | int, float | int] = (2.5, 2),
+    size: tuple[Number, Number] = (2.5, 2),
     dtick: int | None = None,
 ) -> Figure:
     """A correlation matrix, red for −1 and blue for +1.
@@ -49,26 +56,22 @@ def correlation_heatmap(
     Raises:
         ValueError: an empty matrix, values outside [−1, 1], or a dtick below 1.
     """
-    with paper_style():
-        figure = Figure(figsize=size)
-        draw_correlations(figure, matrix, title=title, dtick=dtick)
+    figure = Figure(figsize=size)
+    draw_correlations(figure, matrix, title=title, dtick=dtick)
     return figure
 
 
-def draw_correlations(
-    figure: Figure,
-    matrix: Float[Tensor, "n_features n_features"] | Float[np.ndarray, "n_features n_features"],
-    *,
-    title: str,
-    dtick: int | None,
-) -> None:
-    """Draw a correlation matrix on an empty figure.
-
-    Raises:
-        ValueError: an empty matrix, values outside [−1, 1], or a dtick below 1.
-    """
+def draw_correlations(figure: Figure, matrix: Matrix, *, title: str, dtick: int | None) -> None:
+    """As `correlation_heatmap`, on an empty figure."""
     values = to_array(matrix)
-    _check_correlations(values)
+    # NaN fails the comparison too. The slack is what float32 rounding does to a correlation of 1.
+    outside = np.argwhere(~(np.abs(values) <= 1 + 1e-4))
+    if len(outside):
+        row, column = map(int, outside[0])
+        raise ValueError(
+            f"entry ({row}, {column}) of the correlation matrix is {values[row, column]}: "
+            "correlations lie between −1 and 1. Divide a covariance by the standard deviations."
+        )
     panel = HeatmapPanel(values, title=title, ylabel="Feature", xlabel="Feature")
     draw_heatmaps(figure, [panel], dtick=dtick)
 
@@ -87,13 +90,15 @@ def draw_heatmaps(
     Args:
         origin: where row 0 is drawn, as in matplotlib's `imshow`.
         dtick: label every how many rows and columns; chosen so that labels have room if left out.
-        first_index: the number that the first row and column are given.
+        first_index: the number of the first row and column.
         show_values: write each value into its cell.
     Raises:
-        ValueError: an empty matrix, one with NaN or infinities, or a dtick below 1.
+        ValueError: no panels, an empty matrix, one with NaN or infinities, or a dtick below 1.
     """
     if dtick is not None and dtick < 1:
         raise ValueError(f"dtick is {dtick}: label every 1, 2, … rows, or leave it out.")
+    if not panels:
+        raise ValueError("there are no panels: pass at least one matrix to draw.")
     for panel in panels:
         if panel.matrix.size == 0 or not np.isfinite(panel.matrix).all():
             raise ValueError(
@@ -107,26 +112,14 @@ def draw_heatmaps(
             axes.invert_yaxis()
         if show_values:
             _write_values(axes, panel.matrix, width=figure.get_figwidth() / len(panels))
-    scale = ScalarMappable(Normalize(_LOWEST, _HIGHEST), _COLORS)
+    scale = ScalarMappable(Normalize(-1, 1), _COLORS)
     figure.colorbar(scale, ax=list(all_axes), ticks=[-1, -0.5, 0, 0.5, 1], pad=0.03)
-
-
-def _check_correlations(matrix: np.ndarray) -> None:
-    # NaN fails the comparison too. The slack is what float32 rounding does to a correlation of 1.
-    outside = np.argwhere(~(np.abs(matrix) <= 1 + 1e-4))
-    if len(outside):
-        row, column = map(int, outside[0])
-        raise ValueError(
-            f"entry ({row}, {column}) of the correlation matrix is {matrix[row, column]}: "
-            "correlations lie between −1 and 1. Divide a covariance by the standard deviations."
-        )
 
 
 def tick_positions(count: int, *, at_most: int) -> np.ndarray:
     """Round multiples from 0 below `count`, `at_most` of them."""
     steps = (digit * 10**power for power in range(count) for digit in (1, 2, 5))
-    step = next(step for step in steps if count <= step * at_most)
-    return np.arange(0, count, step)
+    return np.arange(0, count, next(step for step in steps if count <= step * at_most))
 
 
 def to_array(values: Tensor | np.ndarray) -> np.ndarray:
@@ -137,15 +130,10 @@ def to_array(values: Tensor | np.ndarray) -> np.ndarray:
 
 
 def _draw_cells(axes: Axes, panel: HeatmapPanel, *, dtick: int | None, first_index: int) -> None:
+    # As vectors, a large matrix makes a PDF that is slow to open.
+    rasterized = panel.matrix.size > _MOST_VECTOR_CELLS
+    axes.pcolormesh(panel.matrix, cmap=_COLORS, vmin=-1, vmax=1, rasterized=rasterized)
     rows, columns = panel.matrix.shape
-    axes.pcolormesh(
-        panel.matrix,
-        cmap=_COLORS,
-        vmin=_LOWEST,
-        vmax=_HIGHEST,
-        # As vectors, a large matrix makes a PDF that is slow to open.
-        rasterized=panel.matrix.size > _MOST_VECTOR_CELLS,
-    )
     for axis, count in ((axes.xaxis, columns), (axes.yaxis, rows)):
         ticks = np.arange(0, count, dtick) if dtick else tick_positions(count, at_most=6)
         axis.set_ticks(ticks + 0.5, [str(tick + first_index) for tick in ticks])
@@ -162,12 +150,115 @@ def _write_values(axes: Axes, matrix: np.ndarray, *, width: float) -> None:
     of_labels = FontProperties(size=matplotlib.rcParams["xtick.labelsize"]).get_size_in_points()
     size = min(of_labels, 0.36 * cell)
     for (row, column), value in np.ndenumerate(matrix):
-        axes.text(
-            column + 0.5,
-            row + 0.5,
-            f"{round(value, 2) + 0.0:.2f}",  # + 0.0: no "-0.00"
-            ha="center",
-            va="center",
-            fontsize=size,
-            color="white" if abs(value) > 0.6 else "black",
+        text = f"{round(value, 2) + 0.0:.2f}"  # + 0.0: no "-0.00"
+        color = "white" if abs(value) > 0.6 else "black"
+        at = (column + 0.5, row + 0.5)
+        axes.text(*at, text, fontsize=size, color=color, ha="center", va="center")
+
+
+@paper_style()
+def decoder_cosines(panels: Sequence[tuple[str, Float[np.ndarray, "_d_sae _features"]]]) -> Figure:
+    """Heatmaps side by side of how SAEs' latents lie to the true features.
+
+    Args:
+        panels: for each SAE a title and its `matched_cosines`, latents in the order of features.
+    Raises:
+        ValueError: as `draw_heatmaps`.
+    """
+    # One colour bar, for which there has to be room beside a single panel too.
+    figure = Figure(figsize=(_PANEL_WIDTH * len(panels) + 0.8, _PANEL_WIDTH + 0.35))
+    labels = ["Latent (matched)"] + [""] * len(panels)
+    shown = [
+        HeatmapPanel(matrix, title, label, "True feature")
+        for (title, matrix), label in zip(panels, labels, strict=False)
+    ]
+    draw_heatmaps(figure, shown)
+    return figure
+
+
+@paper_style()
+def feature_components_heatmaps(
+    panels: Sequence[tuple[str, Float[np.ndarray, "_d_sae _features"]]],
+) -> Figure:
+    """What each latent holds of each true feature, with the values where they have room.
+
+    Args:
+        panels: for each SAE a title and its `feature_components`.
+    Raises:
+        ValueError: as `draw_heatmaps`.
+    """
+    figure = Figure(figsize=(2.3 * len(panels) + 0.6, 2.3))
+    shown = [HeatmapPanel(matrix, title, "SAE latent", "True feature") for title, matrix in panels]
+    small = max((max(matrix.shape) for _, matrix in panels), default=0) <= _MOST_VALUES
+    draw_heatmaps(figure, shown, show_values=small)
+    return figure
+
+
+@paper_style()
+def cosines_vs_correlation(
+    panels: Sequence[tuple[str, Float[np.ndarray, " _pairs"], Float[np.ndarray, " _pairs"]]],
+) -> Figure:
+    """How much of one feature is in the latent of another, against how the two fire together.
+
+    A dot is an ordered pair of features. A line joins the means over tenths of the pairs, in the
+    order of their correlation.
+
+    Args:
+        panels: for each SAE a title, the correlations of the firings, and the cosines of the latent
+            of one feature with the other.
+    Raises:
+        ValueError: no panels, or one without pairs or with values that are not finite.
+    """
+    if not panels:
+        raise ValueError("there are no panels: pass at least one SAE to draw.")
+    for title, x, y in panels:
+        if x.size == 0 or not (np.isfinite(x).all() and np.isfinite(y).all()):
+            raise ValueError(f"the panel {title!r} has no pairs or values that are not finite.")
+    figure = Figure(figsize=(_PANEL_WIDTH * len(panels) + 0.4, _PANEL_WIDTH))
+    all_axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
+    for axes, (title, x, y) in zip(all_axes, panels, strict=True):
+        axes.axhline(0, color=GREY, linewidth=0.5, zorder=1)
+        axes.axvline(0, color=GREY, linewidth=0.5, zorder=1)
+        axes.scatter(x, y, s=2, color=BLUE, alpha=0.25, linewidths=0, rasterized=True, zorder=2)
+        tenths = np.array_split(np.argsort(x, kind="stable"), min(10, x.size))
+        means = [[values[tenth].mean() for tenth in tenths] for values in (x, y)]
+        look = {"color": "black", "marker": "o", "markersize": 2, "linewidth": 0.8}
+        axes.plot(*means, **look, label="Mean of a tenth", zorder=3)
+        axes.set_title(title)
+        axes.grid(True, alpha=0.3)
+    all_axes[0].set_ylabel("Cosine of latent $i$\nwith feature $j$")
+    size = 0.8 * matplotlib.rcParams["font.size"]
+    all_axes[0].legend(loc="upper left", handlelength=1.2, fontsize=size)
+    label = "Correlation of the firings of features $i$ and $j$"
+    figure.supxlabel(label, fontsize=matplotlib.rcParams["axes.labelsize"])
+    return figure
+
+
+@paper_style()
+def firing_probabilities(
+    probabilities: Float[Tensor, " n_features"] | Float[np.ndarray, " n_features"],
+) -> Figure:
+    """A bar for each feature's probability of firing, features numbered from 0.
+
+    Raises:
+        ValueError: no features, or a value that is no probability (the message names the first).
+    """
+    values = to_array(probabilities)
+    if values.size == 0:
+        raise ValueError("there are no probabilities: pass one for each feature.")
+    bad = np.flatnonzero(~((values >= 0) & (values <= 1)))
+    if bad.size:
+        raise ValueError(
+            f"probabilities[{bad[0]}] is {values[bad[0]]}, which is no probability: "
+            "pass values between 0 and 1."
         )
+    figure = Figure(figsize=(3, 2))
+    axes = figure.add_subplot()
+    axes.bar(np.arange(values.size), values, width=0.8, color=BLUE)
+    axes.set_xticks(tick_positions(values.size, at_most=10))
+    axes.margins(x=0.01)
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("Feature")
+    axes.set_ylabel("$P_i$")
+    axes.set_title("Feature firing probabilities $P_i$")
+    return figure

@@ -1,16 +1,11 @@
 """The published plot functions: how a toy model's SAE compares with the true features.
 
-Each computes what it shows, hands it to `sparse_but_wrong.figures` to draw, shows the figure and
-returns it.
-
 Showing: a matplotlib figure made here is pyplot's current one. Where pyplot can show figures (a
-notebook, a window) `plt.show()` follows at once, as published: a notebook then displays it, and
-whatever else is open, within the cell, and closes it, so that a `plt.savefig` after it finds
-nothing; `save_path` and the figure returned do. Where nothing can be shown (Agg, PDF: scripts,
-workers) the figure stays open for `plt.savefig`, and matplotlib warns of more than 20; whoever
-draws many closes each by `plt.close(figure)`, or takes `sparse_but_wrong.figures`, which leaves
-pyplot alone. A figure returned to the very cell that has shown it is not displayed again. No
-function changes rc parameters.
+notebook, a window) `plt.show()` follows at once, as published: a notebook then displays it within
+the cell and closes it, so that a `plt.savefig` after it finds nothing; `save_path` and the figure
+returned do. Where nothing can be shown (Agg, PDF: scripts, workers) the figure stays open for
+`plt.savefig`; whoever draws many closes each by `plt.close(figure)`. A figure returned to the very
+cell that has shown it is not displayed again. No function changes rc parameters.
 """
 
 from __future__ import annotations
@@ -32,12 +27,18 @@ from torch import Tensor
 from sparse_but_wrong.atomic import write_bytes
 from sparse_but_wrong.figures.heatmaps import (
     HeatmapPanel,
+    Matrix,
     draw_correlations,
     draw_heatmaps,
     to_array,
 )
-from sparse_but_wrong.figures.save import check_suffix, write_figure
-from sparse_but_wrong.figures.style import SEABORN_RC_CONTEXT, paper_style
+from sparse_but_wrong.figures.style import (
+    SEABORN_RC_CONTEXT,
+    Number,
+    check_suffix,
+    paper_style,
+    write_figure,
+)
 from sparse_but_wrong.tensors import cos_sims
 
 if TYPE_CHECKING:
@@ -54,30 +55,26 @@ __all__ = [
 # Of pictures whose size is given in pixels; sets how large letters are beside the heatmaps.
 _PIXELS_PER_INCH = 100
 
+Ordering = bool | Sequence[int] | Int[Tensor, " d_sae"]
+
 
 @runtime_checkable
 class HasLatentDirections(Protocol):
     """What the plots read of an SAE; every sae_lens SAE has it."""
 
     @property
-    def W_enc(self) -> Tensor:
-        """Shape [d_in, d_sae]."""
-        ...
+    def W_enc(self) -> Float[Tensor, "_d_in _d_sae"]: ...
 
     @property
-    def W_dec(self) -> Tensor:
-        """Shape [d_sae, d_in]."""
-        ...
+    def W_dec(self) -> Float[Tensor, "_d_sae _d_in"]: ...
 
 
 @runtime_checkable
 class HasWeight(Protocol):
-    """A linear map."""
+    """A linear map; its weight's columns are the true directions."""
 
     @property
-    def weight(self) -> Tensor:
-        """Shape [d_in, n_features]."""
-        ...
+    def weight(self) -> Float[Tensor, "_d_in _n_features"]: ...
 
 
 @runtime_checkable
@@ -85,9 +82,7 @@ class HasFeatureDirections(Protocol):
     """What the plots read of a toy model."""
 
     @property
-    def embed(self) -> HasWeight:
-        """The map from features to activations; its weight's columns are the true directions."""
-        ...
+    def embed(self) -> HasWeight: ...
 
 
 def plot_sae_feat_cos_sims_seaborn(
@@ -95,12 +90,12 @@ def plot_sae_feat_cos_sims_seaborn(
     model: HasFeatureDirections,
     title_suffix: str | None = None,
     title: str | None = None,
-    height: float | int = 8,
-    width: float | int = 16,
+    height: Number = 8,
+    width: Number = 16,
     show_values: bool = False,
     save_path: str | Path | None = None,
     one_based_indexing: bool = False,
-    reorder_features: bool | Sequence[int] | Int[Tensor, " d_sae"] = False,
+    reorder_features: Ordering = False,
     decoder_only: bool = False,
     dtick: int | None = 1,
     decoder_title: str = "SAE decoder",
@@ -115,8 +110,7 @@ def plot_sae_feat_cos_sims_seaborn(
         title: replaces the figure's title, and then the suffix is not used.
         height, width: in inches, of a figure with both heatmaps.
         show_values: write each value into its cell.
-        save_path: where to write the figure, in the format of the path's suffix. A missing folder
-            is created.
+        save_path: where to write the figure, in the format of the suffix; folders are made.
         one_based_indexing: number features and latents from 1.
         reorder_features: True puts the latent that best matches feature j (see
             `find_best_index_reordering_for_saes`) into row j. An ordering [d_sae] names the latent
@@ -135,28 +129,13 @@ def plot_sae_feat_cos_sims_seaborn(
         ValueError: an SAE and a model of different width, an ordering that is no permutation of
             the latents, a dtick below 1, or a path without a known suffix.
     """
-    if save_path is not None:
-        check_suffix(save_path)
     panels, _ = _cosine_panels(
-        sae,
-        model,
-        reorder_features=reorder_features,
-        decoder_only=decoder_only,
-        decoder_title=decoder_title,
-        adjust_for_superposition=adjust_for_superposition,
+        sae, model, reorder_features, decoder_only, decoder_title, adjust_for_superposition
     )
     size = (width / 2 * len(panels), height)
-    with _published_figure(size, _font_scale(width / 2, height)) as figure:
-        _draw_cosines(
-            figure,
-            panels,
-            _figure_title(title, title_suffix),
-            dtick=dtick,
-            first_index=int(one_based_indexing),
-            show_values=show_values,
-        )
-        if save_path is not None:
-            write_figure(figure, save_path)
+    first = int(one_based_indexing)
+    with _published_figure(size, save_path, _font_scale(width / 2, height)) as figure:
+        _draw_cosines(figure, panels, _title(title, title_suffix), dtick, first, show_values)
     return figure
 
 
@@ -167,11 +146,11 @@ def plot_sae_feat_cos_sims(
     height: int = 400,
     width: int = 800,
     show_values: bool = False,
-    reorder_features: bool | Sequence[int] | Int[Tensor, " d_sae"] = False,
+    reorder_features: Ordering = False,
     show_plot: bool = True,
     save_path: str | Path | None = None,
     dtick: int | None = 1,
-    scale: float | int = 1.0,
+    scale: Number = 1.0,
     *,
     title: str | None = None,
     one_based_indexing: bool = False,
@@ -203,12 +182,7 @@ def plot_sae_feat_cos_sims(
     if not 0 < scale < float("inf"):
         raise ValueError(f"scale is {scale}: it multiplies the size in pixels; 1 leaves it.")
     panels, ordering = _cosine_panels(
-        sae,
-        model,
-        reorder_features=reorder_features,
-        decoder_only=decoder_only,
-        decoder_title=decoder_title,
-        adjust_for_superposition=adjust_for_superposition,
+        sae, model, reorder_features, decoder_only, decoder_title, adjust_for_superposition
     )
     first = int(one_based_indexing)
     figure = make_subplots(1, len(panels), subplot_titles=[panel.title for panel in panels])
@@ -230,7 +204,7 @@ def plot_sae_feat_cos_sims(
     if dtick is not None:
         figure.update_xaxes(tick0=first, dtick=dtick)
         figure.update_yaxes(tick0=first, dtick=dtick)
-    title = _figure_title(title, title_suffix)
+    title = _title(title, title_suffix)
     figure.update_layout(
         title=title,
         height=height,
@@ -245,14 +219,7 @@ def plot_sae_feat_cos_sims(
             inches = (width / _PIXELS_PER_INCH, height / _PIXELS_PER_INCH)
             with paper_style(_font_scale(inches[0] / len(panels), inches[1])):
                 picture = Figure(figsize=inches, layout="constrained", facecolor="white")
-                _draw_cosines(
-                    picture,
-                    panels,
-                    title,
-                    dtick=dtick,
-                    first_index=first,
-                    show_values=show_values,
-                )
+                _draw_cosines(picture, panels, title, dtick, first, show_values)
             write_figure(picture, save_path, dpi=_PIXELS_PER_INCH * scale)
     if show_plot:
         figure.show()
@@ -306,18 +273,16 @@ def find_best_index_reordering_for_saes(
 
 
 def plot_correlation_matrix(
-    correlation_matrix: Float[Tensor, "n_features n_features"]
-    | Float[np.ndarray, "n_features n_features"],
+    correlation_matrix: Matrix,
     save_path: str | Path | None = None,
     dtick: int = 1,
     title: str | None = None,
-    size: tuple[float | int, float | int] = (2.5, 2),
+    size: tuple[Number, Number] = (2.5, 2),
 ) -> Figure:
     """A heatmap of the correlations between features.
 
     Args:
-        save_path: where to write the figure, in the format of the path's suffix. A missing folder
-            is created.
+        save_path: where to write the figure, in the format of the suffix; folders are made.
         dtick: label every how many features.
         title: "Feature correlation matrix" if left out.
         size: width and height in inches.
@@ -326,14 +291,10 @@ def plot_correlation_matrix(
     Raises:
         ValueError: values outside [−1, 1], a dtick below 1, or a path without a known suffix.
     """
-    if save_path is not None:
-        check_suffix(save_path)
     if title is None:
         title = "Feature correlation matrix"
-    with _published_figure(size) as figure:
+    with _published_figure(size, save_path) as figure:
         draw_correlations(figure, correlation_matrix, title=title, dtick=dtick)
-        if save_path is not None:
-            write_figure(figure, save_path)
     return figure
 
 
@@ -350,11 +311,13 @@ class _ShownOnce(Figure):
 
 @contextmanager
 def _published_figure(
-    size: tuple[float | int, float | int], font_scale: float | int = 1
+    size: tuple[Number, Number], save_path: str | Path | None, font_scale: Number = 1
 ) -> Iterator[Figure]:
-    """An empty figure to draw on in the paper's style and to show; closed if drawing fails."""
+    """An empty figure to draw on in the paper's style, saved and shown; closed if that fails."""
     import matplotlib.pyplot as plt
 
+    if save_path is not None:
+        check_suffix(save_path)
     # Before the style: pyplot starts its backend with the first figure, and what a notebook's
     # backend then sets among the rc parameters would be undone at the end of the style.
     figure: Any = plt.figure(
@@ -363,6 +326,8 @@ def _published_figure(
     try:
         with paper_style(font_scale):
             yield figure
+            if save_path is not None:
+                write_figure(figure, save_path)
     except BaseException:
         plt.close(figure)
         raise
@@ -388,29 +353,21 @@ def _draw_cosines(
     figure: Figure,
     panels: Sequence[HeatmapPanel],
     title: str,
-    *,
     dtick: int | None,
     first_index: int,
     show_values: bool,
 ) -> None:
-    # Row 0 at the bottom, as published.
-    draw_heatmaps(
-        figure,
-        panels,
-        dtick=dtick,
-        first_index=first_index,
-        show_values=show_values,
-        origin="lower",
-    )
+    more = {"first_index": first_index, "show_values": show_values}
+    draw_heatmaps(figure, panels, dtick=dtick, origin="lower", **more)  # row 0 low, as published
     figure.suptitle(title)
 
 
-def _font_scale(panel_width: float | int, height: float | int) -> float:
+def _font_scale(panel_width: Number, height: Number) -> float:
     """Letters that grow with panels larger than the paper's, about 4 inches a side."""
     return max(1.0, min(panel_width, height) / 4)
 
 
-def _figure_title(title: str | None, suffix: str | None) -> str:
+def _title(title: str | None, suffix: str | None) -> str:
     if title is not None:
         return title
     return "Cosine similarity with the true features" + (f" ({suffix})" if suffix else "")
@@ -419,8 +376,7 @@ def _figure_title(title: str | None, suffix: str | None) -> str:
 def _cosine_panels(
     sae: HasLatentDirections,
     model: HasFeatureDirections,
-    *,
-    reorder_features: bool | Sequence[int] | Int[Tensor, " d_sae"],
+    reorder_features: Ordering,
     decoder_only: bool,
     decoder_title: str,
     adjust_for_superposition: bool,
@@ -430,27 +386,22 @@ def _cosine_panels(
     ordering = _row_ordering(sae, model, reorder_features)
     sources = [] if decoder_only else [("SAE encoder", sae.W_enc, "W_enc")]
     sources.append((decoder_title, sae.W_dec.T, "W_dec"))
-    reordered = not isinstance(reorder_features, bool) or reorder_features
+    unchanged = isinstance(reorder_features, bool) and not reorder_features
+    ylabel = "SAE latent" if unchanged else "SAE latent (reordered)"
     panels = []
     for title, directions, name in sources:
         cosines = _cosines(directions, features, name)
         if adjust_for_superposition:
-            cosines = _without_superposition(cosines, cos_sims(features, features))
-        panels.append(
-            HeatmapPanel(
-                to_array(cosines)[ordering],
-                title=title,
-                ylabel="SAE latent (reordered)" if reordered else "SAE latent",
-                xlabel="True feature",
-            )
-        )
+            # Not a one-to-one match: of two latents that copy one feature, both are to show it.
+            nearest = cosines.abs().argmax(dim=1)
+            in_common = cos_sims(features, features) - torch.eye(features.shape[1])
+            cosines = cosines - cosines.gather(1, nearest[:, None]) * in_common[nearest]
+        panels.append(HeatmapPanel(to_array(cosines)[ordering], title, ylabel, "True feature"))
     return panels, ordering
 
 
 def _row_ordering(
-    sae: HasLatentDirections,
-    model: HasFeatureDirections,
-    reorder_features: bool | Sequence[int] | Int[Tensor, " d_sae"],
+    sae: HasLatentDirections, model: HasFeatureDirections, reorder_features: Ordering
 ) -> Int[np.ndarray, " d_sae"]:
     d_sae = sae.W_dec.shape[0]
     if isinstance(reorder_features, bool):
@@ -479,17 +430,3 @@ def _cosines(
             f"are {features.shape[0]} wide: pass the model that the SAE was trained on."
         )
     return cos_sims(directions.detach().cpu().float(), features)
-
-
-def _without_superposition(
-    cosines: Float[Tensor, "d_sae n_features"],
-    between_features: Float[Tensor, "n_features n_features"],
-) -> Float[Tensor, "d_sae n_features"]:
-    """Subtract from each row what its most similar feature has in common with the others.
-
-    Not a one-to-one match on purpose: of two latents that copy one feature, both are to show it.
-    """
-    nearest = cosines.abs().argmax(dim=1)
-    strength = cosines.gather(1, nearest[:, None])
-    in_common = between_features - torch.eye(len(between_features))
-    return cosines - strength * in_common[nearest]

@@ -1,44 +1,38 @@
-"""How every figure looks: the NeurIPS 2021 style, with LaTeX text only where LaTeX works."""
+"""How every figure looks, the NeurIPS 2021 style, and how it is written to a file."""
 
 from __future__ import annotations
 
+import io
 import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import matplotlib.style
 import tueplots.axes
 from matplotlib import font_manager
+from matplotlib.backend_bases import FigureCanvasBase
 from tueplots import bundles
 
-# What matplotlib and the NeurIPS bundle load when they set text with LaTeX. A LaTeX without one of
-# these is found by `which` and then fails on the first label.
-_LATEX_FILES = (
-    "article.cls",
-    "fix-cm.sty",
-    "geometry.sty",
-    "inputenc.sty",
-    "ot1phv.fd",
-    "ot1ptm.fd",
-    "ptmr7t.tfm",
-    "textcomp.sty",
-    "type1cm.sty",
-    "type1ec.sty",
-    "underscore.sty",
-)
-_LATEX_PROGRAMS = (
-    ("latex",),
-    ("dvipng",),
-    ("kpsewhich",),
-    ("gs", "gswin64c", "gswin32c"),
-)
+from sparse_but_wrong.atomic import write_bytes
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Number = float | int
+
+# What matplotlib and the NeurIPS bundle load to set text with LaTeX. A LaTeX without one of these
+# is found by `which` and then fails on the first label.
+_LATEX_FILES = (
+    *("article.cls", "fix-cm.sty", "geometry.sty", "inputenc.sty", "textcomp.sty", "type1cm.sty"),
+    *("ot1phv.fd", "ot1ptm.fd", "ptmr7t.tfm", "type1ec.sty", "underscore.sty"),
+)
+_LATEX_PROGRAMS = (("latex",), ("dvipng",), ("kpsewhich",), ("gs", "gswin64c", "gswin32c"))
 # Matplotlib brings both: the first looks like Times, the second has the glyphs the first lacks.
 _BUNDLED_SERIFS = ("STIXGeneral", "DejaVu Serif")
-
 _FONT_SIZES = (
     "font.size",
     "axes.labelsize",
@@ -47,6 +41,9 @@ _FONT_SIZES = (
     "xtick.labelsize",
     "ytick.labelsize",
 )
+_SAVED_AS = ("pdf", "png")
+# A date would make the same figure a different file on every run.
+_UNDATED: dict[str, dict[str, None]] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
 
 # Okabe and Ito's colours, told apart under the common colour-vision deficiencies.
 BLUE = "#0072B2"
@@ -59,19 +56,13 @@ RED = "red"
 def latex_works() -> bool:
     """Whether LaTeX, its converters and every file that the figures' text needs are installed.
 
-    Looks files up, never typesets: where LaTeX is absent it costs a search of PATH, where it is
-    present one call of kpsewhich.
+    Looks files up and never typesets: one call of kpsewhich where LaTeX is installed.
     """
     if not all(any(map(shutil.which, names)) for names in _LATEX_PROGRAMS):
         return False
+    command = ["kpsewhich", *_LATEX_FILES]
     try:
-        found = subprocess.run(
-            ["kpsewhich", *_LATEX_FILES],
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=False,
-        )
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
     except (OSError, subprocess.SubprocessError):
         return False
     # kpsewhich prints one line for each file that it finds, and nothing for the others.
@@ -81,23 +72,19 @@ def latex_works() -> bool:
 def seaborn_rc_context() -> dict[Any, Any]:
     """The NeurIPS 2021 style of tueplots, its thin lines included, for `matplotlib.rc_context`.
 
-    Where LaTeX works, text is set by LaTeX. Elsewhere the font family is a list of serif fonts
-    that are installed here, Times first: a generic "serif" would be looked up when the figure is
-    drawn, by which time the context may be gone, and would log a warning for lack of Times.
+    Text is set by LaTeX where that works. Elsewhere the font family is a list of serif fonts that
+    are installed here, Times first: a generic "serif" would be looked up when the figure is drawn,
+    perhaps outside the context, and would log a warning for lack of Times.
     """
     if latex_works():
         return {**bundles.neurips2021(usetex=True), **tueplots.axes.lines()}
     context = {**bundles.neurips2021(usetex=False), **tueplots.axes.lines()}
     installed = set(font_manager.fontManager.get_font_names())
-    families = [name for name in context["font.serif"] if name in installed]
-    families += _BUNDLED_SERIFS
+    serifs = [name for name in context["font.serif"] if name in installed]
+    serifs += _BUNDLED_SERIFS
     sans = [name for name in context["font.sans-serif"] if name in installed]
-    return {
-        **context,
-        "font.family": families,
-        "font.serif": families,
-        "font.sans-serif": [*sans, "DejaVu Sans"],
-    }
+    fonts = {"font.family": serifs, "font.serif": serifs, "font.sans-serif": [*sans, "DejaVu Sans"]}
+    return {**context, **fonts}
 
 
 # Not dict[str, …]: type checkers know matplotlib to take a dict of its own parameter names.
@@ -105,12 +92,11 @@ SEABORN_RC_CONTEXT: dict[Any, Any] = seaborn_rc_context()
 
 
 @contextmanager
-def paper_style(font_scale: float | int = 1) -> Iterator[None]:
-    """Draw in the paper's style, whatever style the caller has set, and leave the latter as it was.
+def paper_style(font_scale: Number = 1) -> Iterator[None]:
+    """Draw in the paper's style, whatever the caller's is; `@paper_style()` decorates a function.
 
-    Starts from matplotlib's defaults, so that a figure comes out the same after
-    `seaborn.set_theme()` or under a matplotlibrc of the user's. Only `figure.dpi` stays the
-    caller's: it sets how large figures appear on the screen, and files do not depend on it.
+    It starts from matplotlib's defaults, so that a figure is the same after `seaborn.set_theme()`
+    or under a matplotlibrc. Only `figure.dpi`, the size on the screen, stays the caller's.
 
     Args:
         font_scale: multiplies the paper's font sizes, for figures larger than a page.
@@ -119,3 +105,56 @@ def paper_style(font_scale: float | int = 1) -> Iterator[None]:
     screen = {"figure.dpi": matplotlib.rcParams["figure.dpi"]}
     with matplotlib.style.context(["default", SEABORN_RC_CONTEXT, sizes, screen]):
         yield
+
+
+def save_figure(fig: Figure, path_without_suffix: str | Path) -> tuple[Path, Path]:
+    """Write "folder/name.pdf" and "folder/name.png", then close the figure.
+
+    Args:
+        path_without_suffix: missing folders are made; each file appears whole or not at all, and
+            is the same for the same figure.
+    Raises:
+        ValueError: the path ends in .pdf or .png already.
+    """
+    import matplotlib.pyplot as plt
+
+    base = Path(path_without_suffix)
+    if base.suffix.lower() in (".pdf", ".png"):
+        raise ValueError(
+            f"save_figure writes a PDF and a PNG and adds both suffixes; leave {base.suffix} off "
+            f"{str(base)!r}."
+        )
+    try:
+        # Not with_suffix: in "dp_0.5" it would take ".5" for a suffix.
+        pdf, png = (write_figure(fig, base.parent / f"{base.name}.{kind}") for kind in _SAVED_AS)
+    finally:
+        plt.close(fig)
+    return pdf, png
+
+
+def write_figure(fig: Figure, path: str | Path, dpi: Number = 200) -> Path:
+    """Write a figure in the format of the path's suffix; the figure stays open.
+
+    Raises:
+        ValueError: a suffix that matplotlib has no format for.
+    """
+    path = Path(path)
+    check_suffix(path)
+    kind = path.suffix[1:].lower()
+    buffer = io.BytesIO()
+    # The style again: what LaTeX needs and the names of math fonts are read when text is drawn.
+    # The salt: without one, an SVG's element names are random.
+    with paper_style(), matplotlib.rc_context({"svg.hashsalt": "sparse_but_wrong"}):
+        fig.savefig(buffer, format=kind, dpi=dpi, metadata=_UNDATED.get(kind))
+    write_bytes(path, buffer.getvalue())
+    return path
+
+
+def check_suffix(path: str | Path, *others: str) -> None:
+    """Refuse a path in no format of matplotlib's, nor of `others`, before anything is drawn."""
+    known = {*FigureCanvasBase.get_supported_filetypes(), *others}
+    if Path(path).suffix[1:].lower() not in known:
+        raise ValueError(
+            f"{str(path)!r} does not end in a format that can be written: "
+            f"use one of {', '.join(f'.{kind}' for kind in sorted(known))}."
+        )

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparse_but_wrong import atomic
-from sparse_but_wrong.figures.save import save_figure
-from sparse_but_wrong.figures.stream_scores import SHARES, stream_scores
+from sparse_but_wrong.figures.distributions import SHARES, stream_scores
+from sparse_but_wrong.figures.style import save_figure
 from sparse_but_wrong.metrics.findings import saturated, unsettled_thresholds
 from sparse_but_wrong.metrics.origin import Origin
 from sparse_but_wrong.metrics.stream import DENSE, StreamScore

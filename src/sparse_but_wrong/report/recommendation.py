@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from sparse_but_wrong import atomic
-from sparse_but_wrong.figures.recommendation import recommendation_figure
-from sparse_but_wrong.figures.save import save_figure
+from sparse_but_wrong.figures.recommendation import plot_recommendation
+from sparse_but_wrong.figures.style import save_figure
 from sparse_but_wrong.l0.recommend import L0Recommendation
 from sparse_but_wrong.report.embed import data_uri
 from sparse_but_wrong.report.render import own_script, render
@@ -71,7 +71,7 @@ def write_recommendation(
             for count in sweep.counts
         ]
     )
-    _, png = save_figure(recommendation_figure(recommendation), folder / "plots/recommendation")
+    _, png = save_figure(plot_recommendation(recommendation), folder / "plots/recommendation")
     content = json.dumps(_as_json(recommendation, facts), indent=2, ensure_ascii=False)
     atomic.write_bytes(folder / "recommendation.json", content.encode())
     atomic.write_bytes(folder / "sweep.csv", sweep.table.to_csv(index=False).encode())

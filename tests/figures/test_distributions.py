@@ -1,17 +1,24 @@
 from __future__ import annotations
 
-import io
 from typing import cast
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib.container import ErrorbarContainer
-from matplotlib.patches import StepPatch
+from matplotlib.patches import Rectangle, StepPatch
 
-from sparse_but_wrong.figures.stream_scores import SHARES, stream_scores
+from sparse_but_wrong.figures.distributions import (
+    SHARES,
+    ProjectionPanel,
+    l0_by_model,
+    projection_histograms,
+    stream_scores,
+)
 from sparse_but_wrong.metrics.moments import Estimate
 from sparse_but_wrong.metrics.stream import StreamedProjections, StreamScore
+from tests.figures.conftest import legend_texts, lines, rendered
 
 H = 40
 
@@ -69,9 +76,7 @@ def test_curves_hold_the_numbers_of_the_scores_in_order_of_l0():
     ids=["one", "two-widths"],
 )
 def test_is_drawn_whatever_there_is(scores):
-    buffer = io.BytesIO()
-    stream_scores(scores).savefig(buffer)
-    assert buffer.tell() > 10_000
+    assert rendered(stream_scores(scores))
 
 
 def test_nothing_is_refused():
@@ -84,7 +89,7 @@ def test_an_sae_whose_latents_are_all_silent_is_drawn(l0s):
     figure = stream_scores({str(l0): score(l0) for l0 in l0s})
     over_l0 = figure.axes[1]
     assert over_l0.get_xscale() == ("log" if max(l0s) else "linear")
-    figure.savefig(io.BytesIO(), format="png")
+    assert rendered(figure)
 
 
 def test_similarities_close_to_each_other_keep_off_the_frame():
@@ -92,3 +97,45 @@ def test_similarities_close_to_each_other_keep_off_the_frame():
     low, high = similarity.get_ylim()
     assert low == 0
     assert high > 1.05 * 0.201
+
+
+def test_histograms_share_their_bins_and_mark_s_n():
+    right = ProjectionPanel(np.array([0.0] * 6 + [1.0] * 2), s_n=0.0, n=18, title="right")
+    wrong = ProjectionPanel(np.array([-1.0, 0.5, 1.5, 3.0]), s_n=0.5, n=18, title="wrong")
+    figure = projection_histograms([right, wrong])
+    for axes, panel in zip(figure.axes, (right, wrong), strict=True):
+        bars = cast(list[Rectangle], axes.patches)
+        assert sum(bar.get_height() for bar in bars) == pytest.approx(1)
+        assert bars[0].get_x() == -1
+        (line,) = lines(axes).values()
+        assert line[0] == [panel.s_n, panel.s_n]
+        assert axes.get_yscale() == "log"
+    assert legend_texts(figure.axes[1]) == ["$s_{18} = 0.500$"]
+    assert rendered(figure)
+    with pytest.raises(ValueError, match="no panels"):
+        projection_histograms([])
+    with pytest.raises(ValueError, match="'broken'"):
+        projection_histograms([ProjectionPanel(np.array([np.nan]), 0.0, 1, "broken")])
+
+
+def test_a_dot_per_sae_and_models_in_the_order_of_their_medians():
+    table = pd.DataFrame(
+        {
+            "model": ["large", "small", "large", "small", "small"],
+            "l0": [300.0, 10.0, 500.0, 20.0, 40.0],
+            "elbow": [200.0, np.nan, np.nan, np.nan, np.nan],
+        }
+    )
+    axes = l0_by_model(table, 200).axes[0]
+    drawn = lines(axes)
+    assert drawn["SAE"][0] == [10, 500, 20, 40]
+    assert np.round(drawn["SAE"][1]).tolist() == [0, 1, 0, 0]
+    assert drawn["SAE where an elbow is reported"][0] == [300]
+    assert drawn["Median"][0] == [20, 400]
+    assert "L0 = 200" in drawn
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["small (3)", "large (2)"]
+    with pytest.raises(ValueError, match="lacks the columns elbow"):
+        l0_by_model(table.drop(columns="elbow"))
+    for bad in (table.assign(l0=np.nan), table.iloc[:0]):
+        with pytest.raises(ValueError, match="positive L0"):
+            l0_by_model(bad)
