@@ -43,7 +43,7 @@ def test_a_folder_takes_its_name_only_when_it_is_full(tmp_path: Path) -> None:
         (unfinished / "a").write_text("whole")
         assert not folder.exists()
     assert (folder / "a").read_text() == "whole"
-    with pytest.raises(FileExistsError, match="already holds something"):
+    with pytest.raises(FileExistsError, match="not empty"):
         fill_and_fail(folder)
 
 

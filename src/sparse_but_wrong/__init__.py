@@ -14,7 +14,6 @@ from sparse_but_wrong.registration import register_with_sae_lens
 
 if TYPE_CHECKING:
     from sparse_but_wrong.activations.cache import cache_activations as cache_activations
-    from sparse_but_wrong.activations.in_order import contiguous_batches as contiguous_batches
     from sparse_but_wrong.activations.language_model import (
         open_language_model as open_language_model,
     )
@@ -84,7 +83,6 @@ _HOMES = {
     "ToyModel": "sparse_but_wrong.worlds.toy_model",
     "TrainOptions": "sparse_but_wrong.training.options",
     "cache_activations": "sparse_but_wrong.activations.cache",
-    "contiguous_batches": "sparse_but_wrong.activations.in_order",
     "decoder_projection_curve": "sparse_but_wrong.metrics.projections",
     "evaluate": "sparse_but_wrong.metrics.evaluate",
     "find_l0": "sparse_but_wrong.l0.find",

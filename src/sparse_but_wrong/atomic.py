@@ -33,37 +33,35 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 @contextmanager
+def _unfinished(place: Path) -> Iterator[Path]:
+    """An unfinished folder in a place, removed at the end if it is still there."""
+    unfinished = place / f"{_PREFIX}{uuid.uuid4().hex}"
+    unfinished.mkdir()
+    try:
+        yield unfinished
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
     """A folder to fill, which takes its name only once the block has ended without an error.
 
-    Args:
-        folder: must not exist yet, or be empty. Parents are created.
     Raises:
-        FileExistsError: the folder holds something.
+        FileExistsError: the folder exists and holds something.
     """
-    refusal = (
-        f"{folder} already holds something, and nothing is overwritten; choose a new folder or "
-        "remove that one first."
-    )
-    if not is_free(folder):
-        raise FileExistsError(refusal)
+    check_free(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = folder.parent / f"{_PREFIX}{uuid.uuid4().hex}"
-    unfinished.mkdir()
-    try:
+    with _unfinished(folder.parent) as unfinished:
         yield unfinished
         for place in (*unfinished.rglob("*"), unfinished):
             _sync(place)
         try:
             unfinished.rename(folder)
-        except OSError as error:
-            # Somebody else may have written there since the check above.
-            if folder.exists():
-                raise FileExistsError(refusal) from error
+        except OSError:
+            check_free(folder)  # somebody else may have written there meanwhile
             raise
         _sync(folder.parent)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -85,47 +83,64 @@ def is_free(folder: Path) -> bool:
     return all(child.name == LOCK or child.name.startswith(_PREFIX) for child in folder.iterdir())
 
 
+def nearest(folder: Path) -> Path:
+    """The path itself if it is there, else its nearest parent that is."""
+    places = (folder, *folder.absolute().parents)
+    return next(place for place in places if place.is_symlink() or place.exists())
+
+
+def check_free(folder: Path, instead: str = "choose a new folder or remove that one first") -> None:
+    """Refuse a folder that cannot be made or written to, or holds anything.
+
+    Args:
+        instead: what to do about one that holds something, for the message.
+    Raises:
+        NotADirectoryError: a file, or a link that leads nowhere, stands in its place or above.
+        PermissionError: it cannot be written to.
+        FileExistsError: it holds something.
+    """
+    check_writable(folder)
+    if not is_free(folder):
+        raise FileExistsError(f"{folder} is not empty, and nothing is overwritten; {instead}.")
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be made or written to, as `check_free`."""
+    there = nearest(folder)
+    if not there.is_dir():
+        kind = "a file" if there.exists() else "a link that leads nowhere"
+        raise NotADirectoryError(f"{there} is {kind}, so {folder} cannot be a folder.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(f"{there} cannot be written to; choose another folder.")
+
+
 def make_free_folder(folder: Path) -> None:
     """Make a folder for results, with its parents, or see that the one there is free.
 
     Raises:
-        FileExistsError: it holds something.
-        NotADirectoryError: a file, or a link that leads nowhere, stands where it or a parent should
-            be.
-        OSError: it cannot be made or written to.
+        OSError: as `check_free`, or it cannot be made or written to.
     """
+    check_free(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        place = next(p for p in (folder, *folder.parents) if p.is_symlink() or p.exists())
-        raise NotADirectoryError(
-            f"{place} is {'a link that leads nowhere' if not place.exists() else 'a file'}, so "
-            f"{folder} cannot be a folder; choose another."
-        ) from error
-    except OSError as error:
-        raise _not_writable(folder, error) from error
-    if not is_free(folder):
-        raise FileExistsError(
-            f"{folder} is not empty, and nothing is overwritten; choose a new folder."
-        )
-    try:
         (folder / LOCK).touch()
     except OSError as error:
-        raise _not_writable(folder, error) from error
+        reason = error.strerror or error
+        says = f"{folder} cannot be written to ({reason}); choose another folder."
+        raise type(error)(says) from error
 
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[Path]:
-    """Hold a folder for results from before they are worked out until they are in it.
+    """Hold a folder for results from before they are computed until they are in it.
 
-    What cannot be written to is refused before the work and not after it, and nobody else gets the
-    folder meanwhile.
+    What cannot be written to is refused before the work, and nobody else gets it meanwhile.
 
     Args:
-        folder: must not exist yet, or be free. Where the block fails it is as it was.
+        folder: must not exist yet, or be free. If the block fails it is as it was.
     Yields:
-        a folder within it to fill; what is in it moves up once the block has ended without an
-        error, each file or folder whole.
+        a folder within it to fill; its content moves up once the block has ended without an error,
+        each file or folder whole.
     Raises:
         OSError: as `make_free_folder`.
         ValueError: another process is at work in it.
@@ -135,17 +150,15 @@ def claimed(folder: Path) -> Iterator[Path]:
         make_free_folder(folder)
         with locked(folder):
             remove_leftovers(folder)
-            unfinished = folder / f"{_PREFIX}{uuid.uuid4().hex}"
-            unfinished.mkdir()
             try:
-                yield unfinished
-                for place in unfinished.rglob("*"):
-                    _sync(place)
-                for child in sorted(unfinished.iterdir()):
-                    child.rename(folder / child.name)
-                _sync(folder)
+                with _unfinished(folder) as unfinished:
+                    yield unfinished
+                    for place in unfinished.rglob("*"):
+                        _sync(place)
+                    for child in sorted(unfinished.iterdir()):
+                        child.rename(folder / child.name)
+                    _sync(folder)
             finally:
-                shutil.rmtree(unfinished, ignore_errors=True)
                 (folder / LOCK).unlink(missing_ok=True)
     finally:
         for place in new:  # from the folder upwards, as far as they are still empty
@@ -155,7 +168,7 @@ def claimed(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from working in a folder; ends with the process at the latest.
+    """Keep other processes from working in a folder, at the latest until this one ends.
 
     Raises:
         ValueError: another process is at work in it.
@@ -177,13 +190,11 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def full_disk_named(folder: Path, advice: str) -> Iterator[None]:
-    """Say which disk is full, what is kept and how to go on, where writing to it fails for that.
+    """Turn the error of a full disk into one that names it, with advice; others pass as they are.
 
     Args:
-        folder: where is written to.
-        advice: what is kept and what to do, as one or more sentences.
-    Raises:
-        OSError: the disk is full; every other error passes as it is.
+        folder: the place that is written to.
+        advice: what is kept and what to do, in sentences.
     """
     try:
         yield
@@ -195,11 +206,6 @@ def full_disk_named(folder: Path, advice: str) -> Iterator[None]:
         ):
             raise
         raise OSError(f"the disk of {folder} is full. {advice}") from error
-
-
-def _not_writable(folder: Path, error: OSError) -> OSError:
-    reason = error.strerror or error
-    return type(error)(f"{folder} cannot be written to ({reason}); choose another folder.")
 
 
 def _sync(place: Path) -> None:

@@ -8,18 +8,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 _LONGEST = 400
 _MOST_LEVELS = 100
 _COPY_AGAIN = "copy it again from its source"
+
+
+def user_path(where: str | Path) -> Path:
+    """A path in which a leading `~` is the home folder; nobody's home stays as it is."""
+    # Path.expanduser raises a RuntimeError for users that do not exist.
+    return Path(os.path.expanduser(where))  # noqa: PTH111
 
 
 def one_line(error: BaseException) -> str:
@@ -28,35 +36,69 @@ def one_line(error: BaseException) -> str:
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
 
 
+def damaged(file: Path, error: BaseException | str, remedy: str = _COPY_AGAIN) -> ValueError:
+    """The error for a damaged file: its name, what is wrong, and what to do about it."""
+    if isinstance(error, BaseException):
+        is_plain = isinstance(error, ValueError | KeyError)
+        error = one_line(error) if is_plain else f"{type(error).__name__}: {one_line(error)}"
+    return ValueError(f"{file} is damaged ({error}); {remedy}.")
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep in what libraries warn of while they load: what matters of it is checked afterwards."""
+    """Hide warnings of libraries while they load; what matters of them is checked afterwards."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+@contextmanager
+def environment(**variables: str | None) -> Iterator[None]:
+    """Set environment variables for a while, or unset them with None."""
+    before = {name: os.environ.get(name) for name in variables}
+
+    def set_to(values: Mapping[str, str | None]) -> None:
+        for name, value in values.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+    set_to(variables)
+    try:
+        yield
+    finally:
+        set_to(before)
+
+
+def usable_device(device: str) -> torch.device:
+    """A device of this machine; ValueError for any other."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter without CUDA
+        raise ValueError(
+            f"the device {device!r} cannot be used ({one_line(error)}); choose 'cpu' or one that "
+            "this machine has."
+        ) from error
+    return torch.device(device)
 
 
 def parse_json(text: str | bytes) -> Any:
     """What a JSON text holds.
 
     Raises:
-        ValueError: it is not JSON, not UTF-8, or nested deeper than anything of ours and of the
-            libraries that write such files: what is done with it later would not go as deep as the
-            parser does.
+        ValueError: it is not JSON, not UTF-8, or nested deeper than any file of ours: later code
+            would not go as deep as the parser does.
     """
     try:
         content = json.loads(text)
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
-    level = [content]
+    level = [content] if isinstance(content, dict | list) else []
     for _ in range(_MOST_LEVELS):
-        level = [
-            child
-            for value in level
-            if isinstance(value, dict | list)
-            for child in (value.values() if isinstance(value, dict) else value)
-            if isinstance(child, dict | list)
-        ]
+        inside = (value.values() if isinstance(value, dict) else value for value in level)
+        level = [child for values in inside for child in values if isinstance(child, dict | list)]
         if not level:
             return content
     raise ValueError("it is nested too deep")
@@ -76,35 +118,26 @@ def read_json(file: Path, remedy: str = _COPY_AGAIN) -> dict[str, Any]:
     try:
         content = parse_json(file.read_bytes())
     except ValueError as error:
-        raise ValueError(f"{file} is damaged ({one_line(error)}); {remedy}.") from error
+        raise damaged(file, error, remedy) from error
     if not isinstance(content, dict):
-        raise ValueError(
-            f"{file} holds a {type(content).__name__} where a JSON object is needed; {remedy}."
-        )
+        kind = type(content).__name__
+        raise ValueError(f"{file} holds a {kind} where a JSON object is needed; {remedy}.")
     return content
 
 
 def read_safetensors(file: Path) -> dict[str, Tensor]:
-    """The tensors that a safetensors file holds, by name, on the CPU.
-
-    Raises:
-        ValueError: it is damaged.
-    """
+    """The tensors that a safetensors file holds, by name, on the CPU; ValueError if damaged."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         return load_file(file)
     except SafetensorError as error:
-        raise ValueError(f"{file} is damaged ({one_line(error)}); {_COPY_AGAIN}.") from error
+        raise damaged(file, error) from error
 
 
 def plain_name(name: object) -> str:
-    """A name of a file or folder that leads nowhere else, or an error.
-
-    Raises:
-        ValueError: something else than a string, or one that names another place.
-    """
+    """A name of a file or folder that leads nowhere else; ValueError for anything other."""
     if (
         not isinstance(name, str)
         or name in ("", ".", "..")
@@ -115,10 +148,6 @@ def plain_name(name: object) -> str:
 
 
 def sha256(file: Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal.
-
-    Raises:
-        OSError: it cannot be read.
-    """
+    """The SHA-256 of a file's content, in hexadecimal."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()

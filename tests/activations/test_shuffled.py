@@ -19,11 +19,12 @@ from sae_lens import StandardTrainingSAEConfig
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sparse_but_wrong.activations.in_order import contiguous_batches
-from sparse_but_wrong.activations.part import Part, TensorPart
+from sparse_but_wrong.activations.parts import Part, TensorPart
 from sparse_but_wrong.activations.shuffled import RUN, ShuffledActivations
-from sparse_but_wrong.activations.split import hold_out
-from sparse_but_wrong.activations.stored import StoredActivations, open_activations
+from sparse_but_wrong.activations.stored import (
+    StoredActivations,
+    open_activations,
+)
 from sparse_but_wrong.training.loop import train_saes
 from sparse_but_wrong.training.make import make_saes
 from sparse_but_wrong.training.options import TrainOptions
@@ -42,7 +43,9 @@ def places(batches: list[Tensor]) -> list[int]:
 
 
 def in_parts(n_parts: int = 7) -> StoredActivations:
-    parts = [TensorPart(f"part {i}", x) for i, x in enumerate(X.bfloat16().tensor_split(n_parts))]
+    parts = [
+        TensorPart.of(f"part {i}", x) for i, x in enumerate(X.bfloat16().tensor_split(n_parts))
+    ]
     return StoredActivations("parts", tuple(parts))
 
 
@@ -87,7 +90,7 @@ def test_what_is_not_finite_is_named_by_file_and_row(
     tmp_path: Path, value: float, buffer_bytes: int
 ) -> None:
     stored = with_a_bad_row(tmp_path / "x", value)
-    train, held_out = hold_out(stored, 100)
+    train, held_out = stored.hold_out(100)
     source = ShuffledActivations(train, batch_size=50, seed=0, buffer_bytes=buffer_bytes)
     config = StandardTrainingSAEConfig(d_in=D_IN, d_sae=4)
     options = TrainOptions(total_training_samples=2000, train_batch_size_samples=50, progress=False)
@@ -95,8 +98,8 @@ def test_what_is_not_finite_is_named_by_file_and_row(
     with pytest.raises(ValueError, match=where):
         train_saes(make_saes([config], [0]), source, options)
     with pytest.raises(ValueError, match=where):
-        list(contiguous_batches(stored, 64))
-    assert len(list(contiguous_batches(held_out, 64))) == 2
+        list(stored.batches(64))
+    assert len(list(held_out.batches(64))) == 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -159,7 +162,7 @@ def test_batches_mix_samples_from_all_files() -> None:
 
 
 def test_one_buffer_is_read_once() -> None:
-    part = Recorder(N)
+    part = Recorder(n_samples=N)
     source = ShuffledActivations(StoredActivations("x", (part,)), 50, 0)
     take(source, 3 * N // 50)
     assert sum(stop - start for start, stop in part.asked) == N
@@ -167,7 +170,7 @@ def test_one_buffer_is_read_once() -> None:
 
 
 def test_buffers_are_read_from_front_to_back_and_one_ahead() -> None:
-    part = Recorder(10 * RUN)
+    part = Recorder(n_samples=10 * RUN)
     stored = StoredActivations("x", (part,))
     source = ShuffledActivations(stored, RUN, 0, buffer_bytes=5 * RUN * 8)
     next(source)
@@ -200,7 +203,7 @@ def test_goes_on_from_a_state(buffer_samples: int, given: int) -> None:
 
 
 def test_going_on_reads_only_what_comes() -> None:
-    part = Recorder(30 * RUN)
+    part = Recorder(n_samples=30 * RUN)
     stored = StoredActivations("x", (part,))
     buffer_bytes = 5 * RUN * 8
     source = ShuffledActivations(stored, RUN, 0, buffer_bytes)
@@ -220,14 +223,14 @@ def test_going_on_reads_only_what_comes() -> None:
 def test_a_state_of_another_stream_is_refused() -> None:
     state = shuffled(300).state()
     for other in (shuffled(N), shuffled(300, batch_size=51), shuffled(300, seed=1)):
-        with pytest.raises(ValueError, match="go on with the same activations and arguments"):
+        with pytest.raises(ValueError, match="same activations and arguments"):
             other.load_state(state)
 
 
 def test_too_few_samples_and_too_small_buffers_are_refused() -> None:
-    with pytest.raises(ValueError, match="parts has 1000 samples, too few for batches of 1001"):
+    with pytest.raises(ValueError, match=r"1 to 1000.* 1001"):
         shuffled(N, batch_size=1001)
-    with pytest.raises(ValueError, match="not batch_size = 0"):
+    with pytest.raises(ValueError, match=r"batch_size .* 0"):
         shuffled(N, batch_size=0)
     with pytest.raises(ValueError, match=r"900 bytes is too small .* at least 1152"):
         shuffled(150, batch_size=150)
@@ -235,8 +238,8 @@ def test_too_few_samples_and_too_small_buffers_are_refused() -> None:
 
 
 def test_an_error_while_reading_ahead_reaches_the_consumer() -> None:
-    bad = Recorder(4 * RUN, name="shard-2", fails_from=3 * RUN)
-    parts: tuple[Part, ...] = (Recorder(4 * RUN, name="shard-1"), bad)
+    bad = Recorder("shard-2", 4 * RUN, fails_from=3 * RUN)
+    parts: tuple[Part, ...] = (Recorder("shard-1", 4 * RUN), bad)
     source = ShuffledActivations(StoredActivations("x", parts), RUN, 3, buffer_bytes=RUN * 8)
     given = list(until_error(source))
     assert 0 < len(given) < 8
@@ -255,7 +258,7 @@ def test_the_thread_ends_with_the_object() -> None:
             time.sleep(0.01 if len(self.asked) >= 2_000 else 0)
             return super().read(start, stop)
 
-    part = Slow(4_000 * RUN)
+    part = Slow(n_samples=4_000 * RUN)
     stored = StoredActivations("x", (part,))
     source = ShuffledActivations(stored, RUN, 0, buffer_bytes=2_000 * RUN * 8)
     next(source)
@@ -278,7 +281,7 @@ class Slow(Recorder):
         time.sleep(0.0 if len(self.asked) < 100 else 0.5)
         return super().read(start, stop)
 
-part = Slow(10_000 * 64)
+part = Slow(n_samples=10_000 * 64)
 source = ShuffledActivations(StoredActivations("x", (part,)), 64, 0, buffer_bytes=100 * 64 * 8)
 """
 

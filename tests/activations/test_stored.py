@@ -1,35 +1,34 @@
-"""Activations in memory and in files, read piece by piece."""
+"""Stored activations in memory: reading across parts, in order, held out, and by their names."""
 
 from __future__ import annotations
 
-import json
-import os
+from collections.abc import Callable
 from dataclasses import FrozenInstanceError, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from sparse_but_wrong.activations.part import Part, TensorPart
+from sparse_but_wrong.activations.parts import Part, TensorPart
 from sparse_but_wrong.activations.stored import (
+    BLOCKS,
     StoredActivations,
     is_activations,
     is_hub_name,
-    open_activations,
+    without_tokens,
 )
 
 X = torch.arange(20.0).view(10, 2)
 
 
 @dataclass(frozen=True)
-class Recorder:
+class Recorder(Part):
     """A part that notes what it is asked for, and fails from a sample on."""
 
-    n_samples: int
     name: str = "recorder"
+    n_samples: int = 10
     d_in: int = 2
     dtype: torch.dtype = torch.float32
     fails_from: float = float("inf")
@@ -42,30 +41,42 @@ class Recorder:
         return torch.arange(start, stop).view(-1, 1).expand(-1, self.d_in).to(self.dtype)
 
 
+class Short(Recorder):
+    def read(self, start: int, stop: int) -> Tensor:
+        return super().read(start, stop - 1)
+
+
+class WithIds(Recorder):
+    """A part whose samples are of the tokens 0, 1, 2, 0, 1, 2 and so on."""
+
+    def read_token_ids(self, start: int, stop: int) -> Tensor:
+        return torch.arange(start, stop) % 3
+
+
+def of(*parts: Part) -> StoredActivations:
+    return StoredActivations("x", parts)
+
+
 def test_reads_across_parts_only_what_is_asked_for() -> None:
-    first, second, third = Recorder(5), Recorder(0), Recorder(7)
-    stored = StoredActivations("both", (first, second, third))
-    assert isinstance(first, Part)
+    first, second, third = Recorder(n_samples=5), Recorder(n_samples=0), Recorder(n_samples=7)
+    stored = of(first, second, third)
     assert (stored.n_samples, stored.d_in, stored.dtype) == (12, 2, torch.float32)
     assert first.asked == []
     assert stored.read(3, 8)[:, 0].tolist() == [3, 4, 0, 1, 2]
-    assert first.asked == [(3, 5)]
-    assert second.asked == []
-    assert third.asked == [(0, 3)]
+    assert (first.asked, second.asked, third.asked) == ([(3, 5)], [], [(0, 3)])
     assert stored.read(5, 6)[:, 0].tolist() == [0]
-    assert first.asked == [(3, 5)]
     assert stored.read(12, 12).shape == (0, 2)
-    with pytest.raises(ValueError, match="has 12 samples; there are none from 11 to 13"):
+    with pytest.raises(ValueError, match=r"12 samples.* 11 to 13"):
         stored.read(11, 13)
 
 
 def test_what_is_read_is_a_copy_in_the_stored_type() -> None:
     x = X.bfloat16()
     stored = StoredActivations.of(x, name="mine")
-    assert stored.name == "mine"
-    assert "tensor" not in repr(stored)
-    assert stored.dtype == torch.bfloat16
+    assert repr(stored) == "StoredActivations('mine': 10 samples, d_in 2, bfloat16)"
+    assert "mean norm 7.5" in repr(StoredActivations("mine", stored.parts, 7.5))
     rows = stored.read(0, 10)
+    assert rows.dtype == torch.bfloat16
     rows.zero_()
     assert torch.equal(x, X.bfloat16())
     with pytest.raises(FrozenInstanceError):
@@ -73,320 +84,147 @@ def test_what_is_read_is_a_copy_in_the_stored_type() -> None:
 
 
 def test_parts_of_several_types_are_read_as_one_that_holds_all() -> None:
-    parts = (TensorPart("a", X.bfloat16()), TensorPart("b", X.half()))
-    stored = StoredActivations("ab", parts)
-    assert stored.dtype == torch.float32
+    stored = of(TensorPart.of("a", X.bfloat16()), TensorPart.of("b", X.half()))
     assert torch.equal(stored.read(0, 20), torch.cat([X, X]))
-    assert stored.read(0, 1).dtype == stored.read(0, 0).dtype == torch.float32
+    assert stored.read(0, 1).dtype == stored.read(0, 0).dtype == stored.dtype == torch.float32
 
 
-def test_no_samples_and_unlike_widths_are_refused() -> None:
-    with pytest.raises(ValueError, match="none holds no samples"):
-        StoredActivations("none", ())
-    with pytest.raises(ValueError, match="activations holds no samples"):
-        StoredActivations.of(X[:0])
-    parts = (TensorPart("a", X), TensorPart("b", X), TensorPart("c", torch.ones(3, 5)))
-    with pytest.raises(ValueError, match="c has d_in 5, but a has 2"):
-        StoredActivations("abc", parts)
-
-
-def test_tensors_that_are_no_activations_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"these have \[20\]"):
-        StoredActivations.of(X.flatten())
-    with pytest.raises(ValueError, match=r"these have \[3, 0\]"):
-        StoredActivations.of(torch.ones(3, 0))
-    with pytest.raises(ValueError, match=r"mine: .* not as int64; convert"):
-        StoredActivations.of(X.long(), name="mine")
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: of(), "x holds no samples"),
+        (lambda: StoredActivations.of(X[:0]), "activations holds no samples"),
+        (
+            lambda: of(TensorPart.of("a", X), TensorPart.of("c", torch.ones(3, 5))),
+            "c .* 5.* a .* 2",
+        ),
+        (lambda: StoredActivations.of(X.flatten()), r"\[20\]"),
+        (lambda: StoredActivations.of(torch.ones(3, 0)), r"\[3, 0\]"),
+        (lambda: StoredActivations.of(X.long(), name="mine"), "mine: .* int64"),
+    ],
+)
+def test_what_are_no_activations_is_refused(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 def test_a_part_that_cannot_be_read_is_named() -> None:
-    stored = StoredActivations("both", (Recorder(5), Recorder(5, name="bad", fails_from=2)))
+    stored = of(Recorder(n_samples=5), Recorder("bad", 5, fails_from=2))
     assert len(stored.read(0, 7)) == 7
-    with pytest.raises(OSError, match=r"bad cannot be read from sample 0 to 3 \(the disk is gone"):
+    with pytest.raises(OSError, match=r"bad .* 0 to 3 \(the disk is gone"):
         stored.read(0, 8)
-
-    class Short(Recorder):
-        def read(self, start: int, stop: int) -> Tensor:
-            return super().read(start, stop - 1)
-
-    with pytest.raises(OSError, match=r"gives \[3, 2\] numbers for the samples from 0 to 4"):
-        StoredActivations("s", (Short(5),)).read(0, 4)
+    with pytest.raises(OSError, match=r"recorder .* 0 to 4 .*\[3, 2\]"):
+        of(Short()).read(0, 4)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
-def test_npy(tmp_path: Path, dtype: torch.dtype) -> None:
-    np.save(tmp_path / "x.npy", X.to(dtype).numpy())
-    stored = open_activations(tmp_path / "x.npy")
-    assert stored.name == str(tmp_path / "x.npy")
-    assert stored.mean_norm is None
-    assert stored.dtype == dtype
-    assert torch.equal(stored.read(2, 9), X[2:9].to(dtype))
+@pytest.mark.parametrize("n_samples", [None, 10, 11])
+def test_everything_in_order(n_samples: int | None) -> None:
+    stored = StoredActivations.of(X.bfloat16())
+    batches = list(stored.batches(4, n_samples))
+    assert [len(batch) for batch in batches] == [4, 4, 2]
+    assert all(batch.dtype == torch.float32 for batch in batches)
+    assert torch.equal(torch.cat(batches), X)
+    (batch,) = stored.batches(64)
+    assert torch.equal(batch, X)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-def test_safetensors(tmp_path: Path, dtype: torch.dtype) -> None:
-    ids = torch.arange(10, dtype=torch.int32)
-    save_file({"anything": X.to(dtype), "ids": ids}, tmp_path / "one.safetensors")
-    save_file({"activations": X.to(dtype), "a": X + 1}, tmp_path / "two.safetensors")
-    for name in ("one.safetensors", "two.safetensors"):
-        stored = open_activations(str(tmp_path / name))
-        assert (stored.n_samples, stored.d_in, stored.dtype) == (10, 2, dtype)
-        assert torch.equal(stored.read(2, 9), X[2:9].to(dtype))
+def test_it_is_an_iterable_of_batches() -> None:
+    stored = StoredActivations.of(torch.randn(100, 3))
+    for _ in range(2):
+        batches = list(stored)
+        assert [len(batch) for batch in batches] == [6] * 16 + [4]
+        assert torch.equal(torch.cat(batches), stored.read(0, 100))
 
 
-def test_token_ids_in_files(tmp_path: Path) -> None:
-    ids = torch.arange(10, 20)
-    save_file({"activations": X, "token_ids": ids.int()}, tmp_path / "a.safetensors")
-    save_file({"activations": X, "token_ids": ids}, tmp_path / "b.safetensors")
-    both = open_activations(tmp_path).read_token_ids(8, 13)
-    assert both is not None
-    assert both.tolist() == [18, 19, 10, 11, 12]
-    # One per row or none.
-    save_file({"activations": X, "token_ids": ids[:9]}, tmp_path / "c.safetensors")
-    assert open_activations(tmp_path / "c.safetensors").read_token_ids(0, 9) is None
-    save_file({"activations": X, "token_ids": X[:, 0].clone()}, tmp_path / "d.safetensors")
-    assert open_activations(tmp_path / "d.safetensors").read_token_ids(0, 9) is None
+def test_fewer_samples_are_whole_batches_spread_evenly() -> None:
+    part = Recorder(n_samples=100)
+    stored = of(part)
+    assert [len(batch) for batch in stored.batches(10, n_samples=49)] == [10] * 4
+    # Each in the middle of a quarter: 25 samples, 15 of them to spare.
+    assert part.asked == [(7, 17), (32, 42), (57, 67), (82, 92)]
+    (only,) = stored.batches(10, n_samples=10)
+    assert only[:, 0].tolist() == list(range(45, 55))
+    part.asked.clear()
+    list(stored.batches(10, n_samples=99))
+    assert all(a[1] <= b[0] for a, b in zip(part.asked, part.asked[1:], strict=False))
+    assert len(part.asked) == 9
+    part.asked.clear()
+    next(stored.batches(10))
+    assert part.asked == [(0, 10)]  # nothing is read ahead
+    with pytest.raises(ValueError, match=r"batch_size .* 0"):
+        stored.batches(0)
+    with pytest.raises(ValueError, match=r"n_samples = 3 .* 4"):
+        stored.batches(4, n_samples=3)
 
 
-@pytest.mark.parametrize("name", ["large.npy", "large.safetensors"])
-def test_the_rest_of_a_file_is_not_read(tmp_path: Path, name: str) -> None:
-    n_samples, d_in = 2**28, 32  # 32 GiB of nothing: a sparse file, larger than most memories
-    data = {"dtype": "F32", "shape": [n_samples, d_in], "data_offsets": [0, 4 * n_samples * d_in]}
-    text = json.dumps({"activations": data}).encode()
-    with (tmp_path / name).open("wb") as file:
-        if name.endswith(".npy"):
-            npy = {"descr": "<f4", "fortran_order": False, "shape": (n_samples, d_in)}
-            np.lib.format.write_array_header_1_0(file, npy)
-        else:
-            file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(file.tell() + 4 * n_samples * d_in)
-        file.seek(-4, 2)
-        file.write(np.float32(7).tobytes())
-    stored = open_activations(tmp_path / name)
-    assert stored.n_samples == n_samples
-    last = stored.read(n_samples - 3, n_samples)
-    assert last.sum() == last[2, -1] == 7
+def test_tokens_are_left_out() -> None:
+    stored = of(WithIds(n_samples=4), WithIds(n_samples=7))
+    batches = list(stored.batches(3, keep=without_tokens([0, 2])))
+    # Samples 0 to 3 and then 0 to 6; a batch of which nothing is kept is left out.
+    assert [batch[:, 0].tolist() for batch in batches] == [[1], [1], [4]]
+    # Samples 0 and 3, and then 2 and 5, the last two of token 2.
+    (rows,) = stored.hold_out(4)[1].batches(4, keep=without_tokens([0]))
+    assert rows[:, 0].tolist() == [2, 5]
+    with pytest.raises(ValueError, match="no sample of x"):
+        list(stored.batches(3, keep=without_tokens(range(3))))
+    mixed = of(WithIds(n_samples=4), Recorder(n_samples=7))
+    assert mixed.read_token_ids(0, 4) is not None
+    with pytest.raises(ValueError, match="no token_ids"):
+        list(mixed.batches(3, keep=without_tokens([0])))
 
 
-def test_a_file_that_has_become_shorter_is_named(tmp_path: Path) -> None:
-    save_file({"activations": X}, tmp_path / "x.safetensors")
-    stored = open_activations(tmp_path / "x.safetensors")
-    whole = (tmp_path / "x.safetensors").read_bytes()
-    (tmp_path / "x.safetensors").write_bytes(whole[:-4])
-    assert torch.equal(stored.read(0, 9), X[:9])
-    with pytest.raises(OSError, match=r"x\.safetensors cannot be read .*it ends 4 bytes early"):
-        stored.read(8, 10)
-    (tmp_path / "x.safetensors").unlink()
-    with pytest.raises(OSError, match="No such file"):
-        stored.read(0, 1)
+def test_samples_are_left_out_by_what_they_are() -> None:
+    rows = X.clone()
+    rows[4] = 1e4
+
+    def keep(rows: Tensor, token_ids: Tensor | None) -> Tensor:
+        assert token_ids is None
+        assert rows.dtype == torch.float32
+        return rows.norm(dim=1) < 1000
+
+    batches = list(StoredActivations.of(rows.half()).batches(4, keep=keep))
+    assert [len(batch) for batch in batches] == [4, 3, 2]
+    assert torch.equal(torch.cat(batches), torch.cat([X[:4], X[5:]]))
 
 
-def npy(header: str | bytes, data: bytes = b"", version: int = 1) -> bytes:
-    text = header.encode() if isinstance(header, str) else header
-    text = text.ljust(-(-(len(text) + 11) // 64) * 64 - 11) + b"\n"
-    size = len(text).to_bytes(2 if version == 1 else 4, "little")
-    return b"\x93NUMPY" + bytes([version, 0]) + size + text + data
+@pytest.mark.parametrize(("n", "n_held_out"), [(1000, 160), (1000, 500), (1001, 37), (40, 5)])
+def test_every_sample_is_on_one_side(n: int, n_held_out: int) -> None:
+    stored = StoredActivations.of(torch.arange(float(n))[:, None].repeat(1, 3))
+    a, b = (side.read(0, side.n_samples)[:, 0] for side in stored.hold_out(n_held_out))
+    assert (len(a), len(b)) == (n - n_held_out, n_held_out)
+    assert torch.equal(torch.cat([a, b]).sort().values, torch.arange(float(n)))
+    assert torch.equal(a, a.sort().values)
 
 
-SOUND = "{'descr': '<f4', 'fortran_order': False, 'shape': (10, 2)}"
+def test_held_out_samples_are_blocks_of_neighbours_spread_evenly() -> None:
+    _, held_out = StoredActivations.of(torch.arange(1600.0)[:, None]).hold_out(320)
+    assert len(held_out.parts) == BLOCKS
+    for i, part in enumerate(held_out.parts):
+        # 20 in the middle of each share of 100.
+        assert part.read(0, 20)[:, 0].tolist() == list(range(100 * i + 40, 100 * i + 60))
 
 
-def of_shape(shape: str, descr: str = "'<f4'") -> str:
-    return f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}}}"
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        npy("("),
-        npy("(" * 9000),
-        npy("-" * 9000 + "1"),
-        npy("[" * 90 + "]" * 90),
-        npy("{'descr': '<f4'"),
-        npy("\\"),
-        npy("0x"),
-        npy("'\\d'"),
-        npy("\x00"),
-        npy("{1: 2}"),
-        npy(b"\xff\xfe"),
-        npy(b"\xff\xfe", version=3),
-        npy(" " * 100_000 + SOUND, version=2),
-        npy(SOUND, bytes(80), version=9),
-        npy(SOUND, bytes(79)),
-        npy(of_shape("(-10, 2)"), bytes(80)),
-        npy(of_shape("(-10, -2)"), bytes(80)),
-        npy(of_shape("(10.0, 2)"), bytes(80)),
-        npy(of_shape("10"), bytes(80)),
-        npy(of_shape("(True, 2)"), bytes(80)),
-        npy(of_shape(f"({2**62}, 4)"), bytes(80)),
-        npy(of_shape(f"({2**64}, 2)"), bytes(80)),
-        npy(of_shape(f"({10**30}, 2)"), bytes(80)),
-        npy(of_shape("(1,) * 9"), bytes(80)),
-        npy(of_shape("(10, 2)", "'|O'"), bytes(80)),
-        npy(of_shape("(10, 2)", "'nothing'"), bytes(80)),
-        npy(of_shape("(10, 2)", "[('a', '<f4')]"), bytes(80)),
-        npy(of_shape("(10, 2)", "('<f4', (10**9,))"), bytes(80)),
-        npy(of_shape("(10, 2)", "'<f4,' * 9"), bytes(80)),
-        npy(of_shape("(10, 2)", "3"), bytes(80)),
-        npy(of_shape("(10, 2)", "'<f99999999999'"), bytes(80)),
-        b"\x93NUMPY",
-        b"\x93NUMPY\x01\x00\xff",
-        b"PK\x03\x04" + bytes(60),
-        b"PK\x05\x06" + bytes(18),
-        b"\x80\x04\x95" + bytes(30),
-        bytes(200),
-    ],
-)
-def test_npy_headers_that_are_no_such(tmp_path: Path, content: bytes) -> None:
-    """numpy.load has a kind of error for every kind of damage, and believes any shape."""
-    file = tmp_path / "x.npy"
-    file.write_bytes(content)
-    with pytest.raises(ValueError, match=r"x\.npy") as refused:
-        open_activations(file)
-    assert len(str(refused.value)) < 800
-    file.write_bytes(npy(SOUND, bytes(80)))
-    assert open_activations(file).n_samples == 10
-    file.write_bytes(npy(SOUND, bytes(80), version=2))
-    assert open_activations(file).n_samples == 10
-
-
-def safetensors(header: object, data: bytes = b"", length: int | None = None) -> bytes:
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return (len(text) if length is None else length).to_bytes(8, "little") + text + data
-
-
-def tensor(shape: object, stop: object, dtype: object = "F32", start: object = 0) -> object:
-    return {"activations": {"dtype": dtype, "shape": shape, "data_offsets": [start, stop]}}
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        safetensors(b""),
-        safetensors(b"{"),
-        safetensors(b"[" * 100_000),
-        safetensors(b'{"a":' * 100_000),
-        safetensors(b"\xff\xfe{}"),
-        safetensors([]),
-        safetensors(3),
-        safetensors({"activations": 3}),
-        safetensors(tensor([10, 2], 80), bytes(80), length=2**63),
-        safetensors(tensor([10, 2], 80), bytes(80), length=0),
-        safetensors(tensor([10, 2], 80), bytes(79)),
-        safetensors(tensor([10, 2], 80), bytes(81)),
-        safetensors(tensor([-10, 2], 80), bytes(80)),
-        safetensors(tensor([-10, -2], 80), bytes(80)),
-        safetensors(tensor([10.0, 2], 80), bytes(80)),
-        safetensors(tensor([2**62, 4], 0)),
-        safetensors(tensor([2**64, 2], 80), bytes(80)),
-        safetensors(tensor([10**30, 2], 80), bytes(80)),
-        safetensors(tensor("10", 80), bytes(80)),
-        safetensors(tensor([10, 2], 80, start=-80), bytes(80)),
-        safetensors(tensor([10, 2], 80, start=8), bytes(80)),
-        safetensors(tensor([10, 2], 80, dtype="F3"), bytes(80)),
-        safetensors(tensor([10, 2], 80, dtype=3), bytes(80)),
-        safetensors(tensor([10, 2], 20, dtype="F8_E5M2"), bytes(20)),
-        safetensors(tensor([10, 2], 160, dtype="C64"), bytes(160)),
-        safetensors(tensor([20], 80), bytes(80)),
-        safetensors(tensor([], 4), bytes(4)),
-        safetensors({"__metadata__": {"a": 3}}),
-        safetensors({"__metadata__": {"a": "b"}}),
-        b"\x01",
-        b"",
-    ],
-)
-def test_safetensors_headers_that_are_no_such(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "x.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match=r"x\.safetensors") as refused:
-        open_activations(tmp_path / "x.safetensors")
-    assert len(str(refused.value)) < 800
-
-
-def test_names_that_are_no_files(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe.npy")
-    with pytest.raises(ValueError, match=r"pipe\.npy is no regular file"):
-        open_activations(tmp_path / "pipe.npy")
-
-
-def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
-    def refuse(name: str, message: str, kind: type[Exception] = ValueError) -> None:
-        with pytest.raises(kind, match=message):
-            open_activations(tmp_path / name)
-
-    refuse("none.npy", r"there is no file .*none\.npy", FileNotFoundError)
-    refuse("none", "there is no file or folder .*none", FileNotFoundError)
-    (tmp_path / "x.txt").write_text("1")
-    refuse("x.txt", r"neither a \.npy nor a \.safetensors")
-    np.save(tmp_path / "pickle.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    refuse("pickle.npy", "holds no array of numbers")
-    (tmp_path / "empty.npy").touch()
-    refuse("empty.npy", "holds no array of numbers")
-    np.save(tmp_path / "cut.npy", X.numpy())
-    (tmp_path / "cut.npy").write_bytes((tmp_path / "cut.npy").read_bytes()[:-4])
-    refuse("cut.npy", r"cut\.npy holds no array of numbers")
-    np.save(tmp_path / "whole.npy", X.long().numpy())
-    refuse("whole.npy", r"whole\.npy: .* not as int64")
-    np.save(tmp_path / "columns.npy", np.asfortranarray(X.numpy()))
-    refuse("columns.npy", r"not stored row by row .* np\.ascontiguousarray\(x, dtype=np\.float32\)")
-    np.save(tmp_path / "swapped.npy", X.numpy().astype(np.dtype("f4").newbyteorder()))
-    refuse("swapped.npy", "not stored row by row in this machine's byte order")
-    with (tmp_path / "several.npy").open("wb") as file:
-        np.savez(file, a=X.numpy(), b=X.numpy())
-    refuse("several.npy", "holds several arrays")
-    np.save(tmp_path / "flat.npy", X.flatten().numpy())
-    refuse("flat.npy", r"flat\.npy: .* these have \[20\]")
-    np.save(tmp_path / "nothing.npy", X[:0].numpy())
-    refuse("nothing.npy", r"nothing\.npy holds no samples")
-    (tmp_path / "short.safetensors").write_bytes(b"\x10")
-    refuse("short.safetensors", "is damaged")
-    save_file({"activations": X}, tmp_path / "cut.safetensors")
-    cut = (tmp_path / "cut.safetensors").read_bytes()[:-4]
-    (tmp_path / "cut.safetensors").write_bytes(cut)
-    refuse("cut.safetensors", r"cut\.safetensors is damaged")
-    save_file({"a": X, "b": X.clone()}, tmp_path / "two.safetensors")
-    refuse("two.safetensors", r"holds 2 tensors \(a, b\) .* call the one to read 'activations'")
-    save_file({"ids": X.int(), "bias": X[0]}, tmp_path / "other.safetensors")
-    refuse("other.safetensors", r"no tensor of floating.* bias F32 \[2\], ids I32 \[10, 2\]")
-    save_file({"activations": X.int(), "b": X}, tmp_path / "whole.safetensors")
-    refuse("whole.safetensors", "tensor 'activations': .* not as I32; convert")
-
-
-def test_a_column_is_for_data_sets(tmp_path: Path) -> None:
-    np.save(tmp_path / "x.npy", X.numpy())
-    for path in (tmp_path, tmp_path / "x.npy"):
-        with pytest.raises(ValueError, match="is no data set and has no columns"):
-            open_activations(path, column="x")
+@pytest.mark.parametrize("n_held_out", [0, 51, 100])
+def test_too_many_or_none_to_hold_out_are_refused(n_held_out: int) -> None:
+    with pytest.raises(ValueError, match=r"100 samples of acts.* 1 to 50"):
+        StoredActivations.of(torch.zeros(100, 2), "acts").hold_out(n_held_out)
 
 
 def test_what_looks_like_activations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert is_activations("missing.npy")
-    assert is_activations(Path("missing.safetensors"))
-    for name in ("missing", "mine.yaml", "user/name"):
-        assert not is_activations(name)
-    for name in ("empty", "files", "run", "run-in-training", "cache", "cut", "list"):
+    ours, run = '{"format": "sparse_but_wrong activations"', '{"format_version": 2, "spec": {}}'
+    manifests = {"run": run, "cache": ours + "}", "cut": ours + ', "mo', "list": "[\xff]"}
+    for name in ("empty", "files", *manifests):
         Path(name).mkdir()
-    assert not is_activations("empty")
+    for name, content in manifests.items():
+        Path(name, "manifest.json").write_bytes(content.encode("latin-1"))
+    Path("run/checkpoint.safetensors").touch()
     np.save("files/x.npy", X.numpy())
-    assert is_activations("files")
-    for folder in ("run", "run-in-training"):
-        Path(folder, "manifest.json").write_text('{"format_version": 2, "spec": {}}')
-    Path("run-in-training/checkpoint.safetensors").touch()
-    assert not is_activations("run")
-    assert not is_activations("run-in-training")
-    Path("cache/manifest.json").write_text('{"format": "sparse_but_wrong activations"}')
-    assert is_activations("cache")
-    Path("cut/manifest.json").write_text('{"format": "sparse_but_wrong activations", "mo')
-    assert is_activations("cut")
-    Path("list/manifest.json").write_bytes(b"[\xff]")
-    assert not is_activations("list")
-    # A name longer than any file may have.
-    assert not is_activations("x" * 5_000)
-
-
-def test_names_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("runs").mkdir()
+    for name in ("missing.npy", "missing.safetensors", "files", "cache", "cut"):
+        assert is_activations(name), name
+    # The last is longer than any file's name may be.
+    for name in ("missing", "mine.yaml", "user/name", "empty", "run", "list", "x" * 5_000):
+        assert not is_activations(name), name
     assert is_hub_name("user/name-1.2_x")
-    for name in ("name", "runs/mistyped", "/user/name", "a/b/c", "../x", "user/x.npy", "user/"):
-        assert not is_hub_name(name)
+    for name in ("name", "run/mistyped", "/user/name", "a/b/c", "../x", "user/x.npy", "user/"):
+        assert not is_hub_name(name), name

@@ -1,13 +1,14 @@
-"""A language model of which the activations at one hook point are wanted, ready to run."""
+"""A language model, ready to give its activations at one hook point."""
 
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import io
-import os
+import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -23,25 +24,23 @@ from transformer_lens.loading_from_pretrained import (
 )
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from sparse_but_wrong.activations.paths import user_path
 from sparse_but_wrong.sae_lens_compat import (
     HookedProxyLM,
     extract_stop_at_layer_from_tlens_hook_name,
     load_model,
 )
-from sparse_but_wrong.untrusted import one_line
+from sparse_but_wrong.untrusted import environment, one_line, usable_device, user_path
 
 ModelClass = Literal["AutoModelForCausalLM", "HookedTransformer"]
 ModelDtype = Literal["float32", "bfloat16", "float16"]
 
+_ANOTHER_HOOK = "choose one that gives activations [batch, pos, d_in], such as a whole layer"
 _LAYER = 100
 """Bytes that a layer has at least: those that name its first weight."""
 
-_ELSEWHERE = "a local folder or a .gguf file works without a network"
 _CONVERT = (
-    "only pickled weights (.bin) are there, and those are not opened because a pickle can run any "
-    "code; convert them to safetensors (save_pretrained writes them) where you trust them, and "
-    "name that folder"
+    "only pickled weights (.bin) are there, and a pickle can run any code, so they are not opened; "
+    "if you trust them, convert them to safetensors with save_pretrained and name that folder"
 )
 
 
@@ -50,7 +49,7 @@ class LanguageModel:
     """A model and the hook point at which it is read; made by `open_language_model`."""
 
     name: str
-    """As it was asked for."""
+    """As the user gave it."""
 
     hook: str
     """A module path (`model.layers.14`) or a TransformerLens name (`blocks.8.hook_resid_post`)."""
@@ -72,17 +71,13 @@ class LanguageModel:
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The model's."""
+        """The tokenizer that belongs to it."""
         return self.model.tokenizer  # pyright: ignore[reportReturnType]
 
     def activations(
         self, tokens: Int64[Tensor, "sequences context"]
     ) -> Float32[Tensor, "sequences context d_in"]:
-        """What the model gives at the hook point for ids of tokens, on its device.
-
-        Raises:
-            ValueError: it cannot be run on them.
-        """
+        """Its activations for ids of tokens, on its device; ValueError if it cannot be run."""
         return _run(self.model, self.hook, tokens.to(self.device)).flatten(2).float()
 
 
@@ -102,12 +97,11 @@ def open_language_model(
         name: id on the Hugging Face Hub, a folder with a model, or a .gguf file (with the extra
             `sparse_but_wrong[gguf]`); for TransformerLens, one of the names that it knows.
         hook: the path of a module, whose output is read, or a hook point of TransformerLens.
-        model_class: how the model is run; as `model_class_of` says if left out.
+        model_class: how the model is run; by default as `model_class_of` says.
         dtype: of the weights.
         device: where the model runs.
     Raises:
-        FileNotFoundError: a file or folder that is not there.
-        OSError: the model cannot be had; the message says what was tried.
+        OSError: the model cannot be found or loaded; the message says what was tried.
         ValueError: a hook point that the model does not have (the message names near ones) or
             that gives no activations [batch, pos, d_in], a model that cannot be used, a device
             that is not there, or an unknown class or dtype.
@@ -118,8 +112,8 @@ def open_language_model(
         ("dtype of models", dtype, get_args(ModelDtype)),
     ):
         if value not in known:
-            raise ValueError(f"there is no {what} {value!r}; there is: {', '.join(known)}.")
-    where = _device(device)
+            raise ValueError(f"Unknown {what} {value!r}. Available: {', '.join(known)}.")
+    where = usable_device(device)
     if chosen == "HookedTransformer":
         model = _hooked_transformer(name, dtype, where)
         hooks, config = list(model.hook_dict), getattr(model, "cfg", None)
@@ -142,10 +136,7 @@ def open_language_model(
 
 
 def model_class_of(hook: str) -> ModelClass:
-    """What runs a model so that this hook point is there: TransformerLens' have names of their own.
-
-    Raises nothing.
-    """
+    """What runs a model so that it has this hook point; TransformerLens' have their own names."""
     of_transformer_lens = hook.startswith(("blocks.", "hook_")) or ".hook_" in hook
     return "HookedTransformer" if of_transformer_lens else "AutoModelForCausalLM"
 
@@ -156,17 +147,17 @@ def _causal_lm(name: str, dtype: ModelDtype) -> tuple[Any, PreTrainedTokenizerBa
     # Not left out: on a terminal, transformers would ask whether to run the model's own code.
     options: dict[str, Any] = {"trust_remote_code": False}
     if gguf is not None:
-        _need_gguf(name)
-        source, options = str(gguf.parent), options | {"gguf_file": gguf.name}
-        weights = {}
+        if importlib.util.find_spec("gguf") is None:
+            raise ValueError(f"{name} needs the package gguf; install `sparse_but_wrong[gguf]`.")
+        source, weights = str(gguf.parent), {}
+        options |= {"gguf_file": gguf.name}
     else:
+        source, weights = str(path) if path.exists() else name, {"use_safetensors": True}
         if not path.exists():
             _check_hub_id(name)
-        elif _is_pickled_only(path):
+        elif not any(path.glob("*.safetensors")) and [*path.glob("*.bin"), *path.glob("*.pth")]:
             raise ValueError(f"{name} cannot be loaded: {_CONVERT}.")
-        source = str(path) if path.exists() else name
-        weights = {"use_safetensors": True}
-    with _loading(name, is_local=path.exists()):
+    with _loading(name, path.exists()):
         # First what is small: a folder that lacks it is refused before its weights are read.
         if path.is_dir() and gguf is None:
             _check_layers(path, AutoConfig.from_pretrained(source, **options))
@@ -187,9 +178,8 @@ def _hooked_transformer(name: str, dtype: ModelDtype, device: torch.device) -> H
     except ValueError as error:
         raise ValueError(f"TransformerLens knows no model {name!r}; {instead}.") from error
     kwargs = {"dtype": getattr(torch, dtype), "use_safetensors": True}
-    # It says on the standard output that it is done.
-    with _loading(name, is_local=False), redirect_stdout(io.StringIO()):
-        # It lets some models run code of their own without being asked to.
+    # TransformerLens prints that it is done, and lets some models run code of their own unasked.
+    with _loading(name, False), redirect_stdout(io.StringIO()):
         if not official.startswith(NEED_REMOTE_CODE_MODELS):
             config = get_pretrained_model_config(official)
             if not config.trust_remote_code:
@@ -202,41 +192,35 @@ def _hooked_transformer(name: str, dtype: ModelDtype, device: torch.device) -> H
 @contextmanager
 def _loading(name: str, is_local: bool) -> Iterator[None]:
     """Turn what goes wrong while a model is loaded into one clear error."""
-    variable = "DISABLE_SAFETENSORS_CONVERSION"
-    before = os.environ.get(variable)
-    # Or transformers asks a bot to propose a conversion to the model's owner.
-    os.environ[variable] = "1"
     try:
-        with warnings.catch_warnings():
-            # Libraries about their own interfaces; nothing that a user could mend.
+        # Without it transformers asks a bot to propose a conversion to the model's owner.
+        # The bar of a .gguf file cannot be turned off by itself; in logs, no bar is wanted.
+        hidden = nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
+        with environment(DISABLE_SAFETENSORS_CONVERSION="1"), hidden, warnings.catch_warnings():
+            # Libraries about their own interfaces; nothing that a user could fix.
             warnings.simplefilter("ignore", DeprecationWarning)
             warnings.simplefilter("ignore", FutureWarning)
             yield
-    except Exception as error:
+    except Exception as error:  # each library has errors of its own
         said = one_line(error)
         if "trust_remote_code" in str(error):
             raise ValueError(
                 f"{name} needs code that comes with it, which is not run; choose a model whose "
                 "architecture is part of transformers."
             ) from error
-        if isinstance(error, OSError) and "safetensors" in said and not is_local:
-            raise ValueError(f"{name} cannot be loaded: {_CONVERT} ({said}).") from error
-        if isinstance(error, OSError) and not is_local:
-            raise OSError(
-                f"the model {name} could not be had from the Hugging Face Hub ({said}); check its "
-                f"name and the network; {_ELSEWHERE}."
+        if not isinstance(error, OSError):
+            raise ValueError(
+                f"{name} cannot be loaded as a causal language model ({type(error).__name__}: "
+                f"{said})."
             ) from error
-        if isinstance(error, OSError):
+        if is_local:
             raise OSError(f"{name} cannot be loaded ({said}).") from error
-        # A damaged file, an architecture that is not known: each library has errors of its own.
-        raise ValueError(
-            f"{name} cannot be loaded as a causal language model ({type(error).__name__}: {said})."
+        if "safetensors" in said:
+            raise ValueError(f"{name} cannot be loaded: {_CONVERT} ({said}).") from error
+        raise OSError(
+            f"the model {name} could not be loaded from the Hugging Face Hub ({said}); check its "
+            "name and the network; a local folder or a .gguf file works without a network."
         ) from error
-    finally:
-        if before is None:
-            del os.environ[variable]
-        else:
-            os.environ[variable] = before
 
 
 def _gguf_file(path: Path) -> Path | None:
@@ -254,21 +238,6 @@ def _gguf_file(path: Path) -> Path | None:
     return files[0] if files else None
 
 
-def _need_gguf(name: str) -> None:
-    try:
-        import gguf  # noqa: F401
-    except ImportError as error:
-        raise ValueError(
-            f"{name} needs the package gguf, which is not installed; install "
-            "`sparse_but_wrong[gguf]`."
-        ) from error
-
-
-def _is_pickled_only(folder: Path) -> bool:
-    has = {suffix: any(folder.glob(f"*{suffix}")) for suffix in (".safetensors", ".bin", ".pth")}
-    return not has[".safetensors"] and (has[".bin"] or has[".pth"])
-
-
 def _check_layers(folder: Path, config: Any) -> None:
     """Refuse more layers than the weights can have, which would be made one by one before that."""
     n_layers = getattr(config.get_text_config(), "num_hidden_layers", None) or 0
@@ -278,28 +247,15 @@ def _check_layers(folder: Path, config: Any) -> None:
 
 
 def _check_hub_id(name: str) -> None:
-    """Nothing else is looked for on the Hub: a mistyped path is told as what it is."""
     if name.count("/") > 1 or name.startswith((".", "/", "~")) or "\\" in name:
         raise FileNotFoundError(f"there is no file or folder {name}.")
-
-
-def _device(device: str) -> torch.device:
-    try:
-        found = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"there is no device {device!r}; give cpu or cuda, say.") from error
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            f"device {device}: PyTorch finds no GPU here; leave it out to use the CPU."
-        )
-    return found
 
 
 def _check_hook(hook: str, hooks: list[str], name: str) -> None:
     if hook in hooks:
         return
     near = difflib.get_close_matches(hook, hooks, n=5) or hooks[:: max(1, len(hooks) // 5)][:5]
-    raise ValueError(f"{name} has no hook point {hook!r}; near it there is: {', '.join(near)}.")
+    raise ValueError(f"{name} has no hook point {hook!r}. Close to it: {', '.join(near)}.")
 
 
 @torch.no_grad()
@@ -311,28 +267,20 @@ def _run(model: HookedRootModule, hook: str, tokens: Tensor) -> Tensor:
             stop_at_layer=extract_stop_at_layer_from_tlens_hook_name(hook),
             prepend_bos=False,
         )
-    except Exception as error:
-        # Too little memory, or weights that do not fit together: each model has errors of its own.
+    except Exception as error:  # each model has errors of its own
         raise ValueError(
             f"the model cannot be run over {tokens.shape[0]} sequences of {tokens.shape[1]} tokens "
-            f"({type(error).__name__}: {one_line(error)}); where that is for want of memory, lower "
-            "the batch size."
+            f"({type(error).__name__}: {one_line(error)}); if memory is short, lower batch_size."
         ) from error
     if hook not in cache:
-        raise ValueError(
-            f"the output at the hook point {hook!r} is no tensor; choose one that gives "
-            "activations [batch, pos, d_in], such as a whole layer."
-        )
+        raise ValueError(f"the output at the hook point {hook!r} is no tensor; {_ANOTHER_HOOK}.")
     return cache[hook]
 
 
 def _width(model: HookedRootModule, hook: str, device: torch.device) -> int:
-    shapes = []
     # Two lengths, to tell what has a row per token from what only happens to be as long.
-    for length in (3, 5):
-        tokens = torch.zeros(1, length, dtype=torch.long, device=device)
-        shapes.append(tuple(_run(model, hook, tokens).shape))
-    first, second = shapes
+    tokens = torch.zeros(1, 5, dtype=torch.long, device=device)
+    first, second = (tuple(_run(model, hook, tokens[:, :n]).shape) for n in (3, 5))
     # Heads in a dimension of their own, [batch, pos, heads, d_head], lie side by side in sae_lens.
     if (
         len(first) not in (3, 4)
@@ -340,7 +288,7 @@ def _width(model: HookedRootModule, hook: str, device: torch.device) -> int:
         or first[2:] != second[2:]
     ):
         raise ValueError(
-            f"the output at the hook point {hook!r} has the shape {list(second)} for 5 tokens, but "
-            "[1, 5, d_in] is needed; choose another, such as a whole layer."
+            f"the output at the hook point {hook!r} has the shape {list(second)} for 5 tokens; "
+            f"{_ANOTHER_HOOK}."
         )
     return int(torch.Size(first[2:]).numel())

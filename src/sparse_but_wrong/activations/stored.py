@@ -5,47 +5,52 @@ from __future__ import annotations
 import functools
 import re
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from sparse_but_wrong.activations.dataset_part import (
-    check_splits,
-    is_dataset,
-    load_dataset,
-    open_dataset,
-)
-from sparse_but_wrong.activations.manifest import FORMAT, MANIFEST
-from sparse_but_wrong.activations.part import Part, PartWithTokenIds, TensorPart
-from sparse_but_wrong.activations.paths import user_path
-from sparse_but_wrong.activations.shards import (
+from sparse_but_wrong.activations.manifest import FORMAT, MANIFEST, open_listed
+from sparse_but_wrong.activations.parts import (
     SUFFIXES,
+    Part,
+    TensorPart,
+    is_dataset,
+    open_dataset,
     open_file,
-    open_shards,
-    shard_files,
 )
-from sparse_but_wrong.untrusted import one_line, parse_json
+from sparse_but_wrong.untrusted import one_line, parse_json, user_path
 
+BLOCKS = 16
+"""Into which held-out samples are cut."""
+
+LARGEST_BATCH = 4096
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+Keep = Callable[[Float[Tensor, "rows d_in"], Int64[Tensor, " rows"] | None], Bool[Tensor, " rows"]]
+"""Which samples to keep: called with them, as float32, and with the ids of their tokens, or None
+where none are stored."""
 
 
 class NotFiniteError(ValueError):
-    """Stored activations hold a value that is not finite; the message says in which part and row.
+    """Stored activations hold a value that is not finite; the message names the part and the row.
 
-    It is met here, where that is still known, and not in a shuffled batch.
+    It is raised here, where those are known, and not for a shuffled batch.
     """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class StoredActivations:
     """Activations that lie in parts, one after the other; made by `open_activations` or `of`.
+
+    Iterating gives float32 batches [batch, d_in] of neighbours, once and in order, as `evaluate`
+    takes them (see `batches`).
 
     Raises:
         ValueError: no samples at all, or parts of different widths.
@@ -78,9 +83,21 @@ class StoredActivations:
         Args:
             activations: shape [samples, d_in]; not copied.
         Raises:
-            ValueError: activations of another shape, or none, or no floating-point numbers.
+            ValueError: another shape, no samples, or no floating-point numbers.
         """
-        return cls(name, (TensorPart(name, activations),))
+        return cls(name, (TensorPart.of(name, activations),))
+
+    def __repr__(self) -> str:
+        norm = f", mean norm {self.mean_norm:.4g}" if self.mean_norm is not None else ""
+        dtype = str(self.dtype).removeprefix("torch.")
+        return (
+            f"StoredActivations({self.name!r}: {self.n_samples:,} samples, d_in {self.d_in}, "
+            f"{dtype}{norm})"
+        )
+
+    def __iter__(self) -> Iterator[Float[Tensor, "batch d_in"]]:
+        batch_size = max(1, min(LARGEST_BATCH, self.n_samples // 16))
+        return self.batches(batch_size)
 
     @functools.cached_property
     def n_samples(self) -> int:
@@ -94,7 +111,7 @@ class StoredActivations:
 
     @functools.cached_property
     def dtype(self) -> torch.dtype:
-        """What is read: the type of the parts, or the smallest that holds all theirs."""
+        """The type of what is read: that of the parts, or the smallest that holds all theirs."""
         return functools.reduce(torch.promote_types, (part.dtype for part in self.parts))
 
     @functools.cached_property
@@ -105,7 +122,7 @@ class StoredActivations:
         """The samples from start up to stop, of `dtype`, in memory of their own.
 
         Raises:
-            ValueError: they are not all there, or not all finite.
+            ValueError: they are not all there, or not all finite (NotFiniteError).
             OSError: a part cannot be read; the message names it.
         """
         pieces = [torch.empty(0, self.d_in, dtype=self.dtype)]
@@ -113,27 +130,22 @@ class StoredActivations:
         return torch.cat(pieces).to(self.dtype)
 
     def read_token_ids(self, start: int, stop: int) -> Int64[Tensor, " rows"] | None:
-        """The ids of the tokens of which the samples from start up to stop are.
+        """The ids of the tokens of these samples, or None where they are not stored for all.
 
-        They are stored beside the activations in caches of `sbw cache-activations`, and in the
-        column "token_ids" that sae_lens' CacheActivationsRunner writes.
-
-        Returns:
-            none, where they are not stored for all of these samples.
-        Raises:
-            ValueError: they are not all there.
-            OSError: a part cannot be read; the message names it.
+        Our caches store them, and sae_lens' CacheActivationsRunner in the column "token_ids".
+        Raises as `read`.
         """
-        pieces = [torch.empty(0, dtype=torch.long)]
+        found = [torch.empty(0, dtype=torch.long)]
         for part, first, last in self._pieces(start, stop):
-            ids = _read_token_ids(part, first, last)
+            with _named(part, first, last):
+                ids = part.read_token_ids(first, last)
             if ids is None:
                 return None
-            pieces.append(ids)
-        return torch.cat(pieces)
+            found.append(ids)
+        return torch.cat(found)
 
     def _pieces(self, start: int, stop: int) -> Iterator[tuple[Part, int, int]]:
-        """Of which parts the samples from start up to stop are, and from where to where in each."""
+        """The parts that the samples from start up to stop lie in, with the range in each."""
         if not 0 <= start <= stop <= self.n_samples:
             raise ValueError(
                 f"{self.name} has {self.n_samples} samples; there are none from {start} to {stop}."
@@ -145,105 +157,114 @@ class StoredActivations:
             yield part, first, first + min(stop, end) - start
             start = min(stop, end)
 
+    def batches(
+        self, batch_size: int, n_samples: int | None = None, *, keep: Keep | None = None
+    ) -> Iterator[Float[Tensor, "batch d_in"]]:
+        """Float32 batches [batch_size, d_in] of consecutive samples, once, in stored order.
 
-def open_activations(where: str | Path, column: str | None = None) -> StoredActivations:
-    """Activations on disk, of which only what is asked for is read into memory.
+        Samples of one document are alike. Here they lie mostly in the same batch, so that the
+        spread of a metric over batches tells its standard error; over shuffled batches, which all
+        hold a little of every document, it would come out too small.
 
-    Args:
-        where: one of these, in which a leading `~` is the home folder:
+        Args:
+            n_samples: read at most this many; all by default. If there are more, only whole batches
+                are read: the samples are cut into equal shares, and a batch is the middle of one.
+            keep: which samples to keep, batch by batch; all by default. Batches become smaller by
+                what is left out, and empty ones are skipped.
+        Raises:
+            ValueError: batch_size below one, or n_samples below it although there are more samples;
+                from the iterator, where `keep` keeps nothing at all, and as `read`.
+            OSError: from the iterator, a part that cannot be read.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, but is {batch_size}.")
+        if n_samples is None or n_samples >= self.n_samples:
+            return self._batches(range(0, self.n_samples, batch_size), batch_size, keep)
+        if n_samples < batch_size:
+            raise ValueError(
+                f"n_samples = {n_samples} is less than a batch of {batch_size}; read more, or "
+                "lower batch_size."
+            )
+        n = n_samples // batch_size
+        spare = self.n_samples - n * batch_size
+        starts = (i * batch_size + spare * (2 * i + 1) // (2 * n) for i in range(n))
+        return self._batches(starts, batch_size, keep)
 
-            - a .npy file: an array [samples, d_in];
-            - a .safetensors file: the tensor "activations" [samples, d_in], or else the only one
-              that is 2-D and floating;
-            - a folder of such files, which are taken by name, or a cache that
-              `sbw cache-activations` wrote, also an incomplete one;
-            - a folder with a Hugging Face data set (`save_to_disk`, or what sae_lens'
-              CacheActivationsRunner writes): a column of vectors [d_in] or matrices
-              [context, d_in];
-            - "user/name", where there is no folder "user": such a data set of the Hub, of which
-              the split "train" is downloaded.
-        column: of a data set; the only one that fits, if left out.
-    Raises:
-        FileNotFoundError: there is nothing of that name, or a file of a cache is missing.
-        OSError: a file cannot be opened, or a data set of the Hub not loaded.
-        ValueError: something else, something damaged, no samples at all, several tensors or
-            columns, other numbers than floating-point ones, or files of different widths; the
-            message says which and what to do.
-    """
-    path, name = user_path(where), str(where)
-    if is_dataset(path):
-        return StoredActivations(name, (open_dataset(path, column),))
-    if is_hub_name(name):
-        return StoredActivations(name, (load_dataset(name, column),))
-    if not path.exists():
-        kind = "file" if path.suffix else "file or folder"
-        raise FileNotFoundError(f"there is no {kind} {path}.")
-    check_splits(path)
-    if column is not None:
-        raise ValueError(f"{path} is no data set and has no columns; leave out column={column!r}.")
-    if path.is_dir():
-        parts, mean_norm = open_shards(path)
-        return StoredActivations(name, tuple(parts), mean_norm)
-    return StoredActivations(name, (open_file(path),))
+    def _batches(
+        self, starts: Iterable[int], batch_size: int, keep: Keep | None
+    ) -> Iterator[Float[Tensor, "batch d_in"]]:
+        is_empty = True
+        for start in starts:
+            stop = min(start + batch_size, self.n_samples)
+            rows = self.read(start, stop).float()
+            if keep is not None:
+                rows = rows[keep(rows, self.read_token_ids(start, stop))]
+            if len(rows):
+                is_empty = False
+                yield rows
+        if is_empty:
+            raise ValueError(f"no sample of {self.name} is kept; leave out fewer.")
+
+    def hold_out(self, n_samples: int) -> tuple[StoredActivations, StoredActivations]:
+        """Split into samples to train on and `n_samples` held-out ones.
+
+        These are blocks of neighbours, a part each, spread evenly: neighbours are from one text and
+        alike, so single samples between those that are trained on would be half known.
+
+        Raises:
+            ValueError: `n_samples` is below one or more than half of all.
+        """
+        if not 1 <= n_samples <= self.n_samples // 2:
+            raise ValueError(
+                f"{n_samples:,} cannot be held out of the {self.n_samples:,} samples of "
+                f"{self.name}; choose 1 to {self.n_samples // 2:,}."
+            )
+        n_blocks = min(BLOCKS, n_samples)
+        # The middle of each share: the rounding of the ends leaves no two blocks overlapping.
+        cuts = [0]
+        for i in range(n_blocks):
+            size = n_samples * (i + 1) // n_blocks - n_samples * i // n_blocks
+            shares = self.n_samples * i // n_blocks + self.n_samples * (i + 1) // n_blocks
+            start = (shares - size) // 2
+            cuts += [start, start + size]
+        sections = [self._section(*ends) for ends in pairwise([*cuts, self.n_samples])]
+        return (
+            StoredActivations(self.name, tuple(part for part in sections[::2] if part.n_samples)),
+            StoredActivations(f"the held-out part of {self.name}", tuple(sections[1::2])),
+        )
+
+    def _section(self, start: int, stop: int) -> Part:
+        name = f"samples {start} to {stop} of {self.name}"
+        return _Section(name, stop - start, self.d_in, self.dtype, self, start)
 
 
-def is_activations(where: str | Path) -> bool:
-    """Whether a path names activations rather than something else.
+@dataclass(frozen=True)
+class _Section(Part):
+    """Some neighbours, as a part of their own."""
 
-    That is what ends like a file of activations, there or not, and folders that look like those
-    `open_activations` takes; whether they can be read shows only when they are opened. Of data
-    sets of the Hub, see `is_hub_name`. Raises nothing.
-    """
-    path = user_path(where)
-    try:
-        if not path.is_dir():
-            return path.suffix in SUFFIXES
-        if (path / MANIFEST).is_file():
-            return _is_manifest((path / MANIFEST).read_text(encoding="utf-8", errors="replace"))
-        return is_dataset(path) or bool(shard_files(path))
-    except OSError:
-        return False
+    of: StoredActivations
+    first: int
 
+    def read(self, start: int, stop: int) -> Float[Tensor, "rows d_in"]:
+        return self.of.read(self.first + start, self.first + stop)
 
-def is_hub_name(where: str | Path) -> bool:
-    """Whether a name can only be that of a data set of the Hub; it is not looked up.
-
-    "runs/mine" is no such name where there is a folder "runs", in which it may have been misspelt.
-    """
-    path = Path(where)
-    fits = _HUB_ID.fullmatch(str(where)) and path.suffix not in SUFFIXES
-    return bool(fits) and not path.exists() and not path.parent.exists()
-
-
-def _is_manifest(text: str) -> bool:
-    try:
-        manifest: Any = parse_json(text)
-    except ValueError:
-        # Damaged; but a damaged manifest of activations, if it says so.
-        return FORMAT in text
-    return isinstance(manifest, dict) and manifest.get("format") == FORMAT
+    def read_token_ids(self, start: int, stop: int) -> Int64[Tensor, " rows"] | None:
+        return self.of.read_token_ids(self.first + start, self.first + stop)
 
 
 def _read(part: Part, start: int, stop: int) -> Float[Tensor, "rows d_in"]:
     with _named(part, start, stop):
         rows = part.read(start, stop)
-    if rows.shape != (stop - start, part.d_in):
-        raise OSError(
-            f"{part.name} gives {list(rows.shape)} numbers for the samples from {start} to {stop}."
-        )
+        if rows.shape != (stop - start, part.d_in):
+            raise ValueError(f"it gives numbers of shape {list(rows.shape)}")
     # A finite sum proves that all are; only otherwise (it may have overflowed) look closer.
     if not bool(rows.sum().isfinite()) and not bool(rows.isfinite().all()):
         row, column = (~rows.isfinite()).nonzero()[0].tolist()
         raise NotFiniteError(
             f"{part.name} holds {rows[row, column].item()} at sample {start + row}, dimension "
-            f"{column}; make these activations anew, or leave that file out."
+            f"{column}; make these activations again, or leave that file out."
         )
     return rows
-
-
-def _read_token_ids(part: Part, start: int, stop: int) -> Int64[Tensor, " rows"] | None:
-    with _named(part, start, stop):
-        return part.read_token_ids(start, stop) if isinstance(part, PartWithTokenIds) else None
 
 
 @contextmanager
@@ -252,8 +273,129 @@ def _named(part: Part, start: int, stop: int) -> Iterator[None]:
         yield
     except NotFiniteError:  # of a part of a part, which has said where
         raise
-    except Exception as error:
-        # Every kind of file has errors of its own.
+    except Exception as error:  # every kind of file has errors of its own
         raise OSError(
             f"{part.name} cannot be read from sample {start} to {stop} ({one_line(error)})."
         ) from error
+
+
+def without_tokens(token_ids: Iterable[int]) -> Keep:
+    """A `keep` for `StoredActivations.batches` that leaves out samples of these tokens.
+
+    Models park attention on BOS and other special tokens, with activations so large that they
+    distort every metric. It raises ValueError where no token ids are stored.
+    """
+    excluded = torch.tensor(sorted(token_ids), dtype=torch.long)
+
+    def keep(rows: Tensor, of_rows: Tensor | None) -> Tensor:
+        if of_rows is None:
+            raise ValueError(
+                f"no token_ids are stored beside these activations of d_in {rows.shape[1]}, so "
+                "tokens cannot be left out; leave out none, or cache the activations again."
+            )
+        return ~torch.isin(of_rows, excluded)
+
+    return keep
+
+
+def open_activations(where: str | Path, column: str | None = None) -> StoredActivations:
+    """Open activations on disk; samples are read into memory only when they are asked for.
+
+    Args:
+        where: one of these, with a leading `~` for the home folder:
+
+            - a .npy file: an array [samples, d_in];
+            - a .safetensors file: the tensor "activations" [samples, d_in], or else the only one
+              that is 2-D and floating;
+            - a folder of such files, taken by name, or a cache that `sbw cache-activations` wrote,
+              finished or not;
+            - a folder with a Hugging Face dataset (from `save_to_disk` or sae_lens'
+              CacheActivationsRunner): a column of vectors [d_in] or matrices [context, d_in];
+            - "user/name", where there is no folder "user": the split "train" of such a dataset on
+              the Hub, which is downloaded.
+        column: of a dataset; may be left out where only one fits.
+    Raises:
+        FileNotFoundError: there is nothing of that name, or a file of a cache is missing.
+        OSError: a file cannot be opened, or a dataset not loaded from the Hub.
+        ValueError: something else, something damaged, no samples, several tensors or columns,
+            other numbers than floating-point ones, or files of different widths; the message says
+            which and what to do.
+    """
+    path, name = user_path(where), str(where)
+    if is_dataset(path):
+        return StoredActivations(name, (open_dataset(path, column),))
+    if is_hub_name(name):
+        return StoredActivations(name, (open_dataset(name, column),))
+    if not path.exists():
+        raise FileNotFoundError(
+            f"there is no {'file' if path.suffix else 'file or folder'} {path}."
+        )
+    if (path / "dataset_dict.json").is_file():
+        splits = sorted(folder.name for folder in path.iterdir() if is_dataset(folder))
+        raise ValueError(
+            f"{path} holds a dataset in splits ({', '.join(splits)}); name the folder of one."
+        )
+    if column is not None:
+        raise ValueError(f"{path} is no dataset and has no columns; leave out column={column!r}.")
+    if (path / MANIFEST).is_file():
+        parts, mean_norm = open_listed(path)
+        return StoredActivations(name, parts, mean_norm)
+    return StoredActivations(name, _open_folder(path) if path.is_dir() else (open_file(path),))
+
+
+def _open_folder(folder: Path) -> tuple[Part, ...]:
+    files = _files(folder)
+    if not files:
+        raise FileNotFoundError(
+            f"{folder} holds no activations: no .npy and no .safetensors files, no {MANIFEST} of a "
+            "cache and no dataset (dataset_info.json and state.json)."
+        )
+    parts = []
+    for file in files:
+        try:
+            parts.append(open_file(file))
+        except ValueError as error:
+            rest = f" Move it away to use the {len(files) - 1} other files."
+            raise ValueError(f"{error}{rest if len(files) > 1 else ''}") from error
+    return tuple(parts)
+
+
+def _files(folder: Path) -> list[Path]:
+    """All .npy and .safetensors files in a folder, by name; hidden files are left out."""
+    return sorted(
+        file
+        for file in folder.iterdir()
+        if file.suffix in SUFFIXES and not file.name.startswith(".") and file.is_file()
+    )
+
+
+def is_activations(where: str | Path) -> bool:
+    """Whether a path names activations rather than something else, without opening them.
+
+    True for names that end like a file of activations, there or not, and for folders that look like
+    those that `open_activations` takes. For datasets on the Hub see `is_hub_name`.
+    """
+    path = user_path(where)
+    try:
+        if not path.is_dir():
+            return path.suffix in SUFFIXES
+        if not (path / MANIFEST).is_file():
+            return is_dataset(path) or bool(_files(path))
+        text = (path / MANIFEST).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    try:
+        manifest: Any = parse_json(text)
+    except ValueError:  # a damaged manifest of activations, if it says so
+        return FORMAT in text
+    return isinstance(manifest, dict) and manifest.get("format") == FORMAT
+
+
+def is_hub_name(where: str | Path) -> bool:
+    """Whether a name can only be that of a dataset on the Hub; it is not looked up.
+
+    "runs/mine" is no such name where there is a folder "runs", in which it may be misspelt.
+    """
+    path = Path(where)
+    fits = _HUB_ID.fullmatch(str(where)) and path.suffix not in SUFFIXES
+    return bool(fits) and not path.exists() and not path.parent.exists()

@@ -220,8 +220,8 @@ def _reason(error: Exception) -> str:
 
 def _recorded(stored: StoredActivations, activations: str) -> tuple[str | None, str | None]:
     """The model and the hook of stored activations, where that is on record."""
-    from sparse_but_wrong.activations.dataset_part import DatasetPart
-    from sparse_but_wrong.activations.shards import MANIFEST
+    from sparse_but_wrong.activations.manifest import MANIFEST
+    from sparse_but_wrong.activations.parts import DatasetPart
     from sparse_but_wrong.untrusted import read_json
 
     with suppress(ValueError, OSError):
@@ -244,7 +244,7 @@ def _evaluate(
     """The scores, what went wrong, and remarks on the samples."""
     import torch
 
-    from sparse_but_wrong.activations.in_order import contiguous_batches, without_tokens
+    from sparse_but_wrong.activations.stored import without_tokens
     from sparse_but_wrong.metrics.row_norms import OUTLIER, NormTally, WithoutOutliers
     from sparse_but_wrong.metrics.stream import StreamScore, measure_each
 
@@ -268,7 +268,7 @@ def _evaluate(
         n_samples = stored.n_samples if samples is None else min(samples, stored.n_samples)
         leaves_out = tokens is not None or outliers is not None
         bar = tqdm(
-            contiguous_batches(stored, batch_size, samples, keep=keep if leaves_out else None),
+            stored.batches(batch_size, samples, keep=keep if leaves_out else None),
             desc=what,
             unit=" batches",
             total=-(-n_samples // batch_size),

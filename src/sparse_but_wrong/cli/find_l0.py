@@ -181,9 +181,7 @@ def _is_run(source: str) -> bool:
 
 def _stored(where: str, column: str | None, seed: int) -> tuple[Iterator[Tensor], int, int]:
     """A stream that begins with held-out samples, d_in, and how many are held out."""
-    from sparse_but_wrong.activations.in_order import contiguous_batches
     from sparse_but_wrong.activations.shuffled import ShuffledActivations
-    from sparse_but_wrong.activations.split import hold_out
     from sparse_but_wrong.activations.stored import open_activations
     from sparse_but_wrong.l0.sweep import EVALUATION_SAMPLES
 
@@ -191,9 +189,9 @@ def _stored(where: str, column: str | None, seed: int) -> tuple[Iterator[Tensor]
     batch_size = max(1, min(BATCH_SIZE, stored.n_samples // 8))
     most = min(EVALUATION_SAMPLES, stored.n_samples // 4)
     n_held_out = batch_size * max(1, most // batch_size)
-    rest, held_out = hold_out(stored, n_held_out)
+    rest, held_out = stored.hold_out(n_held_out)
     stream = chain(
-        _from_all_over(contiguous_batches(held_out, batch_size), seed),
+        _from_all_over(held_out.batches(batch_size), seed),
         ShuffledActivations(rest, batch_size, seed),
     )
     return stream, stored.d_in, n_held_out

@@ -11,11 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparse_but_wrong import atomic
-from sparse_but_wrong.activations.dataset_part import DatasetPart
-from sparse_but_wrong.activations.file_part import FilePart
-from sparse_but_wrong.activations.shards import MANIFEST
+from sparse_but_wrong.activations.manifest import MANIFEST
+from sparse_but_wrong.activations.parts import DatasetPart, FilePart
 from sparse_but_wrong.activations.shuffled import ShuffledActivations
-from sparse_but_wrong.activations.split import hold_out
 from sparse_but_wrong.activations.stored import StoredActivations, open_activations
 from sparse_but_wrong.untrusted import one_line, parse_json, read_json
 
@@ -40,7 +38,7 @@ class StoredWorld:
         self.where = str(path.resolve()) if path.exists() else where
         self.column, self.n_held_out = column, n_held_out
         self.stored = open_activations(self.where, column)
-        self._training, self._held_out = hold_out(self.stored, n_held_out)
+        self._training, self._held_out = self.stored.hold_out(n_held_out)
 
     @property
     def d_in(self) -> int:

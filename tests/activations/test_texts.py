@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import repeat
@@ -20,15 +21,21 @@ from torch import Tensor
 from transformer_lens import HookedTransformer, HookedTransformerConfig
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from sparse_but_wrong.activations import language_model, sequences, texts
-from sparse_but_wrong.activations.cache import CacheOptions, CacheResult, cache_activations
+from sparse_but_wrong.activations import language_model, texts
 from sparse_but_wrong.activations.language_model import LanguageModel, open_language_model
-from sparse_but_wrong.activations.sequences import Sequences, cut
-from sparse_but_wrong.activations.texts import LongText, Text, open_text_dataset, read_text
+from sparse_but_wrong.activations.texts import (
+    LongText,
+    Sequences,
+    Text,
+    cut,
+    open_text_dataset,
+    read_text,
+)
+from sparse_but_wrong.activations.writing import CacheOptions, CacheResult, write_cache
 from tests.activations.tiny_model import BOS, EOS, WORDS
 
 OPTIONS = CacheOptions(
-    tokens=10_000, context_size=16, batch_size=4, dtype="float32", skip_positions=1
+    n_tokens=10_000, context_size=16, batch_size=4, dtype="float32", skip_positions=1
 )
 
 
@@ -63,7 +70,7 @@ def run(
     model: LanguageModel, text: Text, folder: Path, options: CacheOptions = OPTIONS, **more: Any
 ) -> tuple[CacheResult, Tensor, list[int]]:
     """The result, the activations and the ids of tokens."""
-    result = cache_activations(model, text, folder, options, **more)
+    result = write_cache(model, text, folder, options, **more)
     shards = [load_file(folder / shard.file) for shard in result.cache.shards]
     return (
         result,
@@ -95,21 +102,6 @@ def test_padded_rows_are_as_unpadded_ones(
     assert result.n_tokens_run == result.cache.n_tokens == 26
 
 
-def test_padding_in_a_saved_data_set(
-    tiny_model: Path, model: LanguageModel, tmp_path: Path
-) -> None:
-    rows = [ids(10, seed=i) for i in range(3)]
-    columns = {
-        "input_ids": [[40] * 6 + row for row in rows],
-        "attention_mask": [[0] * 6 + [1] * 10] * 3,
-    }
-    Dataset.from_dict(columns).save_to_disk(str(tmp_path / "data"))
-    _, found, tokens = run(model, open_text_dataset(str(tmp_path / "data")), tmp_path / "cache")
-    assert tokens == [token for row in rows for token in row[1:]]
-    wanted = torch.cat([by_itself(tiny_model, row) for row in rows])
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
-
-
 def test_padding_with_transformer_lens(
     tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,14 +130,14 @@ def test_padding_with_transformer_lens(
     ("row", "message"),
     [
         (([5] * 16, [1] * 5 + [0] + [1] * 10), "row 1 .* zeros between its ones"),
-        (([5] * 16, [1] * 15), "row 1 .* must have 16 zeros and ones.* but has 15"),
+        (([5] * 16, [1] * 15), "row 1 .* 16 zeros and ones.* 15"),
         (([5] * 16, [1] * 8 + [2] * 8), "row 1 .* 16 numbers from 1 to 2"),
         (([5] * 16, [1.0] * 16), "row 1 .*, attention_mask .*float32"),
-        (([5] * 16, "1111"), "row 1 .*, attention_mask holds no list of whole numbers"),
+        (([5] * 16, "1111"), "row 1 .*, attention_mask is no list of whole numbers"),
         (([5.5] * 16, [1] * 16), "row 1 .*, input_ids .*float32"),
         (([[5] * 16], [1] * 16), r"row 1 .*, input_ids .*\[1, 16\]"),
-        (([5, None], [1] * 2), "row 1 .*, input_ids holds no list of whole numbers"),
-        (([2**70] * 2, [1] * 2), "row 1 .*, input_ids holds no list of whole numbers"),
+        (([5, None], [1] * 2), "row 1 .*, input_ids is no list of whole numbers"),
+        (([2**70] * 2, [1] * 2), "row 1 .*, input_ids is no list of whole numbers"),
         (([5] * 9, None), "row 1 .* has 9 tokens"),
     ],
 )
@@ -159,9 +151,8 @@ def test_rows_that_are_refused(
 def test_long_rows_are_cut_into_several_sequences(
     tiny_model: Path, model: LanguageModel, tmp_path: Path
 ) -> None:
-    """The second half of each row was lost, and more text was asked for."""
     rows = [ids(32, seed=i) for i in range(20)]
-    options = replace(OPTIONS, skip_positions=2, tokens=560)
+    options = replace(OPTIONS, skip_positions=2, n_tokens=560)
     result, _, tokens = run(model, text_of(*rows, column="tokens"), tmp_path / "long", options)
     assert len(tokens) == 560
     assert tokens == [token for row in rows for half in (row[2:16], row[18:]) for token in half]
@@ -182,7 +173,7 @@ def test_a_cache_of_long_and_padded_rows_is_resumed(model: LanguageModel, tmp_pa
     rows = [(ids(n, seed=n), [0] * (n // 3) + [1] * (n - n // 3)) for n in range(1, 60)]
     options = replace(OPTIONS, samples_per_shard=100)
     run(model, masked(*rows), tmp_path / "whole", options)
-    run(model, masked(*rows), tmp_path / "cut", replace(options, tokens=250))
+    run(model, masked(*rows), tmp_path / "cut", replace(options, n_tokens=250))
     (tmp_path / "cut/shard-00001.safetensors").unlink()
     _, found, tokens = run(model, masked(*rows), tmp_path / "cut", options, resume=True)
     kept = [row[n // 3 :] for n, (row, _) in enumerate(rows, start=1)]
@@ -202,7 +193,7 @@ def test_a_cache_whose_rows_were_read_otherwise_is_not_gone_on_with(model: Langu
     assert row.tolist() == ids(16)
     padded = masked((ids(16), [0] + [1] * 15))
     for text in (text_of(ids(17), column="tokens"), padded):
-        with pytest.raises(ValueError, match=r"row 0 .* has to be made anew"):
+        with pytest.raises(ValueError, match=r"row 0 .* format 1"):
             list(Sequences(model, text, 16, prepend_bos=True, piece_size=None))
 
 
@@ -233,7 +224,7 @@ def test_documents_are_strung_together_as_sae_lens_does(
             dtype="float32",
         )
     wanted = [sequence.tolist() for sequence in store.iterable_sequences]
-    for piece_size in (None, 50, sequences.PIECE_SIZE):
+    for piece_size in (None, 50, texts.PIECE_SIZE):
         made = Sequences(
             model,
             text_of(*contents),
@@ -319,7 +310,7 @@ def test_no_more_of_a_file_is_read_than_is_needed(
                 yield chunk
 
     monkeypatch.setattr(texts, "LongText", Counting)
-    options = replace(OPTIONS, tokens=500)
+    options = replace(OPTIONS, n_tokens=500)
     _, _, tokens = run(model, read_text([tmp_path / "long.txt"]), tmp_path / "cache", options)
     assert len(tokens) == 540
     assert sum(n_read) <= 5 * 2**16
@@ -372,7 +363,7 @@ def test_a_text_of_which_nothing_is_kept_comes_to_an_end(
     model: LanguageModel, tmp_path: Path, row: dict[str, Any], message: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("sparse_but_wrong.activations.cache.IDLE", 200)
+    monkeypatch.setattr("sparse_but_wrong.activations.writing.IDLE", 200)
     text = Text("mine", {}, Endless(row), next(iter(row)))
     with pytest.raises(ValueError, match=message):
         run(model, text, tmp_path / "cache")
@@ -380,7 +371,7 @@ def test_a_text_of_which_nothing_is_kept_comes_to_an_end(
 
 
 def test_sequences_have_room_for_more_than_bos(model: LanguageModel, tmp_path: Path) -> None:
-    one = replace(OPTIONS, context_size=1, skip_positions=0, tokens=10)
+    one = replace(OPTIONS, context_size=1, skip_positions=0, n_tokens=10)
     endless = Text("mine", {}, Endless({"text": words(40)}), "text")
     with pytest.raises(ValueError, match="context_size 1 has room for BOS alone"):
         run(model, endless, tmp_path / "cache", one)
@@ -388,3 +379,95 @@ def test_sequences_have_room_for_more_than_bos(model: LanguageModel, tmp_path: P
     assert len(tokens) == 12
     _, _, tokens = run(model, endless, tmp_path / "two", replace(one, context_size=2))
     assert len(tokens) == 12
+
+
+def test_texts_in_files(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    (tmp_path / "b.txt").write_text("\ufeffsecond", encoding="utf-8")
+    (tmp_path / "a.txt").write_text("first")
+    (tmp_path / "c.jsonl").write_text('{"text": "third"}\n\n{"text": null}\n{"text": "fourth"}\n')
+    table = pyarrow.table({"text": ["fifth", None, "  "], "id": [1, 2, 3]})
+    pyarrow.parquet.write_table(table, tmp_path / "d.parquet")
+    (tmp_path / "notes.md").write_text("no text")
+    read_ = read_text([tmp_path])
+    there = [row["text"] for row in read_.rows]
+    texts = ["".join(text) for text in there if text is not None]
+    assert texts == ["first", "second", "third", "fourth", "fifth"]
+    assert len(there) - len(texts) == 3
+    assert read_.description["n_files"] == 4
+    both = read_text([tmp_path / "b.txt", tmp_path / "a.txt"])
+    assert ["".join(row["text"]) for row in both.rows] == ["second", "first"]
+    # What it is does not depend on where it lies.
+    copied = shutil.copytree(tmp_path, tmp_path.parent / "copied")
+    assert read_text([copied]).description == read_.description
+    (copied / "a.txt").write_text("First")
+    assert read_text([copied]).description != read_.description
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"  \n", "holds no text"),
+        ("a.txt", b"caf\xe9 au lait", r"a\.txt is not UTF-8 .* iconv"),
+        ("a.jsonl", b'{"text": "caf\xe9"}', r"a\.jsonl is not UTF-8"),
+        ("a.jsonl", b'{"text": 3}', "holds 3 as a text"),
+        ("a.jsonl", b'\n{"body": "x"}', "line 2: no field 'text', but body"),
+        ("a.jsonl", b"{", "line 1 is not JSON"),
+        ("a.parquet", b"nothing", "cannot be read as parquet"),
+        ("a.md", b"text", "no file of text"),
+    ],
+)
+def test_bad_text(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_text([tmp_path / name])
+
+
+def test_text_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no file or folder nothing"):
+        read_text([Path("nothing")])
+    with pytest.raises(ValueError, match=r"no file of text \(\.txt"):
+        read_text([tmp_path])
+    with pytest.raises(ValueError, match="no text was named"):
+        read_text([])
+    with pytest.raises(FileNotFoundError, match="there is no folder /no/such/data"):
+        open_text_dataset("/no/such/data")
+    with pytest.raises(ValueError, match="cannot be read as a dataset"):
+        open_text_dataset(str(tmp_path))
+    Dataset.from_dict({"body": ["x"]}).save_to_disk(str(tmp_path / "other"))
+    with pytest.raises(ValueError, match=r"none of the columns tokens, .* but body"):
+        open_text_dataset(str(tmp_path / "other"))
+    Dataset.from_dict({"text": []}).save_to_disk(str(tmp_path / "empty"))
+    with pytest.raises(ValueError, match="it may be empty or damaged"):
+        open_text_dataset(str(tmp_path / "empty"))
+
+
+def test_data_sets_of_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked: list[Any] = []
+
+    def load(*arguments: Any, **options: Any) -> Any:
+        asked.append((arguments, options))
+        return [{"text": "x"}]
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    read_ = open_text_dataset("user/name", "en")
+    assert asked == [(("user/name", "en"), {"split": "train", "streaming": True})]
+    assert read_.column == "text"
+    assert read_.description == {
+        "kind": "hub",
+        "id": "user/name",
+        "config": "en",
+        "split": "train",
+        "column": "text",
+    }
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise ConnectionError("offline")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(OSError, match=r"user/name .*\(offline\)"):
+        open_text_dataset("user/name")

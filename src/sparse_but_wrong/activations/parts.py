@@ -1,0 +1,288 @@
+"""The places that activations lie in, each as a `Part`: samples that are read piece by piece.
+
+Files are read with plain reads, not mapped into memory: PyTorch's maps are refused where a file is
+larger than the memory, and a mapped file that becomes shorter ends the process.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from sparse_but_wrong.untrusted import damaged, one_line, quiet
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+TENSOR, TOKEN_IDS = "activations", "token_ids"
+"""The tensors of a .safetensors file: samples, and the ids of their tokens."""
+
+SUFFIXES = (".npy", ".safetensors")
+_DTYPES = {str(t).removeprefix("torch."): t for t in (torch.bfloat16, torch.float16)}
+_DTYPES |= {"float32": torch.float32, "float64": torch.float64}
+_SAFETENSORS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
+_INTEGERS = {"I32": torch.int32, "I64": torch.int64}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Samples that lie together in one place."""
+
+    name: str
+    """What messages call it."""
+
+    n_samples: int
+    d_in: int
+    dtype: torch.dtype
+
+    def read(self, start: int, stop: int) -> Float[Tensor, "rows d_in"]:
+        """The samples from start up to stop, as stored; several threads may read at once."""
+        raise NotImplementedError
+
+    def read_token_ids(self, start: int, stop: int) -> Int64[Tensor, " rows"] | None:
+        """The ids of the tokens of these samples, or None where none are stored."""
+        del start, stop
+        return None
+
+
+def _checked(name: str, shape: Sequence[int], dtype: str) -> tuple[int, int, torch.dtype]:
+    """The number of samples, their width and their type, once they can be activations."""
+    if len(shape) != 2 or shape[1] == 0:
+        raise ValueError(f"{name}: activations have shape [samples, d_in], not {list(shape)}.")
+    if dtype not in _DTYPES:
+        raise ValueError(
+            f"{name}: activations are {', '.join(_DTYPES)}, not {dtype}; convert them."
+        )
+    return shape[0], shape[1], _DTYPES[dtype]
+
+
+@dataclass(frozen=True, eq=False)
+class TensorPart(Part):
+    """Samples in memory."""
+
+    activations: Tensor = field(repr=False)
+
+    @classmethod
+    def of(cls, name: str, activations: Tensor) -> TensorPart:
+        """A tensor [samples, d_in], which is not copied; ValueError for any other."""
+        dtype = str(activations.dtype).removeprefix("torch.")
+        return cls(name, *_checked(name, activations.shape, dtype), activations)
+
+    def read(self, start: int, stop: int) -> Float[Tensor, "rows d_in"]:
+        return self.activations[start:stop].detach().cpu()
+
+
+@dataclass(frozen=True)
+class FilePart(Part):
+    """Samples that lie one after the other in a file."""
+
+    path: Path
+    offset: int
+    """Byte at which the first sample begins."""
+
+    token_ids: tuple[int, torch.dtype] | None = None
+    """Byte at which the tokens' ids begin, and their type."""
+
+    def read(self, start: int, stop: int) -> Float[Tensor, "rows d_in"]:
+        return self._read(self.offset, start, (stop - start, self.d_in), self.dtype)
+
+    def read_token_ids(self, start: int, stop: int) -> Int64[Tensor, " rows"] | None:
+        if self.token_ids is None:
+            return None
+        offset, dtype = self.token_ids
+        return self._read(offset, start, (stop - start,), dtype).long()
+
+    def _read(self, offset: int, start: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        values = torch.empty(shape, dtype=dtype)
+        # NumPy knows no bfloat16, but both know bytes.
+        numbers: Any = values.view(torch.uint8).numpy().reshape(-1)
+        missing = memoryview(numbers)
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(offset + start * values[:1].nbytes)
+            while missing:
+                n_read = file.readinto(missing)
+                if not n_read:
+                    raise OSError(f"it ends {len(missing)} bytes early")
+                missing = missing[n_read:]
+        return values
+
+
+def open_file(path: Path) -> FilePart:
+    """The activations in a .npy or .safetensors file, of which only the header is read here.
+
+    Raises:
+        OSError: it cannot be opened.
+        ValueError: another kind of file, a damaged one, or one without activations.
+    """
+    if path.exists() and not path.is_file():  # a pipe would be waited for without end
+        raise ValueError(f"{path} is no regular file.")
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{path} is neither a .npy nor a .safetensors file.")
+    return _open_npy(path) if path.suffix == ".npy" else _open_safetensors(path)
+
+
+def _open_npy(path: Path) -> FilePart:
+    import numpy as np
+
+    try:
+        # Reads the header only, refuses pickles, and compares the size with that of the file.
+        with quiet():
+            array: Any = np.lib.format.open_memmap(path, mode="r")
+    except OSError:
+        raise
+    except Exception as error:  # a Python parser and numpy have many kinds
+        raise damaged(path, error, "save the activations alone, with np.save") from error
+    n_samples, d_in, dtype = _checked(str(path), array.shape, array.dtype.name)
+    if not (array.flags.c_contiguous and array.dtype.isnative):
+        raise ValueError(
+            f"{path} is not stored row by row in this machine's byte order; save "
+            f"np.ascontiguousarray(x, dtype=np.{array.dtype.name}) instead."
+        )
+    return FilePart(str(path), n_samples, d_in, dtype, path, array.offset)
+
+
+def _open_safetensors(path: Path) -> FilePart:
+    """The tensor "activations", or else the only 2-D one of floating-point numbers."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        # Checks the header; for PyTorch it would map the file as one that is going to change.
+        with safe_open(path, framework="numpy") as file:
+            slices = {name: file.get_slice(name) for name in sorted(file.keys())}
+    except (SafetensorError, ValueError) as error:
+        raise damaged(path, error) from error
+    tensors = {name: (s.get_shape(), str(s.get_dtype())) for name, s in slices.items()}
+    fitting = [
+        n for n, (shape, kind) in tensors.items() if len(shape) == 2 and kind in _SAFETENSORS
+    ]
+    fitting = [TENSOR] if TENSOR in tensors else fitting
+    if len(fitting) != 1:
+        there = ", ".join(f"{name} {kind} {shape}" for name, (shape, kind) in tensors.items())
+        raise ValueError(
+            f"{path} needs one tensor [samples, d_in] of floating-point numbers, or one named "
+            f"{TENSOR!r}, but holds {len(fitting)} of them: {there or 'nothing'}."
+        )
+    with path.open("rb") as content:
+        length = int.from_bytes(content.read(8), "little")
+        header = json.loads(content.read(length))
+    offset = {name: 8 + length + header[name]["data_offsets"][0] for name in tensors}
+    shape, kind = tensors[fitting[0]]
+    name = f"{path}, tensor {fitting[0]!r}"
+    n_samples, d_in, dtype = _checked(name, shape, _SAFETENSORS.get(kind, kind))
+    id_shape, id_kind = tensors.get(TOKEN_IDS, ([], ""))
+    has_ids = id_shape == [n_samples] and id_kind in _INTEGERS
+    token_ids = (offset[TOKEN_IDS], _INTEGERS[id_kind]) if has_ids else None
+    return FilePart(str(path), n_samples, d_in, dtype, path, offset[fitting[0]], token_ids)
+
+
+@dataclass(frozen=True)
+class DatasetPart(Part):
+    """A column of a Hugging Face dataset, as sae_lens' CacheActivationsRunner writes it.
+
+    Each row holds a vector [d_in] or a matrix [context, d_in]; samples are taken row by row.
+    """
+
+    context: int
+    """Samples per row of the dataset."""
+
+    rows: Dataset
+    """Only that column, as tensors."""
+
+    token_ids: Dataset | None = None
+    """Only the column with the ids of the samples' tokens, as tensors."""
+
+    def read(self, start: int, stop: int) -> Float[Tensor, "rows d_in"]:
+        return self._read(self.rows, start, stop, [self.d_in])
+
+    def read_token_ids(self, start: int, stop: int) -> Int64[Tensor, " rows"] | None:
+        if self.token_ids is None:
+            return None
+        ids = self._read(self.token_ids, start, stop, [])
+        if (ids < 0).any():
+            raise ValueError("some token ids are missing or negative")
+        return ids
+
+    def _read(self, rows: Dataset, start: int, stop: int, shape: list[int]) -> Tensor:
+        first = start // self.context
+        (values,) = rows[first : -(-stop // self.context)].values()
+        of_row = [self.context, *shape]
+        if not isinstance(values, Tensor) or [*values.shape[1:]] not in (of_row, of_row[1:]):
+            says = " × ".join(map(str, of_row))
+            raise ValueError(f"not every row holds {says} numbers, as the first does")
+        samples = values.reshape(-1, *shape)
+        return samples[start - first * self.context : stop - first * self.context]
+
+
+def is_dataset(path: Path) -> bool:
+    """Whether a folder holds a dataset that was saved to disk."""
+    return all((path / file).is_file() for file in ("dataset_info.json", "state.json"))
+
+
+def open_dataset(where: Path | str, column: str | None) -> DatasetPart:
+    """A dataset in a folder that `save_to_disk` wrote, or the split "train" of one of the Hub.
+
+    Args:
+        column: holds the activations; may be left out where only one can.
+    Raises:
+        OSError: it cannot be loaded from the Hub.
+        ValueError: a damaged or empty dataset, or no such column, or several.
+    """
+    dataset = _load(where)
+    if not dataset:
+        raise ValueError(f"the dataset {where} is empty; name other activations.")
+    kinds = {name: _kind(feature) for name, feature in dataset.features.items()}
+    fits = [n for n, (depth, dtype) in kinds.items() if depth in (1, 2) and dtype in _DTYPES]
+    fits = [name for name in fits if column in (None, name)]
+    if len(fits) != 1:
+        said = f"no column {column!r}" if column else "several columns" if fits else "no column"
+        there = ", ".join(f"{name} ({feature})" for name, feature in dataset.features.items())
+        raise ValueError(
+            f"{where} has {said} of floating-point vectors [d_in] or matrices [context, d_in]; "
+            f"name the column that holds the activations. Its columns: {there}."
+        )
+    depth, kind = kinds[fits[0]]
+    rows = dataset.select_columns(fits).with_format("torch", dtype=_DTYPES[kind])
+    name = f"{where}, column {fits[0]!r}"
+    (first,) = rows[0:1].values()
+    if not isinstance(first, Tensor) or first.ndim != depth + 1 or not first.numel():
+        raise ValueError(f"{name}: the first row is empty; leave such rows out.")
+    context, d_in = first.shape[1:] if depth == 2 else (1, first.shape[1])
+    token_ids = None
+    # A list of ids beside a matrix, and one id beside a vector.
+    if kinds.get(TOKEN_IDS) in ((depth - 1, "int32"), (depth - 1, "int64")):
+        token_ids = dataset.select_columns([TOKEN_IDS]).with_format("torch", dtype=torch.int64)
+    return DatasetPart(name, len(dataset) * context, d_in, _DTYPES[kind], context, rows, token_ids)
+
+
+def _load(where: Path | str) -> Any:
+    import datasets
+
+    try:
+        if isinstance(where, str):
+            return datasets.load_dataset(where, split="train")
+        if not json.loads((where / "state.json").read_text(encoding="utf-8"))["_data_files"]:
+            return None  # datasets fails over empty ones
+        return datasets.Dataset.load_from_disk(str(where))
+    except Exception as error:  # each damaged file and each failing connection has its own
+        if not isinstance(where, str):
+            raise damaged(where, error, "make the dataset again") from error
+        raise OSError(
+            f"there is no file or folder {where}, and no dataset {where!r} could be loaded from "
+            f"the Hugging Face Hub ({type(error).__name__}: {one_line(error)}); check the name and "
+            "the connection."
+        ) from error
+
+
+def _kind(feature: Any) -> tuple[int, str]:
+    """How many lists lie in each other, and the type of the innermost values."""
+    depth = 0
+    while type(feature).__name__ in ("List", "LargeList", "Sequence"):
+        feature, depth = feature.feature, depth + 1
+    return depth + len(getattr(feature, "shape", ())), str(getattr(feature, "dtype", ""))
