@@ -1,7 +1,7 @@
 """Features drawn at the cost of the published implementation: nothing is kept between batches.
 
 Used only to time the notebook's way of training; the features follow the same law, in the same
-order of draws, as `sparse_but_wrong.worlds.training_batch`.
+order of draws, as `sparse_but_wrong.worlds.features`.
 """
 
 from __future__ import annotations

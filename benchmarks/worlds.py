@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from benchmarks.published_data import draw_features_afresh
 from sparse_but_wrong.experiments.worlds import FIFTY_FEATURES
 from sparse_but_wrong.runs.make import make_world
-from sparse_but_wrong.worlds.activations import EmbeddedFeatures
-from sparse_but_wrong.worlds.sampler import FeatureSampler
+from sparse_but_wrong.worlds.features import FeatureSampler
+from sparse_but_wrong.worlds.world import embedded
 
 BATCH = 1024
 MID_FEATURES, MID_D_IN, MID_D_SAE = 2048, 256, 1024
@@ -82,8 +82,8 @@ def toy(device: torch.device) -> BenchWorld:
         d_sae=n_features,
         batch_size=BATCH,
         device=device,
-        fast=EmbeddedFeatures(world.model, world.sampler.sample, BATCH),
-        published=EmbeddedFeatures(world.model, published, BATCH),
+        fast=embedded(world.model, world.sampler.sample, BATCH),
+        published=embedded(world.model, published, BATCH),
     )
 
 
@@ -109,7 +109,7 @@ def mid_size(device: torch.device) -> BenchWorld:
         d_sae=MID_D_SAE,
         batch_size=BATCH,
         device=device,
-        fast=EmbeddedFeatures(embed.to(device), sampler.sample, BATCH),
+        fast=embedded(embed.to(device), sampler.sample, BATCH),
         published=None,
         step_cost=10,
     )

@@ -14,9 +14,9 @@ from pydantic import ConfigDict, TypeAdapter
 from torch import Tensor
 
 from sparse_but_wrong.runs.make import make_world
-from sparse_but_wrong.runs.seeds import derive_seed
 from sparse_but_wrong.runs.spec import CorrelatedPairs, CorrelationSpec, WorldSpec
-from sparse_but_wrong.worlds.activations import EmbeddedFeatures, ToyActivations
+from sparse_but_wrong.seeds import derive_seed
+from sparse_but_wrong.worlds.world import ToyActivations, embedded
 
 _STRICT = ConfigDict(extra="forbid")
 _TRUTH_SAMPLES = 200_000
@@ -261,9 +261,7 @@ def _make_hierarchy(name: str, recipe: HierarchyRecipe, stream: int, batch_size:
         )
         torch.manual_seed(own + 1)
         true_l0 = (generator.sample(_TRUTH_SAMPLES) > 0).sum(1).double().mean().item()
-    return Made(
-        EmbeddedFeatures(dictionary, _Seeded(generator.sample, stream), batch_size), true_l0
-    )
+    return Made(embedded(dictionary, _Seeded(generator.sample, stream), batch_size), true_l0)
 
 
 class _Seeded:

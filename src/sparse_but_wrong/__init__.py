@@ -21,26 +21,25 @@ if TYPE_CHECKING:
     from sparse_but_wrong.activations.stored import open_activations as open_activations
     from sparse_but_wrong.enchanced_batch_topk_sae import (
         EnchancedBatchTopKTrainingSAE as EnchancedBatchTopKTrainingSAE,
-    )
-    from sparse_but_wrong.enchanced_batch_topk_sae import (
         EnhancedBatchTopKTrainingSAEConfig as EnhancedBatchTopKTrainingSAEConfig,
     )
     from sparse_but_wrong.figures.published import (
         plot_sae_feat_cos_sims as plot_sae_feat_cos_sims,
-    )
-    from sparse_but_wrong.figures.published import (
         plot_sae_feat_cos_sims_seaborn as plot_sae_feat_cos_sims_seaborn,
     )
     from sparse_but_wrong.figures.recommendation import plot_recommendation as plot_recommendation
     from sparse_but_wrong.figures.sweep import plot_projections as plot_projections
-    from sparse_but_wrong.l0.find import FindOptions as FindOptions
-    from sparse_but_wrong.l0.find import find_l0 as find_l0
-    from sparse_but_wrong.l0.recommend import L0Recommendation as L0Recommendation
-    from sparse_but_wrong.l0.recommend import recommend_l0 as recommend_l0
+    from sparse_but_wrong.l0.find import FindOptions as FindOptions, find_l0 as find_l0
+    from sparse_but_wrong.l0.recommend import (
+        L0Recommendation as L0Recommendation,
+        recommend_l0 as recommend_l0,
+    )
     from sparse_but_wrong.l0.sweep import measure_sweep as measure_sweep
-    from sparse_but_wrong.metrics.evaluate import Evaluation as Evaluation
-    from sparse_but_wrong.metrics.evaluate import Evaluations as Evaluations
-    from sparse_but_wrong.metrics.evaluate import evaluate as evaluate
+    from sparse_but_wrong.metrics.evaluate import (
+        Evaluation as Evaluation,
+        Evaluations as Evaluations,
+        evaluate as evaluate,
+    )
     from sparse_but_wrong.metrics.projections import (
         decoder_projection_curve as decoder_projection_curve,
     )
@@ -49,62 +48,63 @@ if TYPE_CHECKING:
     from sparse_but_wrong.nth_decoder_projection import (
         nth_decoder_projection as nth_decoder_projection,
     )
+    from sparse_but_wrong.runs.sweep import Sweep as Sweep, train_sweep as train_sweep
     from sparse_but_wrong.saes.load import load_sae as load_sae
-    from sparse_but_wrong.training.controls import KTransition as KTransition
-    from sparse_but_wrong.training.controls import TargetL0 as TargetL0
-    from sparse_but_wrong.training.loop import Snapshot as Snapshot
-    from sparse_but_wrong.training.loop import train_saes as train_saes
+    from sparse_but_wrong.training.controls import KTransition as KTransition, TargetL0 as TargetL0
+    from sparse_but_wrong.training.loop import Snapshot as Snapshot, train_saes as train_saes
     from sparse_but_wrong.training.make import make_saes as make_saes
     from sparse_but_wrong.training.options import TrainOptions as TrainOptions
     from sparse_but_wrong.training.toy_sae import train_toy_sae as train_toy_sae
-    from sparse_but_wrong.worlds.activations import ToyActivations as ToyActivations
-    from sparse_but_wrong.worlds.sampler import FeatureSampler as FeatureSampler
-    from sparse_but_wrong.worlds.toy_model import ToyModel as ToyModel
-    from sparse_but_wrong.worlds.training_batch import (
+    from sparse_but_wrong.worlds.correlations import (
+        create_correlation_matrix as create_correlation_matrix,
+        firing_correlation as firing_correlation,
         generate_random_correlation_matrix as generate_random_correlation_matrix,
+        summarize_correlation_matrix as summarize_correlation_matrix,
     )
-    from sparse_but_wrong.worlds.training_batch import (
+    from sparse_but_wrong.worlds.features import (
+        FeatureSampler as FeatureSampler,
         get_training_batch as get_training_batch,
     )
+    from sparse_but_wrong.worlds.toy_model import ToyModel as ToyModel
+    from sparse_but_wrong.worlds.world import ToyWorld as ToyWorld
+
+_NAMES = {
+    "activations.cache": "cache_activations",
+    "activations.language_model": "open_language_model",
+    "activations.shuffled": "ShuffledActivations",
+    "activations.stored": "open_activations",
+    "enchanced_batch_topk_sae": "EnchancedBatchTopKTrainingSAE EnhancedBatchTopKTrainingSAEConfig",
+    "figures.published": "plot_sae_feat_cos_sims plot_sae_feat_cos_sims_seaborn",
+    "figures.recommendation": "plot_recommendation",
+    "figures.sweep": "plot_projections",
+    "l0.find": "FindOptions find_l0",
+    "l0.recommend": "L0Recommendation recommend_l0",
+    "l0.sweep": "measure_sweep",
+    "metrics.evaluate": "Evaluation Evaluations evaluate",
+    "metrics.projections": "decoder_projection_curve",
+    "metrics.score": "score_sae",
+    "metrics.stream": "measure_stream",
+    "nth_decoder_projection": "nth_decoder_projection",
+    "runs.sweep": "Sweep train_sweep",
+    "saes.load": "load_sae",
+    "training.controls": "KTransition TargetL0",
+    "training.loop": "Snapshot train_saes",
+    "training.make": "make_saes",
+    "training.options": "TrainOptions",
+    "training.toy_sae": "train_toy_sae",
+    "worlds.correlations": "create_correlation_matrix firing_correlation "
+    "generate_random_correlation_matrix summarize_correlation_matrix",
+    "worlds.features": "FeatureSampler get_training_batch",
+    "worlds.toy_model": "ToyModel",
+    "worlds.world": "ToyWorld",
+}
+"""Public names by the module that has them."""
 
 _HOMES = {
-    "EnchancedBatchTopKTrainingSAE": "sparse_but_wrong.enchanced_batch_topk_sae",
-    "EnhancedBatchTopKTrainingSAEConfig": "sparse_but_wrong.enchanced_batch_topk_sae",
-    "Evaluation": "sparse_but_wrong.metrics.evaluate",
-    "Evaluations": "sparse_but_wrong.metrics.evaluate",
-    "FeatureSampler": "sparse_but_wrong.worlds.sampler",
-    "FindOptions": "sparse_but_wrong.l0.find",
-    "KTransition": "sparse_but_wrong.training.controls",
-    "L0Recommendation": "sparse_but_wrong.l0.recommend",
-    "ShuffledActivations": "sparse_but_wrong.activations.shuffled",
-    "Snapshot": "sparse_but_wrong.training.loop",
-    "TargetL0": "sparse_but_wrong.training.controls",
-    "ToyActivations": "sparse_but_wrong.worlds.activations",
-    "ToyModel": "sparse_but_wrong.worlds.toy_model",
-    "TrainOptions": "sparse_but_wrong.training.options",
-    "cache_activations": "sparse_but_wrong.activations.cache",
-    "decoder_projection_curve": "sparse_but_wrong.metrics.projections",
-    "evaluate": "sparse_but_wrong.metrics.evaluate",
-    "find_l0": "sparse_but_wrong.l0.find",
-    "generate_random_correlation_matrix": "sparse_but_wrong.worlds.training_batch",
-    "get_training_batch": "sparse_but_wrong.worlds.training_batch",
-    "load_sae": "sparse_but_wrong.saes.load",
-    "make_saes": "sparse_but_wrong.training.make",
-    "measure_stream": "sparse_but_wrong.metrics.stream",
-    "measure_sweep": "sparse_but_wrong.l0.sweep",
-    "nth_decoder_projection": "sparse_but_wrong.nth_decoder_projection",
-    "open_activations": "sparse_but_wrong.activations.stored",
-    "open_language_model": "sparse_but_wrong.activations.language_model",
-    "plot_projections": "sparse_but_wrong.figures.sweep",
-    "plot_recommendation": "sparse_but_wrong.figures.recommendation",
-    "plot_sae_feat_cos_sims": "sparse_but_wrong.figures.published",
-    "plot_sae_feat_cos_sims_seaborn": "sparse_but_wrong.figures.published",
-    "recommend_l0": "sparse_but_wrong.l0.recommend",
-    "score_sae": "sparse_but_wrong.metrics.score",
-    "train_saes": "sparse_but_wrong.training.loop",
-    "train_toy_sae": "sparse_but_wrong.training.toy_sae",
+    name: f"{__name__}.{module}" for module, names in _NAMES.items() for name in names.split()
 }
 
+__version__ = "0.1.0"
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 

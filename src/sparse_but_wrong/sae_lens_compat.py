@@ -17,35 +17,29 @@ from torch import Tensor
 if TYPE_CHECKING:
     import sae_lens
     from sae_lens.constants import ACTIVATION_WHITENING_FILENAME as ACTIVATION_WHITENING_FILENAME
-    from sae_lens.load_model import HookedProxyLM as HookedProxyLM
-    from sae_lens.load_model import load_model as load_model
+    from sae_lens.load_model import HookedProxyLM as HookedProxyLM, load_model as load_model
     from sae_lens.loading.pretrained_sae_loaders import (
         get_conversion_loader_name as get_conversion_loader_name,
-    )
-    from sae_lens.loading.pretrained_sae_loaders import (
         get_gemma_2_config_from_hf as get_gemma_2_config_from_hf,
-    )
-    from sae_lens.loading.pretrained_sae_loaders import (
         sae_lens_huggingface_loader as sae_lens_huggingface_loader,
     )
     from sae_lens.loading.pretrained_saes_directory import (
         PretrainedSAELookup as PretrainedSAELookup,
-    )
-    from sae_lens.loading.pretrained_saes_directory import (
         get_pretrained_saes_directory as get_pretrained_saes_directory,
     )
-    from sae_lens.registry import SAE_CLASS_REGISTRY as SAE_CLASS_REGISTRY
-    from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY as SAE_TRAINING_CLASS_REGISTRY
-    from sae_lens.saes.sae import SAEMetadata as SAEMetadata
-    from sae_lens.saes.sae import TrainStepOutput
+    from sae_lens.registry import (
+        SAE_CLASS_REGISTRY as SAE_CLASS_REGISTRY,
+        SAE_TRAINING_CLASS_REGISTRY as SAE_TRAINING_CLASS_REGISTRY,
+    )
+    from sae_lens.saes.sae import SAEMetadata as SAEMetadata, TrainStepOutput
     from sae_lens.tokenization_and_batching import (
         concat_and_batch_sequences as concat_and_batch_sequences,
     )
     from sae_lens.training.sae_trainer import SAETrainer
     from sae_lens.util import (
         extract_stop_at_layer_from_tlens_hook_name as extract_stop_at_layer_from_tlens_hook_name,
+        get_special_token_ids as get_special_token_ids,
     )
-    from sae_lens.util import get_special_token_ids as get_special_token_ids
 
 
 _HOMES = {

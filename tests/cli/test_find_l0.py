@@ -19,8 +19,7 @@ from safetensors.torch import save_file
 
 from sparse_but_wrong.atomic import LOCK, make_free_folder
 from sparse_but_wrong.cli.main import cli
-from sparse_but_wrong.l0 import find
-from sparse_but_wrong.l0 import sweep as l0_sweep
+from sparse_but_wrong.l0 import find, sweep as l0_sweep
 from sparse_but_wrong.l0.find import FindOptions
 from sparse_but_wrong.l0.recommend import L0Recommendation, recommend_l0
 from sparse_but_wrong.l0.sweep import Sweep

@@ -34,7 +34,7 @@ from sparse_but_wrong.runs.spec import ONLY_WORLD, ExperimentSpec
 from sparse_but_wrong.training.controls import KTransition
 from sparse_but_wrong.training.loop import Training
 from sparse_but_wrong.training.native import bindings
-from sparse_but_wrong.worlds.world import World
+from sparse_but_wrong.worlds.world import ToyWorld
 from tests.experiments import tiny
 from tests.experiments.tiny import resumed, started
 
@@ -90,7 +90,7 @@ def test_what_a_run_leaves_behind(tmp_path: Path) -> None:
     assert table["added"].tolist() == [False, False, True]
     assert {"l0", "mse", "mcc", "c_dec", "c_enc", "shrinkage", "s_0", "s_3"} <= set(table.columns)
 
-    world = World.load(folder.world_path(ONLY_WORLD))
+    world = ToyWorld.load(folder.world_path(ONLY_WORLD))
     activations, true_l0 = evaluation_samples(tiny.TINY, world, ONLY_WORLD, 3)
     assert results.true_l0 == {ONLY_WORLD: true_l0}
     assert true_l0 == pytest.approx(1.4, abs=0.1)
@@ -247,13 +247,13 @@ def test_a_run_in_use_is_left_alone(tmp_path: Path) -> None:
 def test_a_world_is_saved_by_who_holds_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def save(self: World, folder: Path) -> None:
+    def save(self: ToyWorld, folder: Path) -> None:
         original(self, folder)
         with pytest.raises(ValueError, match="another process is working"):
             resumed(tmp_path / "run")
 
-    original = World.save
-    monkeypatch.setattr(World, "save", save)
+    original = ToyWorld.save
+    monkeypatch.setattr(ToyWorld, "save", save)
     started(tiny.TINY, tmp_path / "run", SETTINGS)
 
 

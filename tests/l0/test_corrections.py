@@ -8,11 +8,11 @@ import torch
 from sparse_but_wrong.l0.corrections import drop_constants, keep_one_side, turn_round, unmix
 from sparse_but_wrong.l0.directions import Directions
 from sparse_but_wrong.l0.presence import measure_presence
-from sparse_but_wrong.worlds.world import World
+from sparse_but_wrong.worlds.world import ToyWorld
 from tests.l0.worlds import found, samples, small_world, true_directions
 
 
-def _with_a_child(world: World, parent: int, child: int) -> torch.Tensor:
+def _with_a_child(world: ToyWorld, parent: int, child: int) -> torch.Tensor:
     """Activations with a little noise, in which one feature only occurs where another does."""
     generator = torch.Generator().manual_seed(99)
     features = world.sampler.sample(8_192, generator)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import torch
 
 from sparse_but_wrong.l0.directions import Directions
-from sparse_but_wrong.worlds.activations import ToyActivations
+from sparse_but_wrong.worlds.correlations import generate_random_correlation_matrix
 from sparse_but_wrong.worlds.toy_model import ToyModel
-from sparse_but_wrong.worlds.training_batch import generate_random_correlation_matrix
-from sparse_but_wrong.worlds.world import World
+from sparse_but_wrong.worlds.world import ToyActivations, ToyWorld
 
 
 def small_world(
     n: int = 20, d_in: int = 30, l0: float = 4.0, sigma: float = 0.15, common: float | None = None
-) -> World:
+) -> ToyWorld:
     """n correlated features of which l0 are active at a time (a little fewer where σ is wide).
 
     Args:
@@ -23,7 +22,7 @@ def small_world(
     probabilities *= l0 / probabilities.sum()
     if common is not None:
         probabilities[0] = common
-    return World(
+    return ToyWorld.of_model(
         ToyModel(
             n,
             d_in,
@@ -38,18 +37,18 @@ def small_world(
     )
 
 
-def stream(world: World, seed: int = 0, batch_size: int = 512) -> ToyActivations:
+def stream(world: ToyWorld, seed: int = 0, batch_size: int = 512) -> ToyActivations:
     return ToyActivations(world.model, world.sampler, batch_size, seed=seed)
 
 
-def samples(world: World, n: int, seed: int = 99) -> tuple[torch.Tensor, float]:
+def samples(world: ToyWorld, n: int, seed: int = 99) -> tuple[torch.Tensor, float]:
     """Activations, and the features active in them per sample."""
     features = world.sampler.sample(n, torch.Generator().manual_seed(seed))
     with torch.no_grad():
         return world.model.embed(features), (features > 0).sum(1).double().mean().item()
 
 
-def true_directions(world: World, penalty: float = 0.01) -> Directions:
+def true_directions(world: ToyWorld, penalty: float = 0.01) -> Directions:
     rows = torch.nn.functional.normalize(world.directions.T.contiguous(), dim=1)
     return Directions(rows, torch.zeros(rows.shape[1]), penalty)
 

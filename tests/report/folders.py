@@ -16,7 +16,7 @@ from sae_lens import JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig
 
 from sparse_but_wrong.runs.folder import RunFolder
 from sparse_but_wrong.worlds.toy_model import ToyModel
-from sparse_but_wrong.worlds.world import World
+from sparse_but_wrong.worlds.world import ToyWorld
 
 VERDICT: dict[str, Any] = {
     "outcome": "fails",
@@ -158,9 +158,9 @@ def draw(path: Path, number: int) -> None:
     path.write_bytes(buffer.getvalue())
 
 
-def _save_world(folder: RunFolder, name: str, sweep: Sweep) -> World:
+def _save_world(folder: RunFolder, name: str, sweep: Sweep) -> ToyWorld:
     n = sweep.n_features
-    world = World(
+    world = ToyWorld.of_model(
         ToyModel(n, sweep.d_in, ortho_num_steps=20),
         torch.full((n,), 0.22),
         torch.full((n,), 0.1),

@@ -12,7 +12,7 @@ import torch
 from sparse_but_wrong.report.cosines import MOST_SIDE, cosine_frames
 from sparse_but_wrong.report.embed import QUANTUM
 from sparse_but_wrong.tensors import cos_sims
-from sparse_but_wrong.worlds.world import World
+from sparse_but_wrong.worlds.world import ToyWorld
 from tests.report.folders import Sweep, write_run
 
 
@@ -35,7 +35,7 @@ def test_latents_are_in_the_order_of_their_features(tmp_path: Path) -> None:
     assert sorted(frame["latents"]) == list(range(9))
     assert (data["left_out"], data["thinned"]) == (0, False)
     np.testing.assert_allclose(np.diag(matrix(frame)), 1, atol=QUANTUM)
-    directions = World.load(folder.world_path("world")).directions
+    directions = ToyWorld.load(folder.world_path("world")).directions
     decoder = folder.load_sae(sweep.sae_id(0)).W_dec.detach()[frame["latents"]]
     expected = cos_sims(decoder.T, directions).numpy()
     np.testing.assert_allclose(matrix(frame), expected, atol=QUANTUM / 2 + 1e-6)

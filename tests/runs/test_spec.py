@@ -12,10 +12,11 @@ import torch
 
 from sparse_but_wrong.experiments.jumprelu import JUMPRELU
 from sparse_but_wrong.runs.make import make_saes, make_world
-from sparse_but_wrong.runs.seeds import derive_seed, world_seed
+from sparse_but_wrong.runs.seeds import world_seed
 from sparse_but_wrong.runs.spec import ONLY_WORLD, CorrelatedPairs, ExperimentSpec, SAESpec
+from sparse_but_wrong.seeds import derive_seed
 from sparse_but_wrong.training.controls import KTransition
-from sparse_but_wrong.worlds.orthogonalize import orthogonalize
+from sparse_but_wrong.worlds.toy_model import orthogonalize
 from tests.experiments.tiny import TINY, WORLD
 
 

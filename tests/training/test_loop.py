@@ -22,8 +22,7 @@ from sae_lens import (
 )
 from torch import Tensor
 
-from sparse_but_wrong.training import batches as batches_module
-from sparse_but_wrong.training import memory
+from sparse_but_wrong.training import batches as batches_module, memory
 from sparse_but_wrong.training.interrupt import Terminated, terminate
 from sparse_but_wrong.training.loop import Training, TrainingState, _Flight, train_saes
 from sparse_but_wrong.training.native import bindings

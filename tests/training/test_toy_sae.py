@@ -8,8 +8,8 @@ from sae_lens import JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig
 from torch import Tensor, nn
 
 from sparse_but_wrong.training.toy_sae import train_toy_sae
+from sparse_but_wrong.worlds.features import get_training_batch
 from sparse_but_wrong.worlds.toy_model import ToyModel
-from sparse_but_wrong.worlds.training_batch import get_training_batch
 
 features = partial(get_training_batch, firing_probabilities=torch.full((5,), 0.3), device="cpu")
 

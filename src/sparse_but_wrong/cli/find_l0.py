@@ -120,7 +120,6 @@ def _search(
     """Train sweeps on a toy world or on stored activations: the title, the answer and facts."""
     from sparse_but_wrong.experiments.registry import get_experiment
     from sparse_but_wrong.l0.find import find_l0
-    from sparse_but_wrong.runs.data import training_stream
     from sparse_but_wrong.runs.make import make_world
     from sparse_but_wrong.runs.seeds import world_seed
     from sparse_but_wrong.runs.spec import ActivationsSpec
@@ -144,7 +143,7 @@ def _search(
         else:
             made = make_world(of_spec, options.seed, name=name)
             seed = world_seed(options.seed, "stream", name)
-            stream, n_held_out = training_stream(made, BATCH_SIZE, seed), None
+            stream, n_held_out = made.stream(BATCH_SIZE, seed), None
             d_in, n_features = made.directions.shape
             d_sae = d_sae or n_features
             title = f"The world of {spec.name}"
@@ -200,7 +199,7 @@ def _stored(where: str, column: str | None, seed: int) -> tuple[Iterator[Tensor]
 def _judge_run(path: Path, world: str | None, seed: int) -> tuple[str, L0Recommendation]:
     from sparse_but_wrong.l0.recommend import recommend_l0
     from sparse_but_wrong.l0.sweep import EVALUATION_SAMPLES, measure_sweep
-    from sparse_but_wrong.runs.data import load_data, training_stream
+    from sparse_but_wrong.runs.data import load_data
     from sparse_but_wrong.runs.folder import RunFolder
     from sparse_but_wrong.runs.seeds import world_seed
     from sparse_but_wrong.runs.stored_world import StoredWorld
@@ -220,7 +219,7 @@ def _judge_run(path: Path, world: str | None, seed: int) -> tuple[str, L0Recomme
     if isinstance(data, StoredWorld):
         n_samples = min(n_samples, data.n_held_out)
         batch_size = min(batch_size, data.stored.n_samples - data.n_held_out)
-    stream = training_stream(data, batch_size, world_seed(seed, "find-l0", name))
+    stream: Iterator[Tensor] = data.stream(batch_size, world_seed(seed, "find-l0", name))
     if isinstance(data, StoredWorld):
         neighbours = chain.from_iterable(block.split(_NEIGHBOURS) for block in data.held_out())
         stream = chain(_from_all_over(neighbours, seed), stream)

@@ -18,7 +18,7 @@ from sparse_but_wrong.runs.folder import RunFolder
 from sparse_but_wrong.runs.seeds import world_seed
 from sparse_but_wrong.runs.spec import ExperimentSpec
 from sparse_but_wrong.sae_lens_compat import inference_copy
-from sparse_but_wrong.worlds.world import World
+from sparse_but_wrong.worlds.world import ToyWorld
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -90,9 +90,9 @@ class Results:
         (name,) = self.spec.worlds
         return name
 
-    def world(self, name: str) -> World:
+    def world(self, name: str) -> ToyWorld:
         """A toy world of the run."""
-        return World.load(self.folder.checked_world_path(name), self.device)
+        return ToyWorld.load(self.folder.checked_world_path(name), self.device)
 
     def sae(self, sae_id: str) -> sae_lens.SAE[Any]:
         """A trained SAE as it is used: a BatchTopK SAE as the JumpReLU SAE it is exported as."""
@@ -133,7 +133,7 @@ def inference_sae(folder: RunFolder, sae_id: str, device: str) -> sae_lens.SAE[A
 
 
 def evaluation_samples(
-    spec: ExperimentSpec, world: World, name: str, seed: int
+    spec: ExperimentSpec, world: ToyWorld, name: str, seed: int
 ) -> tuple[Float[Tensor, "samples d_in"], float]:
     """The activations on which every SAE of a world is scored, and the true L0 of those samples."""
     generator = torch.Generator(device=world.sampler.device).manual_seed(

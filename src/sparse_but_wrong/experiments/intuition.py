@@ -17,7 +17,7 @@ from sparse_but_wrong.experiments.worlds import FIFTY_FEATURES
 from sparse_but_wrong.runs.spec import ONLY_WORLD, ExperimentSpec
 
 if TYPE_CHECKING:
-    from sparse_but_wrong.worlds.world import World
+    from sparse_but_wrong.worlds.world import ToyWorld
 
 MIXED_BY = 0.5
 """Latents of the drawing's wrong SAE hold this much of every other feature times its latent
@@ -104,7 +104,7 @@ class Intuition(Analysis):
         ]
 
 
-def mixed_directions(world: World, by: float) -> Float[Tensor, "n_features d_in"]:
+def mixed_directions(world: ToyWorld, by: float) -> Float[Tensor, "n_features d_in"]:
     """Unit rows, one per feature, each with `by` times its correlation of every other feature.
 
     Raises:

@@ -24,7 +24,7 @@ from sparse_but_wrong.experiments.verdict import Check, Verdict
 from sparse_but_wrong.experiments.worlds import BUDGET, FIFTY_FEATURES, batchtopk
 from sparse_but_wrong.metrics.matched_cosines import matched_cosines
 from sparse_but_wrong.runs.spec import ONLY_WORLD, ExperimentSpec, SAESpec
-from sparse_but_wrong.worlds.firing_correlation import firing_correlation
+from sparse_but_wrong.worlds.correlations import firing_correlation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -27,7 +27,7 @@ from sparse_but_wrong.runs.spec import (
     WorldSpec,
 )
 from sparse_but_wrong.training.controls import KTransition
-from sparse_but_wrong.worlds.firing_correlation import firing_correlation
+from sparse_but_wrong.worlds.correlations import firing_correlation
 
 if TYPE_CHECKING:
     import pandas as pd

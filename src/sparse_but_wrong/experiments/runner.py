@@ -26,7 +26,7 @@ from sparse_but_wrong.metrics.score import score_sae
 from sparse_but_wrong.metrics.stream import StreamScore, measure_stream
 from sparse_but_wrong.report.write import write_report
 from sparse_but_wrong.runs.checkpoint import Checkpoint
-from sparse_but_wrong.runs.data import load_data, make_data, training_stream, width
+from sparse_but_wrong.runs.data import load_data, make_data
 from sparse_but_wrong.runs.folder import RunFolder
 from sparse_but_wrong.runs.make import make_saes
 from sparse_but_wrong.runs.provenance import provenance
@@ -35,7 +35,7 @@ from sparse_but_wrong.runs.spec import ExperimentSpec, SAESpec
 from sparse_but_wrong.runs.stored_world import StoredWorld
 from sparse_but_wrong.training.log import SAELog
 from sparse_but_wrong.training.loop import Training
-from sparse_but_wrong.worlds.world import World
+from sparse_but_wrong.worlds.world import ToyWorld
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -183,7 +183,7 @@ def _check_what_is_there(folder: RunFolder, spec: ExperimentSpec, settings: RunS
     folder.write_manifest()
 
 
-def _save_world(folder: RunFolder, name: str, world: World | StoredWorld) -> None:
+def _save_world(folder: RunFolder, name: str, world: ToyWorld | StoredWorld) -> None:
     path = folder.world_path(name)
     world.save(path)
     # One that is made again must be what the SAEs were trained on.
@@ -279,7 +279,7 @@ def _make_training(
     spec: ExperimentSpec,
     group: Sequence[SAESpec],
     name: str,
-    world: World | StoredWorld,
+    world: ToyWorld | StoredWorld,
     settings: RunSettings,
 ) -> Training:
     """The training of some SAEs of a world, at its start."""
@@ -289,11 +289,10 @@ def _make_training(
         progress=settings.progress,
         log_every=log_every_that_tells(spec.training.log_every, spec.training.n_steps),
     )
-    source = training_stream(
-        world, options.train_batch_size_samples, world_seed(settings.seed, "stream", name)
-    )
-    features = world.model if isinstance(world, World) else None
-    saes = make_saes(group, width(world), settings.seed, settings.device, features)
+    seed = world_seed(settings.seed, "stream", name)
+    source = world.stream(options.train_batch_size_samples, seed)
+    features = world.model if isinstance(world, ToyWorld) else None
+    saes = make_saes(group, world.d_in, settings.seed, settings.device, features)
     names = [f"SAE {sae.sae_id!r}" for sae in group]
     return Training(saes, source, options, [sae.control for sae in group], names=names)
 

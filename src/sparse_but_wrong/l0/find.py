@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from sparse_but_wrong.l0.directions import Directions
-from sparse_but_wrong.l0.options import SCALED, config_class
-from sparse_but_wrong.l0.options import FindOptions as FindOptions
+from sparse_but_wrong.l0.options import SCALED, FindOptions as FindOptions, config_class
 from sparse_but_wrong.l0.recommend import L0Recommendation, recommend_l0
 from sparse_but_wrong.l0.refine import most_worth
 from sparse_but_wrong.l0.stream import draw_batch, draw_samples

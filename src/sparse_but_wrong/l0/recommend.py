@@ -14,9 +14,9 @@ from sparse_but_wrong.l0.curves import (
     NEAR,
     Curve,
     read_curves,
+    useful_n as useful_n,
     words_of_curves_alone,
 )
-from sparse_but_wrong.l0.curves import useful_n as useful_n
 from sparse_but_wrong.l0.sweep import Count, Sweep, most_directions
 
 if TYPE_CHECKING:

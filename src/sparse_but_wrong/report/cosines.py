@@ -58,12 +58,12 @@ def cosine_frames(folder: RunFolder, saes: Sequence[Mapping[str, Any]]) -> dict[
 
 
 def _directions(folder: RunFolder, worlds: set[str]) -> dict[str, Float[Tensor, "_d_in _features"]]:
-    from sparse_but_wrong.worlds.world import World
+    from sparse_but_wrong.worlds.world import ToyWorld
 
     return {
-        name: World.load(folder.checked_world_path(name)).directions
+        name: ToyWorld.load(folder.checked_world_path(name)).directions
         for name in sorted(worlds)
-        if World.is_saved_in(folder.world_path(name))
+        if ToyWorld.is_saved_in(folder.world_path(name))
     }
 
 

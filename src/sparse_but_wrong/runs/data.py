@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from sparse_but_wrong.runs.make import make_world
 from sparse_but_wrong.runs.spec import ExperimentSpec, WorldSpec
 from sparse_but_wrong.runs.stored_world import StoredWorld, is_stored_world
-from sparse_but_wrong.worlds.activations import ToyActivations
-from sparse_but_wrong.worlds.world import World
+from sparse_but_wrong.worlds.world import ToyWorld
 
 
 def make_data(
     spec: ExperimentSpec, name: str, seed: int, device: torch.device | str = "cpu"
-) -> World | StoredWorld:
+) -> ToyWorld | StoredWorld:
     """A world of a spec, made or opened.
 
     Raises:
@@ -30,26 +27,10 @@ def make_data(
     return StoredWorld(world.activations, world.column, spec.evaluation_samples)
 
 
-def load_data(folder: Path, device: torch.device | str = "cpu") -> World | StoredWorld:
+def load_data(folder: Path, device: torch.device | str = "cpu") -> ToyWorld | StoredWorld:
     """A world as a run's folder holds it.
 
     Raises:
         ValueError, OSError: it is damaged, or stored activations are not what they were.
     """
-    return StoredWorld.load(folder) if is_stored_world(folder) else World.load(folder, device)
-
-
-def width(data: World | StoredWorld) -> int:
-    """d_in of the activations."""
-    return data.d_in if isinstance(data, StoredWorld) else data.directions.shape[0]
-
-
-def training_stream(data: World | StoredWorld, batch_size: int, seed: int) -> Iterator[Tensor]:
-    """What SAEs are trained on, batch after batch without end; its place can be saved.
-
-    Raises:
-        ValueError: fewer stored samples than a batch.
-    """
-    if isinstance(data, StoredWorld):
-        return data.stream(batch_size, seed)
-    return ToyActivations(data.model, data.sampler, batch_size, seed)
+    return StoredWorld.load(folder) if is_stored_world(folder) else ToyWorld.load(folder, device)

@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sparse_but_wrong.runs.seeds import derive_seed, world_seed
+from sparse_but_wrong.runs.seeds import world_seed
 from sparse_but_wrong.runs.spec import ONLY_WORLD, CorrelatedPairs, SAESpec, WorldSpec
 from sparse_but_wrong.saes.initialization import init_sae_to_match_model
+from sparse_but_wrong.seeds import derive_seed
 from sparse_but_wrong.training.config_types import field_types, of_type
 from sparse_but_wrong.training.make import make_sae
-from sparse_but_wrong.worlds.toy_model import ToyModel
-from sparse_but_wrong.worlds.training_batch import (
+from sparse_but_wrong.worlds.correlations import (
     create_correlation_matrix,
     generate_random_correlation_matrix,
 )
-from sparse_but_wrong.worlds.world import World
+from sparse_but_wrong.worlds.toy_model import ToyModel
+from sparse_but_wrong.worlds.world import ToyWorld
 
 if TYPE_CHECKING:
     import sae_lens
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 def make_world(
     spec: WorldSpec, seed: int, device: torch.device | str = "cpu", name: str = ONLY_WORLD
-) -> World:
+) -> ToyWorld:
     """The world of a spec. Its directions follow from seed and name, all else from the spec.
 
     Args:
@@ -50,19 +51,15 @@ def make_world(
             sparsity=spec.correlation.sparsity,
             seed=spec.correlation.seed,
         )
-    directions = torch.Generator().manual_seed(world_seed(seed, "world", name))
-    return World(
-        model=ToyModel(
-            spec.n_features,
-            spec.d_in,
-            ortho_num_steps=spec.ortho_num_steps,
-            generator=directions,
-            ortho_renormalize=True,
-        ),
-        firing_probabilities=torch.tensor(spec.firing_probabilities),
-        std_firing_magnitudes=torch.tensor(spec.std_firing_magnitudes),
-        mean_firing_magnitudes=torch.tensor(spec.mean_firing_magnitudes),
-        correlation_matrix=matrix,
+    return ToyWorld(
+        spec.n_features,
+        spec.d_in,
+        torch.tensor(spec.firing_probabilities),
+        torch.tensor(spec.std_firing_magnitudes),
+        torch.tensor(spec.mean_firing_magnitudes),
+        matrix,
+        seed=world_seed(seed, "world", name),
+        ortho_num_steps=spec.ortho_num_steps,
         device=device,
     )
 

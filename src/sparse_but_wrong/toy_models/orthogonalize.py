@@ -1,6 +1,6 @@
 """The published import path of near-orthogonal directions."""
 
-from sparse_but_wrong.worlds.orthogonalize import (
+from sparse_but_wrong.worlds.toy_model import (
     orthogonalize,
 )
 

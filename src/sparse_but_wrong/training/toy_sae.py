@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sparse_but_wrong.tensors import DEFAULT_DEVICE
 from sparse_but_wrong.training.loop import train_saes
 from sparse_but_wrong.training.options import TrainOptions
-from sparse_but_wrong.worlds.activations import EmbeddedFeatures
+from sparse_but_wrong.worlds.world import embedded
 
 if TYPE_CHECKING:
     import sae_lens
@@ -54,5 +54,5 @@ def train_toy_sae(
         lr_warm_up_steps=lr_warm_up_steps,
         lr_decay_steps=lr_decay_steps,
     )
-    source = EmbeddedFeatures(toy_model, activations_batch_provider, train_batch_size_tokens)
+    source = embedded(toy_model, activations_batch_provider, train_batch_size_tokens)
     train_saes([sae], source, options)

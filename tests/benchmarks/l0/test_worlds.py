@@ -19,7 +19,7 @@ from benchmarks.l0.worlds import (
     read_worlds,
 )
 from sparse_but_wrong.runs.spec import CorrelatedPairs, CorrelationSpec
-from sparse_but_wrong.worlds.activations import ToyActivations
+from sparse_but_wrong.worlds.world import ToyActivations
 
 WORLDS = read_worlds()
 REPORTED = [world for world in WORLDS.values() if world.split == "report"]

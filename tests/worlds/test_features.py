@@ -1,16 +1,23 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import jaxtyping
+import numpy as np
 import pytest
 import torch
 from scipy.stats import norm
 from torch import Tensor
 
-from sparse_but_wrong.worlds.sampler import FeatureSampler
-from sparse_but_wrong.worlds.training_batch import generate_random_correlation_matrix
+from sparse_but_wrong.worlds import features as module
+from sparse_but_wrong.worlds.correlations import generate_random_correlation_matrix
+from sparse_but_wrong.worlds.features import (
+    FeatureSampler,
+    get_correlated_features,
+    get_training_batch,
+)
 
 
 def published_batch(
@@ -296,7 +303,7 @@ class TestValidation:
 
     @pytest.mark.parametrize("name", ["std_firing_magnitudes", "mean_firing_magnitudes"])
     def test_magnitudes_of_a_wrong_shape(self, name: str) -> None:
-        with pytest.raises(ValueError, match=rf"{name} has shape \[1\] .* 3 features"):
+        with pytest.raises(ValueError, match=rf"{name} has shape \[1\].* 3 features"):
             make_sampler(torch.ones(3), {name: torch.ones(1)})
 
     @pytest.mark.parametrize("name", ["std_firing_magnitudes", "mean_firing_magnitudes"])
@@ -322,7 +329,7 @@ class TestValidation:
 
     def test_asymmetric_matrix(self) -> None:
         matrix = torch.tensor([[1.0, 0.3], [0.2, 1.0]])
-        with pytest.raises(ValueError, match=r"not symmetric: \[0, 1\] is 0.3 but \[1, 0\] is 0.2"):
+        with pytest.raises(ValueError, match=r"\[0, 1\] is 0.3; .*not symmetric"):
             FeatureSampler(torch.ones(2), correlation_matrix=matrix)
 
     def test_matrix_that_is_not_positive_semi_definite(self) -> None:
@@ -330,3 +337,131 @@ class TestValidation:
         matrix = torch.full((3, 3), -0.9).fill_diagonal_(1)
         with pytest.raises(ValueError, match=r"smallest eigenvalue is -0\.8.*create_correlation"):
             FeatureSampler(torch.ones(3), correlation_matrix=matrix)
+
+
+class TestGetTrainingBatch:
+    probabilities = torch.tensor([0.1, 0.4, 0.8])
+    std = torch.tensor([0.0, 0.15, 0.5])
+    mean = torch.tensor([1.0, 2.0, 0.5])
+    matrix = torch.tensor([[1.0, 0.4, -0.4], [0.4, 1.0, 0.0], [-0.4, 0.0, 1.0]])
+
+    @pytest.mark.parametrize("correlated", [True, False])
+    def test_is_the_samplers_draw_from_the_global_generator(self, correlated: bool) -> None:
+        matrix = self.matrix if correlated else None
+        sampler = FeatureSampler(self.probabilities, self.std, self.mean, matrix)
+        torch.manual_seed(2)
+        expected = [sampler.sample(32) for _ in range(2)]
+        torch.manual_seed(2)
+        for batch in expected:
+            drawn = get_training_batch(
+                32, self.probabilities, self.std, self.mean, "cpu", correlation_matrix=matrix
+            )
+            assert torch.equal(drawn, batch)
+
+    def test_defaults_are_magnitude_one(self) -> None:
+        batch = get_training_batch(1000, self.probabilities, device="cpu")
+        assert set(batch.unique().tolist()) == {0.0, 1.0}
+
+    def test_correlated_features_are_the_first_half_of_the_draw(self) -> None:
+        torch.manual_seed(4)
+        batch = get_training_batch(
+            256, self.probabilities, device="cpu", correlation_matrix=self.matrix
+        )
+        torch.manual_seed(4)
+        firings = get_correlated_features(256, self.probabilities, self.matrix, "cpu")
+        assert set(firings.unique().tolist()) == {0.0, 1.0}
+        assert torch.equal(firings, batch)
+
+    def test_modify_sees_firings_before_magnitudes(self) -> None:
+        seen: list[Tensor] = []
+
+        def silence_the_last(firings: Tensor) -> Tensor:
+            seen.append(firings.clone())
+            firings[:, 2] = 0
+            return firings.bool()
+
+        arguments = (256, self.probabilities, self.std, self.mean, "cpu")
+        torch.manual_seed(6)
+        plain = get_training_batch(*arguments, correlation_matrix=self.matrix)
+        torch.manual_seed(6)
+        modified = get_training_batch(
+            *arguments, modify_firing_features=silence_the_last, correlation_matrix=self.matrix
+        )
+        assert torch.equal(seen[0][:, :2] > 0, plain[:, :2] > 0)
+        assert set(seen[0].unique().tolist()) == {0.0, 1.0}
+        assert torch.equal(modified, plain * torch.tensor([1.0, 1.0, 0.0]))
+
+    def test_refuses_a_modification_of_another_shape(self) -> None:
+        with pytest.raises(ValueError, match=r"returned shape \[8, 1\] for firings .*\[8, 3\]"):
+            get_training_batch(
+                8,
+                self.probabilities,
+                device="cpu",
+                modify_firing_features=lambda firings: firings[:, :1],
+            )
+
+    def test_bad_input_is_refused_on_every_call(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+        for _ in range(2):
+            with pytest.raises(ValueError, match=r"firing_probabilities\[0\] is 2"):
+                get_training_batch(8, torch.tensor([2.0]), device="cpu")
+            with pytest.raises(ValueError, match=r"correlation_matrix has shape \[3, 3\]"):
+                get_correlated_features(8, torch.tensor([0.5]), self.matrix, "cpu")
+
+
+class TestMemory:
+    """What is constant is remembered between calls: by content, and not for ever."""
+
+    def test_factorises_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        module._sampler_of_content.cache_clear()
+        made: list[FeatureSampler] = []
+
+        class Counting(FeatureSampler):
+            def __init__(self, *arguments: Any, **named: Any) -> None:
+                super().__init__(*arguments, **named)
+                made.append(self)
+
+        monkeypatch.setattr(module, "FeatureSampler", Counting)
+        for _ in range(5):
+            # New tensors of the same content: the same world.
+            get_training_batch(
+                4, torch.full((3,), 0.5), device="cpu", correlation_matrix=torch.eye(3)
+            )
+        assert len(made) == 1
+        module._sampler_of_content.cache_clear()
+
+    def test_a_tensor_changed_in_place_is_a_new_world(self) -> None:
+        probabilities, std, mean = torch.ones(2), torch.zeros(2), torch.ones(2)
+        draw = partial(get_training_batch, 50, probabilities, std, mean, "cpu")
+        assert draw().eq(1).all()
+        mean.fill_(3)
+        assert draw().eq(3).all()
+        std.fill_(0.1)
+        assert draw().unique().numel() > 10
+        probabilities.zero_()
+        assert draw().eq(0).all()
+
+    def test_a_matrix_changed_behind_torchs_back_is_a_new_world(self) -> None:
+        matrix = np.eye(2, dtype=np.float32)
+        draw = partial(
+            get_correlated_features, 200, torch.full((2,), 0.5), torch.from_numpy(matrix), "cpu"
+        )
+        before = draw()
+        assert not torch.equal(before[:, 0], before[:, 1])
+        matrix[:] = -1
+        np.fill_diagonal(matrix, 1)
+        after = draw()
+        assert int((after[:, 0] == after[:, 1]).sum()) <= 2
+
+    def test_same_bytes_of_another_shape_or_type_are_another_world(self) -> None:
+        zeros = torch.zeros(4, dtype=torch.float32)
+        assert get_training_batch(2, zeros, device="cpu").shape == (2, 4)
+        assert get_training_batch(2, zeros.view(torch.float64), device="cpu").shape == (2, 2)
+
+    def test_bfloat16_is_understood(self) -> None:
+        assert get_training_batch(2, torch.ones(3, dtype=torch.bfloat16), device="cpu").eq(1).all()
+
+    def test_forgets(self) -> None:
+        for index in range(40):
+            get_training_batch(1, torch.full((2,), index / 40), device="cpu")
+        assert module._sampler_of_content.cache_info().currsize <= 8
