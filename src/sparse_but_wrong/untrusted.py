@@ -39,7 +39,7 @@ def one_line(error: BaseException) -> str:
 def damaged(file: Path, error: BaseException | str, remedy: str = _COPY_AGAIN) -> ValueError:
     """The error for a damaged file: its name, what is wrong, and what to do about it."""
     if isinstance(error, BaseException):
-        is_plain = isinstance(error, ValueError | KeyError)
+        is_plain = isinstance(error, ValueError)
         error = one_line(error) if is_plain else f"{type(error).__name__}: {one_line(error)}"
     return ValueError(f"{file} is damaged ({error}); {remedy}.")
 

@@ -104,6 +104,8 @@ def test_topk(k_at: str, tmp_path: Path) -> None:
     tensors = dict(TOPK)
     if k_at == "config":
         del tensors["k"]
+    # It ignores the threshold that it also saves.
+    tensors["threshold"] = torch.tensor(-1.0)
     sae = load_sae(
         save(tmp_path, tensors, "AutoEncoderTopK", **({} if k_at == "file" else {"k": 3}))
     )
@@ -112,13 +114,6 @@ def test_topk(k_at: str, tmp_path: Path) -> None:
     latents = torch.zeros_like(pre).scatter(-1, at, values)
     agrees(sae, latents, latents @ LINEAR["decoder.weight"].T + BIAS)
     assert sae.cfg.architecture() == "topk"
-
-
-def test_topk_ignores_the_threshold_that_it_also_saves(tmp_path: Path) -> None:
-    plain = load_sae(save(tmp_path / "a", TOPK, "AutoEncoderTopK"))
-    tensors = {**TOPK, "threshold": torch.tensor(-1.0)}
-    with_one = load_sae(save(tmp_path / "b", tensors, "AutoEncoderTopK"))
-    assert torch.equal(plain.encode(X), with_one.encode(X))
 
 
 def test_batch_topk_is_used_with_its_threshold(tmp_path: Path) -> None:
@@ -172,7 +167,7 @@ def test_the_class_is_told_from_names_that_only_one_has(
 def test_names_that_others_may_use_do_not_tell_the_class(
     tensors: dict[str, Tensor], could: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match=f"{could}.*Put the config.json"):
+    with pytest.raises(ValueError, match=f"{could}.*config.json"):
         load_sae(save(tmp_path, tensors))
 
 
@@ -183,16 +178,12 @@ def test_a_checkpoint_has_its_config_one_folder_up(tmp_path: Path) -> None:
     assert load_sae(file).cfg.architecture() == "topk"
 
 
-def test_the_file_itself_can_be_named(tmp_path: Path) -> None:
-    assert load_sae(save(tmp_path, TOPK, "AutoEncoderTopK") / "ae.pt").cfg.d_sae == D_SAE
-
-
 class Bomb:
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, *call: Any) -> None:
+        self.call = call
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (str(self.file),)
+        return self.call[0], self.call[1:]
 
 
 @pytest.mark.parametrize("old_format", [False, True])
@@ -200,30 +191,24 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(
     old_format: bool, tmp_path: Path
 ) -> None:
     trace = tmp_path / "trace"
-    bomb = {**TOPK, "config": Bomb(trace)}
-    save(tmp_path, {}, "AutoEncoderTopK")
-    torch.save(bomb, tmp_path / "ae.pt", _use_new_zipfile_serialization=not old_format)
-    with pytest.raises(ValueError, match=r"ae.pt is damaged or holds more than tensors .*mkdir"):
-        load_sae(tmp_path)
+    # The second would take a terabyte of memory.
+    bombs = {"mkdir": Bomb(os.mkdir, str(trace)), "bytearray": Bomb(bytearray, 10**12)}
+    for says, bomb in bombs.items():
+        save(tmp_path, {}, "AutoEncoderTopK")
+        content = {**TOPK, "config": bomb}
+        torch.save(content, tmp_path / "ae.pt", _use_new_zipfile_serialization=not old_format)
+        with pytest.raises(ValueError, match=rf"ae\.pt .*more than tensors.*{says}"):
+            load_sae(tmp_path)
     assert not trace.exists()
+    torch.save(Bomb(os.mkdir, str(trace)), tmp_path / "ae.pt")
     torch.load(tmp_path / "ae.pt", weights_only=False)
     assert trace.exists()
 
 
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [(b"", "damaged"), (b"hello", "damaged"), (b"PK\x03\x04 half a file", "damaged")],
-)
-def test_a_damaged_file_is_refused(content: bytes, says: str, tmp_path: Path) -> None:
-    save(tmp_path, TOPK, "AutoEncoderTopK")
-    (tmp_path / "ae.pt").write_bytes(content)
-    with pytest.raises(ValueError, match=f"ae.pt is {says}"):
-        load_sae(tmp_path)
-
-
-def test_half_a_file_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 half a file", None])
+def test_a_damaged_file_is_refused(content: bytes | None, tmp_path: Path) -> None:
     file = save(tmp_path, TOPK, "AutoEncoderTopK") / "ae.pt"
-    file.write_bytes(file.read_bytes()[:500])
+    file.write_bytes(file.read_bytes()[:500] if content is None else content)
     with pytest.raises(ValueError, match=r"ae.pt is damaged"):
         load_sae(tmp_path)
 
@@ -263,7 +248,7 @@ def test_something_else_than_tensors_by_name_is_refused(content: object, tmp_pat
             {},
             "threshold of NaN in 10 of 10",
         ),
-        (TOPK, "IdentityDict", {}, "names the class 'IdentityDict', which is not known; known are"),
+        (TOPK, "IdentityDict", {}, "class 'IdentityDict'.*Available: AutoEncoder"),
         (LINEAR, "AutoEncoder", {}, "misses bias; an SAE of its kind has encoder.weight"),
         ({**TOPK, "extra": BIAS}, "AutoEncoderTopK", {}, "holds extra, which do not belong"),
         ({**TOPK, "b_dec": BIAS[:5]}, "AutoEncoderTopK", {}, r"b_dec .* \[5\].*d_in = 6"),
@@ -282,25 +267,25 @@ def test_something_else_than_tensors_by_name_is_refused(content: object, tmp_pat
             r"threshold .* \[\], not \[d_sae\]",
         ),
         (TOPK, "AutoEncoderTopK", {"k": 4}, "says k = 3, but config.json says k = 4"),
-        (TOPK, "AutoEncoderTopK", {"k": "3"}, "k in .*config.json is '3', not a whole number"),
+        (TOPK, "AutoEncoderTopK", {"k": "3"}, "k in .*config.json is '3'"),
         (TOPK, "AutoEncoderTopK", {"k": 2, "activation_dim": 7}, "d_in = 7, but the weights"),
         (TOPK, "AutoEncoderTopK", {"dict_size": "x"}, "d_sae = 'x', but the weights"),
-        (TOPK, ["AutoEncoderTopK"], {}, r"names the class \['AutoEncoderTopK'\]"),
-        ({**TOPK, "k": torch.tensor(float("nan"))}, "AutoEncoderTopK", {}, "is nan, not a whole"),
-        ({**TOPK, "k": torch.tensor(7)}, "AutoEncoderTopK", {"k": 3}, "annealing does not explain"),
-        ({**TOPK, "k": torch.tensor(11)}, "AutoEncoderTopK", {}, "is 11, not a whole number"),
-        ({**TOPK, "k": torch.tensor(0)}, "AutoEncoderTopK", {}, "is 0, not a whole number"),
+        (TOPK, ["AutoEncoderTopK"], {}, r"class \['AutoEncoderTopK'\]"),
+        ({**TOPK, "k": torch.tensor(float("nan"))}, "AutoEncoderTopK", {}, "is nan"),
+        ({**TOPK, "k": torch.tensor(7)}, "AutoEncoderTopK", {"k": 3}, "annealing from 6"),
+        ({**TOPK, "k": torch.tensor(11)}, "AutoEncoderTopK", {}, "is 11"),
+        ({**TOPK, "k": torch.tensor(0)}, "AutoEncoderTopK", {}, "is 0"),
         (
             {name: value for name, value in TOPK.items() if name != "k"},
             "AutoEncoderTopK",
             {},
-            "nothing says how many latents",
+            "no k",
         ),
         (
             {name: value[:0] if value.ndim else value for name, value in TOPK.items()},
             "AutoEncoderTopK",
             {},
-            "is empty|but encoder.weight has",
+            r"\[0, 6\]",
         ),
     ],
 )
@@ -323,49 +308,37 @@ def test_a_checkpoint_from_while_k_was_annealed_keeps_its_own(tmp_path: Path) ->
     assert (sae.encode(X) > 0).sum(1).max() == 5
 
 
-def with_buffer(folder: Path, **buffer: object) -> Path:
-    trainer = {"lm_name": "EleutherAI/pythia-70m", "layer": 3, "submodule_name": "resid_post"}
+def with_buffer(folder: Path, io: object, **trainer: object) -> Path:
     save(folder, TOPK, "AutoEncoderTopK", **trainer)
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "buffer": buffer}))
+    config["buffer"] = {} if io is None else {"io": io}
+    (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 
 @pytest.mark.parametrize("io", ["in_and_out", ["in", "out"], "both"])
 def test_a_transcoder_is_refused(io: object, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"config\.json describes a transcoder \(buffer\.io is"):
-        load_sae(with_buffer(tmp_path, io=io))
+    with pytest.raises(ValueError, match=r"config\.json .*transcoder \(buffer\.io is"):
+        load_sae(with_buffer(tmp_path, io))
 
 
 @pytest.mark.parametrize(
-    ("buffer", "hook"),
+    ("trainer", "io", "hook"),
     [
-        ({"io": "out"}, "blocks.3.hook_resid_post"),
-        ({}, "blocks.3.hook_resid_post"),
-        ({"io": "in"}, None),
+        ({"layer": 3, "submodule_name": "resid_post"}, "out", "blocks.3.hook_resid_post"),
+        ({"layer": 3, "submodule_name": "resid_post"}, None, "blocks.3.hook_resid_post"),
+        ({"layer": 3, "submodule_name": "resid_post"}, "in", None),
+        ({"layer": 3, "submodule_name": "resid_post_layer_3"}, None, "blocks.3.hook_resid_post"),
+        ({"layer": 3, "submodule_name": "gpt_neox.layers.3.mlp"}, None, "gpt_neox.layers.3.mlp"),
+        ({"layer": "x", "submodule_name": 3}, None, None),
+        ({"layer": 3}, None, None),
     ],
 )
 def test_where_it_reads_is_noted(
-    buffer: dict[str, object], hook: str | None, tmp_path: Path
+    trainer: dict[str, Any], io: str | None, hook: str | None, tmp_path: Path
 ) -> None:
-    metadata = load_sae(with_buffer(tmp_path, **buffer)).cfg.metadata
-    assert (metadata.model_name, metadata.hook_name) == ("EleutherAI/pythia-70m", hook)
-
-
-@pytest.mark.parametrize(
-    ("trainer", "hook"),
-    [
-        ({"layer": 3, "submodule_name": "resid_post_layer_3"}, "blocks.3.hook_resid_post"),
-        ({"layer": 3, "submodule_name": "gpt_neox.layers.3.mlp"}, "gpt_neox.layers.3.mlp"),
-        ({"layer": "x", "submodule_name": 3}, None),
-        ({"layer": 3}, None),
-    ],
-)
-def test_a_submodule_of_another_name_is_noted_as_it_is(
-    trainer: dict[str, Any], hook: str | None, tmp_path: Path
-) -> None:
-    sae = load_sae(save(tmp_path, TOPK, "AutoEncoderTopK", **trainer))
-    assert sae.cfg.metadata.hook_name == hook
+    metadata = load_sae(with_buffer(tmp_path, io, lm_name="some/model", **trainer)).cfg.metadata
+    assert (metadata.model_name, metadata.hook_name) == ("some/model", hook)
 
 
 @pytest.mark.parametrize(
@@ -374,12 +347,6 @@ def test_a_submodule_of_another_name_is_noted_as_it_is(
         (LINEAR["encoder.weight"].to_sparse(), "no plain tensor .*sparse"),
         (LINEAR["encoder.weight"].to("meta"), "no plain tensor .*meta"),
         (torch.ones(1).expand(200_000, 100_000), "claims to hold 80,000,0.* bytes"),
-        (
-            torch.sparse_coo_tensor(
-                torch.tensor([[0], [0]]), torch.ones(1), (10**6, 10**6), check_invariants=True
-            ),
-            "no plain tensor",
-        ),
         (torch.empty(10**9, 10**9, device="meta"), "no plain tensor"),
     ],
 )
@@ -403,36 +370,10 @@ def test_a_packed_file_is_not_unpacked(tmp_path: Path) -> None:
         load_sae(tmp_path)
 
 
-class Bytes:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return bytearray, (10**12,)
-
-
-@pytest.mark.parametrize("old_format", [False, True])
-def test_a_pickle_that_asks_for_any_number_of_bytes_is_refused(
-    old_format: bool, tmp_path: Path
-) -> None:
-    save(tmp_path, {}, "AutoEncoderTopK")
-    bomb = {**TOPK, "b_dec": Bytes()}
-    torch.save(bomb, tmp_path / "ae.pt", _use_new_zipfile_serialization=not old_format)
-    with pytest.raises(ValueError, match=r"ae\.pt is damaged or holds more .*bytearray"):
-        load_sae(tmp_path)
-
-
 def test_tensors_that_share_their_numbers_are_loaded(tmp_path: Path) -> None:
     tied = LINEAR["encoder.weight"]
     sae = load_sae(save(tmp_path, {**TOPK, "decoder.weight": tied.T}, "AutoEncoderTopK"))
     assert torch.equal(sae.W_dec, sae.W_enc.T)
-
-
-def test_a_damaged_config_is_refused(tmp_path: Path) -> None:
-    save(tmp_path, TOPK)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config.json is damaged"):
-        load_sae(tmp_path)
-    (tmp_path / "config.json").write_text("[1]")
-    with pytest.raises(ValueError, match=r"config.json holds a list"):
-        load_sae(tmp_path)
 
 
 def test_weights_that_are_not_finite_are_let_through(tmp_path: Path) -> None:

@@ -84,9 +84,23 @@ def trained(config: Any, steps: int = 6) -> Any:
     return trainer
 
 
+MISSING = object()
+
+
 def rewrite(folder: Path, **changes: Any) -> None:
     file = folder / "cfg.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    content = {**json.loads(file.read_text()), **changes}
+    content = {name: value for name, value in content.items() if value is not MISSING}
+    file.write_text(json.dumps(content))
+
+
+def change_weights(folder: Path, **changes: Any) -> dict[str, Tensor]:
+    """Change tensors, leave out those that are None, and return those there were."""
+    file = folder / "sae_weights.safetensors"
+    tensors = load_file(file)
+    changed: dict[str, Any] = {**tensors, **changes}
+    save_file({name: t.clone() for name, t in changed.items() if t is not None}, file)
+    return tensors
 
 
 @pytest.mark.parametrize("normalised", ["none", "expected_average_only_in", "covariance_whitening"])
@@ -219,45 +233,15 @@ def test_a_transcoder_is_refused(tmp_path: Path) -> None:
         load_sae(tmp_path)
 
 
-def test_an_unknown_architecture_is_refused(tmp_path: Path) -> None:
-    plain(tmp_path)
-    rewrite(tmp_path, architecture="quantum")
-    with pytest.raises(ValueError, match=r"architecture 'quantum', which is not registered .*topk"):
-        load_sae(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ({"d_sae": 11}, "cfg.json says d_sae = 11, but the weights .* have 10"),
-        ({"d_sae": None}, "d_sae in .*cfg.json is None"),
-        ({"metadata": 3}, "metadata in .*cfg.json is 3"),
-        ({"metadata": {"to_dict": 1}}, "metadata in .*cfg.json has the entry 'to_dict'"),
-        ({"sae_lens_version": "odd"}, "cannot be loaded .* copy cfg.json and sae_weights"),
-        ({"normalize_activations": "odd"}, "cannot be loaded .*normalize_activations must be"),
-    ],
-)
-def test_a_config_that_does_not_fit_is_refused(
-    change: dict[str, Any], says: str, tmp_path: Path
-) -> None:
-    plain(tmp_path)
-    rewrite(tmp_path, **change)
-    with pytest.raises(ValueError, match=says) as error:
-        load_sae(tmp_path)
-    assert "\n" not in str(error.value)
-
-
 def test_weights_that_do_not_agree_are_refused(tmp_path: Path) -> None:
-    plain(tmp_path)
-    file = tmp_path / "sae_weights.safetensors"
-    tensors = load_file(file)
-    save_file({**tensors, "W_dec": tensors["W_dec"][:9].clone()}, file)
-    with pytest.raises(ValueError, match=r"says d_sae = 10, but the weights .* have 9"):
+    weights = plain(tmp_path).state_dict()
+    change_weights(tmp_path, W_dec=weights["W_dec"][:9])
+    with pytest.raises(ValueError, match=r"d_sae = 10, but the weights .* 9"):
         load_sae(tmp_path)
-    save_file({**tensors, "W_enc": tensors["W_enc"][:, :9].clone()}, file)
+    change_weights(tmp_path, W_dec=weights["W_dec"], W_enc=weights["W_enc"][:, :9])
     with pytest.raises(ValueError, match="size mismatch for W_enc"):
         load_sae(tmp_path)
-    save_file({"W_dec": tensors["W_dec"]}, file)
+    change_weights(tmp_path, W_enc=None)
     with pytest.raises(ValueError, match=r"Missing key\(s\) in state_dict: .*W_enc"):
         load_sae(tmp_path)
 
@@ -280,7 +264,7 @@ def test_damaged_files_are_refused(tmp_path: Path) -> None:
 def test_a_damaged_scaling_factor_is_refused(factor: object, tmp_path: Path) -> None:
     plain(tmp_path, normalize_activations="expected_average_only_in")
     (tmp_path / "activation_scaler.json").write_text(json.dumps({"scaling_factor": factor}))
-    with pytest.raises(ValueError, match=r"scaling_factor in .* not a positive number"):
+    with pytest.raises(ValueError, match=r"scaling_factor in .* positive number"):
         load_sae(tmp_path)
 
 
@@ -291,17 +275,8 @@ def test_a_whitening_that_is_missing_or_damaged_is_refused(tmp_path: Path) -> No
     with pytest.raises(ValueError, match=r"activation_whitening.safetensors is missing"):
         load_sae(tmp_path)
     save_file({"mean": torch.zeros(D_IN)}, tmp_path / "activation_whitening.safetensors")
-    with pytest.raises(ValueError, match=r"cannot be folded into the SAE \(KeyError: 'matrix'\)"):
+    with pytest.raises(ValueError, match=r"whitening.* is damaged \(KeyError: 'matrix'\)"):
         load_sae(tmp_path)
-
-
-def test_weights_that_are_not_finite_are_let_through(tmp_path: Path) -> None:
-    plain(tmp_path)
-    file = tmp_path / "sae_weights.safetensors"
-    tensors = load_file(file)
-    tensors["W_dec"][0, 0] = float("inf")
-    save_file(tensors, file)
-    assert load_sae(tmp_path).W_dec.isinf().sum() == 1
 
 
 def test_loading_draws_no_random_numbers(tmp_path: Path) -> None:
@@ -360,7 +335,7 @@ def test_an_old_topk_keeps_k_latents(config: dict[str, Any], tmp_path: Path) -> 
     expected = torch.zeros_like(pre).scatter(-1, at, values.relu())
     loaded = load_sae(tmp_path)
     torch.testing.assert_close(loaded.encode(x), expected)
-    assert (loaded.cfg.architecture(), loaded.cfg.k) == ("topk", 3)
+    assert (loaded.cfg.architecture(), loaded.cfg.k, type(loaded.cfg.k)) == ("topk", 3, int)
 
 
 @pytest.mark.parametrize(
@@ -387,24 +362,18 @@ def test_an_activation_of_old_that_none_has_today_is_refused_by_name(
     config: dict[str, Any], says: str, tmp_path: Path
 ) -> None:
     old(tmp_path, **config)
-    with pytest.raises(ValueError, match=says) as error:
-        load_sae(tmp_path)
-    assert "cfg.json" in str(error.value)
-
-
-def test_a_config_of_today_says_its_activation_too(tmp_path: Path) -> None:
-    """sae_lens drops the field whatever wrote it."""
-    plain(tmp_path)
-    rewrite(tmp_path, activation_fn="tanh-relu")
-    with pytest.raises(ValueError, match="'tanh-relu'"):
-        load_sae(tmp_path)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=says) as error:
+            load_sae(tmp_path)
+        assert "cfg.json" in str(error.value)
+        plain(tmp_path)  # a config of today says its activation too
+        rewrite(tmp_path, **config)
 
 
 def test_latents_that_finetuning_scaled_are_scaled(tmp_path: Path) -> None:
     sae, x = old(tmp_path, finetuning_scaling_factor=True), activations(seed=1000)
-    file, factors = tmp_path / "sae_weights.safetensors", torch.linspace(0.5, 2, D_SAE)
-    tensors = load_file(file)
-    save_file({**tensors, "scaling_factor": factors}, file)
+    factors = torch.linspace(0.5, 2, D_SAE)
+    change_weights(tmp_path, scaling_factor=factors)
     latents = pre_activations(sae, x).relu()
     loaded = load_sae(tmp_path)
     torch.testing.assert_close(loaded.encode(x), latents)
@@ -412,30 +381,26 @@ def test_latents_that_finetuning_scaled_are_scaled(tmp_path: Path) -> None:
     # Unscaled, its reconstruction is another one.
     assert (sae(x) - loaded(x)).abs().max() > 1
 
-    save_file({**tensors, "scaling_factor": factors[:9].clone()}, file)
-    with pytest.raises(ValueError, match=r"scaling_factor in .* \[9\]"):
-        load_sae(tmp_path)
-
 
 @pytest.mark.parametrize(
-    ("asked", "factors", "says"), [(True, None, "no factors"), (False, 2.0, "such factors")]
+    ("asked", "factors", "says"),
+    [
+        (True, None, "no factors"),
+        (False, torch.full((D_SAE,), 2.0), "such factors"),
+        (True, torch.ones(9), r"scaling_factor in .* \[9\]"),
+        (False, torch.ones(D_SAE), None),  # never trained: they change nothing
+    ],
 )
 def test_factors_that_config_and_weights_disagree_about_are_refused(
-    asked: bool, factors: float | None, says: str, tmp_path: Path
+    asked: bool, factors: Tensor | None, says: str | None, tmp_path: Path
 ) -> None:
-    old(tmp_path, finetuning_scaling_factor=asked)
-    file = tmp_path / "sae_weights.safetensors"
-    if factors is not None:
-        save_file({**load_file(file), "scaling_factor": torch.full((D_SAE,), factors)}, file)
-    with pytest.raises(ValueError, match=says):
-        load_sae(tmp_path)
-
-
-def test_factors_of_one_that_were_never_trained_change_nothing(tmp_path: Path) -> None:
-    sae, x = old(tmp_path), activations(seed=1000)
-    file = tmp_path / "sae_weights.safetensors"
-    save_file({**load_file(file), "scaling_factor": torch.ones(D_SAE)}, file)
-    assert torch.equal(load_sae(tmp_path)(x), sae(x))
+    sae, x = old(tmp_path, finetuning_scaling_factor=asked), activations(seed=1000)
+    change_weights(tmp_path, scaling_factor=factors)
+    if says is None:
+        assert torch.equal(load_sae(tmp_path)(x), sae(x))
+    else:
+        with pytest.raises(ValueError, match=says):
+            load_sae(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["topk", "batchtopk"])
@@ -446,9 +411,7 @@ def test_before_acts_could_be_rescaled_they_were_not(name: str, tmp_path: Path) 
     )
     trainer = trained(config)
     trainer.sae.save_model(tmp_path)
-    written = json.loads((tmp_path / "cfg.json").read_text())
-    del written["rescale_acts_by_decoder_norm"]
-    (tmp_path / "cfg.json").write_text(json.dumps(written))
+    rewrite(tmp_path, rescale_acts_by_decoder_norm=MISSING)
     x = activations(seed=1000)
     torch.testing.assert_close(load_sae(tmp_path)(x), inference_copy(trainer.sae)(x))
 
@@ -466,97 +429,65 @@ def topk(folder: Path, **changes: Any) -> None:
     rewrite(folder, **changes)
 
 
-def test_a_whole_k_is_whole_however_it_is_written(tmp_path: Path) -> None:
-    topk(tmp_path, k=3.0)
-    sae = load_sae(tmp_path)
-    assert isinstance(sae.cfg.k, int)
-    assert (sae.encode(activations(seed=0)) > 0).sum(1).max() == 3
-
-
-@pytest.mark.parametrize("k", [None, -1, 0, 11, 300, 2.5, "3", True, float("nan"), [3], 10**30])
+@pytest.mark.parametrize(
+    "k", [MISSING, None, -1, 0, 11, 300, 2.5, "3", True, float("nan"), [3], 10**30]
+)
 def test_a_k_that_cannot_be_kept_is_refused(k: object, tmp_path: Path) -> None:
-    topk(tmp_path, k=k)
+    topk(tmp_path)
+    rewrite(tmp_path, k=k)
     with pytest.raises(ValueError, match=r"\bk\b.*cfg\.json|cfg\.json.*\bk\b"):
         load_sae(tmp_path)
 
 
-def test_a_missing_k_is_not_made_up(tmp_path: Path) -> None:
-    topk(tmp_path)
-    written = json.loads((tmp_path / "cfg.json").read_text())
-    del written["k"]
-    (tmp_path / "cfg.json").write_text(json.dumps(written))
-    with pytest.raises(ValueError, match=r"cfg\.json.* without a k"):
-        load_sae(tmp_path)
-
-
-@pytest.mark.parametrize("threshold", [float("nan"), float("inf"), None])
+@pytest.mark.parametrize("threshold", [float("nan"), float("inf"), None, 1])
 def test_a_batchtopk_threshold_that_decides_nothing_is_refused(
     threshold: float | None, tmp_path: Path
 ) -> None:
     trained(CONFIGS["batchtopk"]).sae.save_model(tmp_path)
-    file = tmp_path / "sae_weights.safetensors"
-    tensors = load_file(file)
-    del tensors["topk_threshold"]
-    if threshold is not None:
-        tensors["topk_threshold"] = torch.tensor(threshold, dtype=torch.float64)
-    save_file(tensors, file)
+    dtype = torch.int64 if threshold == 1 else torch.float64
+    value = None if threshold is None else torch.tensor(threshold, dtype=dtype)
+    change_weights(tmp_path, topk_threshold=value)
     with pytest.raises(ValueError, match="threshold"):
         load_sae(tmp_path)
 
 
-def test_a_threshold_of_whole_numbers_is_refused(tmp_path: Path) -> None:
-    trained(CONFIGS["batchtopk"]).sae.save_model(tmp_path)
-    file = tmp_path / "sae_weights.safetensors"
-    save_file({**load_file(file), "topk_threshold": torch.tensor(1)}, file)
-    with pytest.raises(ValueError, match=r"topk_threshold .* torch\.int64"):
-        load_sae(tmp_path)
-
-
-def test_sizes_are_not_guessed_from_the_weights(tmp_path: Path) -> None:
-    plain(tmp_path)
-    (tmp_path / "cfg.json").write_text(json.dumps({"architecture": "standard", "d_in": D_IN}))
-    with pytest.raises(ValueError, match=r"cfg\.json misses d_sae"):
-        load_sae(tmp_path)
-
-
-def test_an_architecture_that_a_config_of_today_leaves_out_is_not_guessed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("field", ["d_sae", "d_in", "architecture"])
+def test_what_a_config_of_today_leaves_out_is_not_guessed(field: str, tmp_path: Path) -> None:
     """A TopK SAE has the weights of a standard one."""
     topk(tmp_path)
-    written = json.loads((tmp_path / "cfg.json").read_text())
-    del written["architecture"]
-    (tmp_path / "cfg.json").write_text(json.dumps(written))
-    with pytest.raises(ValueError, match=r"cfg\.json says no architecture"):
+    rewrite(tmp_path, **{field: MISSING})
+    with pytest.raises(ValueError, match=rf"cfg\.json misses {field}"):
         load_sae(tmp_path)
 
 
 def test_a_gate_of_nan_is_refused_and_latents_can_be_switched_off(tmp_path: Path) -> None:
     JumpReLUSAE(JumpReLUSAEConfig(**SIZES)).save_model(tmp_path / "jumprelu")
-    file = tmp_path / "jumprelu/sae_weights.safetensors"
-    tensors = load_file(file)
-    tensors["threshold"][2] = float("inf")
-    save_file(tensors, file)
+    threshold = torch.zeros(D_SAE)
+    threshold[2] = float("inf")
+    change_weights(tmp_path / "jumprelu", threshold=threshold)
     assert not load_sae(tmp_path / "jumprelu").encode(activations(seed=0))[:, 2].any()
-    tensors["threshold"][3] = float("nan")
-    save_file(tensors, file)
-    with pytest.raises(ValueError, match="threshold of NaN in 1 of 10 latents"):
-        load_sae(tmp_path / "jumprelu")
-
     GatedSAE(GatedSAEConfig(**SIZES)).save_model(tmp_path / "gated")
-    file = tmp_path / "gated/sae_weights.safetensors"
-    tensors = load_file(file)
-    tensors["b_gate"][0] = float("nan")
-    save_file(tensors, file)
-    with pytest.raises(ValueError, match="b_gate of NaN in 1 of 10 latents"):
-        load_sae(tmp_path / "gated")
+    threshold[3] = float("nan")
+    for folder, name in (("jumprelu", "threshold"), ("gated", "b_gate")):
+        change_weights(tmp_path / folder, **{name: threshold})
+        with pytest.raises(ValueError, match=f"{name} of NaN in 1 of 10 latents"):
+            load_sae(tmp_path / folder)
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
+        ({"d_sae": 11}, "cfg.json says d_sae = 11, but the weights .* have 10"),
+        ({"d_sae": None}, "d_sae in .*cfg.json is None"),
+        ({"metadata": 3}, "metadata in .*cfg.json is 3"),
+        ({"metadata": {"to_dict": 1}}, "metadata in .*cfg.json is 'to_dict'"),
+        ({"sae_lens_version": "odd"}, "cannot be loaded .* copy cfg.json and sae_weights"),
+        ({"normalize_activations": "odd"}, "cannot be loaded .*normalize_activations must be"),
+        ({"architecture": "quantum"}, "architecture 'quantum'.*Available: .*topk"),
         ({"architecture": [1]}, r"architecture \[1\]"),
         ({"architecture": None}, "architecture None"),
         ({"architecture": "temporal"}, "'temporal', and only SAEs"),
-        ({"architecture": "abstopk", "k": 3}, "'abstopk', whose latents are signed"),
+        ({"architecture": "abstopk", "k": 3}, "'abstopk', and only SAEs"),
         ({"d_sae": "x"}, "d_sae in .* is 'x'"),
         ({"d_sae": "10"}, "d_sae in .* is '10'"),
         ({"d_sae": True}, "d_sae in .* is True"),
@@ -579,6 +510,7 @@ def test_a_field_that_is_not_what_its_architecture_takes_is_refused(
     with pytest.raises(ValueError, match=says) as error:
         load_sae(tmp_path)
     assert "cfg.json" in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_sizes_that_no_machine_has_are_refused_before_memory_is_asked_for(tmp_path: Path) -> None:
@@ -594,22 +526,22 @@ def test_sizes_that_no_machine_has_are_refused_before_memory_is_asked_for(tmp_pa
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64])
 def test_weights_without_fractions_are_refused(dtype: torch.dtype, tmp_path: Path) -> None:
-    plain(tmp_path)
-    file = tmp_path / "sae_weights.safetensors"
-    tensors = load_file(file)
-    save_file({**tensors, "W_dec": tensors["W_dec"].to(dtype)}, file)
-    with pytest.raises(ValueError, match=f"W_dec in .* is of type {dtype}"):
+    weights = plain(tmp_path).state_dict()
+    change_weights(tmp_path, W_dec=weights["W_dec"].to(dtype))
+    with pytest.raises(ValueError, match=f"W_dec in .* is {dtype}"):
         load_sae(tmp_path)
 
 
-def test_an_sae_without_latents_is_refused(tmp_path: Path) -> None:
-    plain(tmp_path)
+def test_an_sae_without_latents_is_refused_and_one_that_is_not_finite_let_through(
+    tmp_path: Path,
+) -> None:
+    weights = plain(tmp_path).state_dict()
+    change_weights(tmp_path, W_dec=torch.full((D_SAE, D_IN), torch.inf))
+    assert load_sae(tmp_path).W_dec.isinf().all()
+    names = {"W_dec": weights["W_dec"][:0], "W_enc": weights["W_enc"][:, :0]}
+    change_weights(tmp_path, **names, b_enc=weights["b_enc"][:0])
     rewrite(tmp_path, d_sae=0)
-    file = tmp_path / "sae_weights.safetensors"
-    tensors = load_file(file)
-    tensors |= {"W_enc": tensors["W_enc"][:, :0], "W_dec": tensors["W_dec"][:0]}
-    save_file({**tensors, "b_enc": tensors["b_enc"][:0]}, file)
-    with pytest.raises(ValueError, match="is empty; save an SAE that has latents"):
+    with pytest.raises(ValueError, match=r"\[0, 6\].*latents"):
         load_sae(tmp_path)
 
 

@@ -74,17 +74,8 @@ def test_topk(config: dict[str, Any], tmp_path: Path) -> None:
 def test_a_config_of_an_older_version_says_less(tmp_path: Path) -> None:
     save(tmp_path)
     (tmp_path / "cfg.json").write_text(json.dumps({"k": K, "d_in": D_IN}))
-    assert load_sae(tmp_path).cfg.d_sae == D_SAE
-
-
-def test_the_file_itself_can_be_named(tmp_path: Path) -> None:
-    assert load_sae(save(tmp_path) / "sae.safetensors").cfg.d_sae == D_SAE
-    assert load_sae(tmp_path / "cfg.json").cfg.d_sae == D_SAE
-
-
-def test_half_precision_becomes_float32(tmp_path: Path) -> None:
-    sae = load_sae(save(tmp_path, {name: tensor.half() for name, tensor in TENSORS.items()}))
-    assert {p.dtype for p in sae.parameters()} == {torch.float32}
+    for name in ("", "sae.safetensors", "cfg.json"):
+        assert load_sae(tmp_path / name).cfg.d_sae == D_SAE
 
 
 @pytest.mark.parametrize(
@@ -92,14 +83,14 @@ def test_half_precision_becomes_float32(tmp_path: Path) -> None:
     [
         ({"transcode": True}, r"transcoder \(transcode is set\)"),
         ({"skip_connection": True}, r"transcoder \(skip_connection is set\)"),
-        ({"activation": "groupmax"}, "activation 'groupmax'"),
-        ({"signed": True}, "signed latents"),
+        ({"activation": "groupmax"}, "activation .* is 'groupmax'"),
+        ({"signed": True}, "signed .* is True"),
         ({"k": None}, "k in .* is None"),
         ({"k": "4"}, "k in .* is '4'"),
         ({"k": float("nan")}, "k in .* is nan"),
-        ({"activation": [1]}, r"activation \[1\]"),
+        ({"activation": [1]}, r"activation .* is \[1\]"),
         ({"d_in": "6"}, "d_in = '6'"),
-        ({"k": 13}, "k in .* is 13, not a whole number from 1 to 12"),
+        ({"k": 13}, "k in .* is 13; .* 1 to 12"),
         ({"d_in": 7}, "says d_in = 7, but the weights in sae.safetensors have 6"),
         ({"num_latents": 11}, "says d_sae = 11, but the weights in sae.safetensors have 12"),
         ({"expansion_factor": 3}, "says d_sae = 18"),
@@ -126,16 +117,6 @@ def test_odd_tensors_are_refused(
     changed = {**TENSORS, **change}
     with pytest.raises(ValueError, match=says):
         load_sae(save(tmp_path, {name: t for name, t in changed.items() if t is not None}))
-
-
-def test_damaged_files_are_refused(tmp_path: Path) -> None:
-    file = save(tmp_path) / "sae.safetensors"
-    file.write_bytes(file.read_bytes()[:-40])
-    with pytest.raises(ValueError, match=r"sae.safetensors is damaged"):
-        load_sae(tmp_path)
-    (tmp_path / "cfg.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"cfg.json is missing"):
-        load_sae(tmp_path)
 
 
 def test_where_it_reads_is_told_from_its_folder_and_its_run(tmp_path: Path) -> None:

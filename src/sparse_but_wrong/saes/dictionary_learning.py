@@ -18,37 +18,38 @@ activations in their original units whatever it was trained on.
 from __future__ import annotations
 
 import math
+import zipfile
 from collections.abc import Mapping
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparse_but_wrong.saes.archive import check_claim, check_zip, makes_bytes
 from sparse_but_wrong.saes.build import (
+    LINEAR,
     PLAIN,
     build_sae,
     check_k,
     check_sizes,
     check_tensor,
     check_tensors,
+    refuse_transcoder,
     shown,
 )
-from sparse_but_wrong.untrusted import one_line, quiet, read_json
+from sparse_but_wrong.untrusted import damaged, one_line, quiet, read_json
 
 if TYPE_CHECKING:
     import sae_lens
     from torch import Tensor
 
-WEIGHTS = "ae.pt"
-CONFIG = "config.json"
+WEIGHTS, CONFIG = "ae.pt", "config.json"
 
-_LINEAR = {
-    "encoder.weight": ("d_sae", "d_in"),
-    "encoder.bias": ("d_sae",),
-    "decoder.weight": ("d_in", "d_sae"),
-}
+_MOST = 4
+"""How many times the size of its file a content may have. torch.save and numpy.savez do not
+compress, and weights of float32 shrink to half at best where they do."""
+
 _LAYOUTS: dict[str, dict[str, tuple[str, ...]]] = {
-    "AutoEncoder": {**_LINEAR, "bias": ("d_in",)},
-    "AutoEncoderNew": {**_LINEAR, "decoder.bias": ("d_in",)},
+    "AutoEncoder": {**LINEAR, "bias": ("d_in",)},
+    "AutoEncoderNew": {**LINEAR, "decoder.bias": ("d_in",)},
     "GatedAutoEncoder": {
         "encoder.weight": ("d_sae", "d_in"),
         "decoder.weight": ("d_in", "d_sae"),
@@ -57,8 +58,8 @@ _LAYOUTS: dict[str, dict[str, tuple[str, ...]]] = {
         "gate_bias": ("d_sae",),
         "mag_bias": ("d_sae",),
     },
-    "AutoEncoderTopK": {**_LINEAR, "b_dec": ("d_in",), "k": (), "threshold": ()},
-    "BatchTopKSAE": {**_LINEAR, "b_dec": ("d_in",), "k": (), "threshold": ()},
+    "AutoEncoderTopK": {**LINEAR, "b_dec": ("d_in",), "k": (), "threshold": ()},
+    "BatchTopKSAE": {**LINEAR, "b_dec": ("d_in",), "k": (), "threshold": ()},
     "MatryoshkaBatchTopKSAE": {**PLAIN, "k": (), "threshold": (), "group_sizes": ("groups",)},
     "JumpReluAutoEncoder": {**PLAIN, "threshold": ("d_sae",)},
 }
@@ -85,42 +86,27 @@ def read_dictionary_learning(file: Path) -> sae_lens.SAE[Any]:
     tensors = _read_tensors(file)
     config_file = _config_file(file)
     config = read_json(config_file) if config_file.exists() else {}
-    trainer, buffer = _part(config, "trainer"), _part(config, "buffer")
-    _check_not_transcoder(config_file, buffer)
+    trainer, buffer = (
+        part if isinstance(part := config.get(name), dict) else {} for name in ("trainer", "buffer")
+    )
+    # Transcoders are trained with the classes of SAEs; only the buffer tells.
+    if buffer.get("io") not in (None, "in", "out"):
+        refuse_transcoder(config_file, f"buffer.io is {shown(buffer['io'])}")
     dict_class = trainer.get("dict_class")
     if dict_class is None:
         dict_class = _class_from_names(file, tensors)
     elif not isinstance(dict_class, str) or dict_class not in _LAYOUTS:
         raise ValueError(
-            f"{config_file} names the class {shown(dict_class)}, which is not known; known are "
-            f"{', '.join(_LAYOUTS)}."
+            f"Unknown class {shown(dict_class)} in {config_file}. Available: {', '.join(_LAYOUTS)}."
         )
     optional = _OPTIONAL if dict_class in _TOPK else ()
     sizes = check_tensors(file, tensors, _LAYOUTS[dict_class], optional)
     said = {"d_in": trainer.get("activation_dim"), "d_sae": trainer.get("dict_size")}
     check_sizes(config_file, said, sizes, file.name)
     sae = _convert(dict_class, file, tensors, trainer.get("k"), sizes)
-    sae.cfg.metadata.converted_from = f"dictionary_learning {dict_class}"
     sae.cfg.metadata.model_name = trainer.get("lm_name")
     sae.cfg.metadata.hook_name = _hook_name(trainer, buffer)
     return sae
-
-
-def _part(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    part = config.get(name)
-    return part if isinstance(part, dict) else {}
-
-
-def _check_not_transcoder(file: Path, buffer: Mapping[str, Any]) -> None:
-    """Refuse what was trained to give a module's output from its input.
-
-    The library trains transcoders with the classes of its SAEs; only the buffer tells.
-    """
-    if buffer.get("io") not in (None, "in", "out"):
-        raise ValueError(
-            f"{file} describes a transcoder (buffer.io is {shown(buffer['io'])}), whose decoder "
-            "writes to other activations than its encoder reads; only autoencoders can be measured."
-        )
 
 
 def _hook_name(trainer: Mapping[str, Any], buffer: Mapping[str, Any]) -> str | None:
@@ -139,34 +125,28 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
 
     import torch
 
-    mend = (
-        "Only plain tensors are loaded, because anything else in such a file can run any code. "
-        "Save it again from a source that you trust, with torch.save(sae.state_dict(), 'ae.pt')."
+    remedy = (
+        "only plain tensors are loaded, because anything else can run any code: if you trust its "
+        "source, save it again with torch.save(sae.state_dict(), 'ae.pt')"
     )
     check_zip(file)
     try:
-        if makes_bytes(file):
+        if _makes_bytes(file):
             raise pickle.UnpicklingError("it asks for a bytearray")
         with quiet():
             content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # torch wraps the reason in a page of advice, part of which is to load it all the same.
         reason = one_line(error.__cause__ or error.__context__ or error)
-        raise ValueError(
-            f"{file} is damaged or holds more than tensors ({reason}). {mend}"
-        ) from error
+        raise damaged(file, f"perhaps more than tensors: {reason}", remedy) from error
     except OSError:
         raise
-    # There is no end to what torch may stumble over in a damaged file.
-    except Exception as error:
-        raise ValueError(
-            f"{file} is damaged ({type(error).__name__}: {one_line(error)}); copy it again from "
-            "its source."
-        ) from error
+    except Exception as error:  # there is no end to what torch may stumble over
+        raise damaged(file, error) from error
     if not isinstance(content, dict) or not all(
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items()
     ):
-        raise ValueError(f"{file} holds something else than tensors by name. {mend}")
+        raise ValueError(f"{file} holds something else than tensors by name; {remedy}.")
     for name, tensor in content.items():
         if tensor.is_nested or tensor.layout != torch.strided or tensor.device.type != "cpu":
             raise ValueError(
@@ -174,8 +154,59 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
                 "save it dense and with its numbers, with sae.to('cpu')."
             )
     # One number may stand for a whole tensor (stride 0), and what works on it writes it out.
-    check_claim(file, sum(tensor.numel() * tensor.element_size() for tensor in content.values()))
+    _check_claim(file, sum(tensor.numel() * tensor.element_size() for tensor in content.values()))
     return {name: tensor.detach() for name, tensor in content.items()}
+
+
+def check_zip(file: Path) -> None:
+    """Check that a zip archive holds no more than its size allows, before anything unpacks it.
+
+    A file that is no zip archive passes: what reads it says so.
+
+    Raises:
+        ValueError: it is damaged, or would unpack to much more than it takes.
+    """
+    if not _is_zip(file):
+        return
+    try:
+        with zipfile.ZipFile(file) as archive:
+            claimed = sum(member.file_size for member in archive.infolist())
+    except OSError:
+        raise
+    except Exception as error:  # not only the module's own
+        raise damaged(file, error) from error
+    _check_claim(file, claimed)
+
+
+def _makes_bytes(file: Path) -> bool:
+    """Whether a file of torch.save asks for a bytearray, which may be of any length.
+
+    It is one of the few things that torch.load makes besides tensors, and no state dict holds one.
+    """
+    name = b"bytearray"
+    if _is_zip(file):
+        with zipfile.ZipFile(file) as archive:
+            pickles = [member for member in archive.namelist() if member.endswith(".pkl")]
+            return any(name in archive.read(member) for member in pickles)
+    if not file.stat().st_size:
+        return False
+    with file.open("rb") as content, mmap(content.fileno(), 0, access=ACCESS_READ) as everything:
+        return everything.find(name) >= 0
+
+
+def _is_zip(file: Path) -> bool:
+    with file.open("rb") as content:  # as torch and numpy tell
+        return content.read(4) == b"PK\x03\x04"
+
+
+def _check_claim(file: Path, claimed: int) -> None:
+    size = file.stat().st_size
+    if claimed > _MOST * size:
+        raise ValueError(
+            f"{file} claims to hold {claimed:,} bytes of numbers but has {size:,}; it was not "
+            "unpacked. Save the SAE again from a source that you trust, uncompressed and with its "
+            "tensors contiguous."
+        )
 
 
 def _config_file(file: Path) -> Path:
@@ -197,16 +228,16 @@ def _class_from_names(file: Path, tensors: Mapping[str, Tensor]) -> str:
     ]
     could = f"could belong to {' or '.join(could_be)}" if could_be else "belong to no known class"
     raise ValueError(
-        f"nothing says of which class the SAE in {file} is: there is no {CONFIG} with "
-        f"trainer.dict_class, and its tensors ({', '.join(sorted(names))}) {could}. Put the "
-        f'{CONFIG} of the SAE beside it, at least {{"trainer": {{"dict_class": "…"}}}} with one of '
-        f"{', '.join(_LAYOUTS)}."
+        f"the class of the SAE in {file} is not known: its tensors ({', '.join(sorted(names))}) "
+        f"{could}. Put its {CONFIG} beside it, at least "
+        f'{{"trainer": {{"dict_class": "…"}}}} with one of {", ".join(_LAYOUTS)}.'
     )
 
 
 def _convert(
     dict_class: str, file: Path, tensors: Mapping[str, Tensor], k: object, sizes: dict[str, int]
 ) -> sae_lens.SAE[Any]:
+    import torch
     from sae_lens import GatedSAEConfig, JumpReLUSAEConfig, StandardSAEConfig, TopKSAEConfig
 
     d_in, d_sae = sizes["d_in"], sizes["d_sae"]
@@ -222,31 +253,27 @@ def _convert(
         if "encoder.bias" in tensors:
             weights["b_enc"] = tensors["encoder.bias"]
 
-    if dict_class == "AutoEncoder":
-        return _with_unit_decoder(build_sae(StandardSAEConfig(d_in, d_sae), weights))
-    if dict_class == "AutoEncoderNew":
-        config = StandardSAEConfig(d_in, d_sae, apply_b_dec_to_input=False)
-        return build_sae(config, weights)
-    if dict_class == "GatedAutoEncoder":
+    options: dict[str, Any] = {"d_in": d_in, "d_sae": d_sae}
+    if dict_class in ("AutoEncoderNew", "JumpReluAutoEncoder"):
+        options["apply_b_dec_to_input"] = False
+    if dict_class in ("AutoEncoder", "AutoEncoderNew"):
+        kind = StandardSAEConfig
+    elif dict_class == "GatedAutoEncoder":
+        kind = GatedSAEConfig
         weights["r_mag"] = tensors["r_mag"]
         weights["b_gate"], weights["b_mag"] = tensors["gate_bias"], tensors["mag_bias"]
-        return build_sae(GatedSAEConfig(d_in, d_sae), weights)
-    if dict_class == "AutoEncoderTopK":
-        return build_sae(TopKSAEConfig(d_in, d_sae, k=_k(file, tensors, k, d_sae)), weights)
-    if dict_class == "JumpReluAutoEncoder":
-        weights["threshold"] = tensors["threshold"]
-        config = JumpReLUSAEConfig(d_in, d_sae, apply_b_dec_to_input=False)
-        return build_sae(config, weights)
-    weights["threshold"] = _threshold(file, tensors).repeat(d_sae)
-    return build_sae(JumpReLUSAEConfig(d_in, d_sae), weights)
-
-
-def _with_unit_decoder(sae: sae_lens.SAE[Any]) -> sae_lens.SAE[Any]:
-    """Move the decoder's norms into the encoder, as the library does when it loads this class."""
-    import torch
-
+    elif dict_class == "AutoEncoderTopK":
+        kind = TopKSAEConfig
+        options["k"] = _k(file, tensors, k, d_sae)
+    else:
+        kind = JumpReLUSAEConfig
+        has_own = dict_class == "JumpReluAutoEncoder"
+        threshold = tensors["threshold"] if has_own else _threshold(file, tensors).repeat(d_sae)
+        weights["threshold"] = threshold
+    sae = build_sae(kind(**options), weights, f"dictionary_learning {dict_class}")
     norms = sae.W_dec.detach().norm(dim=-1)
-    if not torch.allclose(norms, torch.ones_like(norms)):
+    # As the library does when it loads this class.
+    if dict_class == "AutoEncoder" and not torch.allclose(norms, torch.ones_like(norms)):
         sae.fold_W_dec_norm()
     return sae
 
@@ -260,10 +287,7 @@ def _k(file: Path, tensors: Mapping[str, Tensor], configured: object, d_sae: int
     """
     if "k" not in tensors:
         if configured is None:
-            raise ValueError(
-                f"nothing says how many latents the TopK SAE in {file} keeps: write its k into "
-                f"{CONFIG}, as trainer.k."
-            )
+            raise ValueError(f"the TopK SAE in {file} has no k; write trainer.k into {CONFIG}.")
         return check_k(file, configured, d_sae)
     k = check_k(file, tensors["k"].item(), d_sae)
     if configured is None:
@@ -271,22 +295,17 @@ def _k(file: Path, tensors: Mapping[str, Tensor], configured: object, d_sae: int
     final, d_in = check_k(_config_file(file), configured, d_sae), len(tensors["b_dec"])
     if k != final and not final < k <= d_in:
         raise ValueError(
-            f"{file} says k = {k}, but {CONFIG} says k = {final}, which annealing does not explain "
-            f"(it comes down from {d_in}); copy both files from the same SAE."
+            f"{file} says k = {k}, but {CONFIG} says k = {final}, which annealing from {d_in} does "
+            "not explain; copy both files from the same SAE."
         )
     return k
 
 
 def _threshold(file: Path, tensors: Mapping[str, Tensor]) -> Tensor:
     threshold = tensors.get("threshold")
-    value = None if threshold is None else threshold.item()
     # The library starts from −1, which means that no threshold has been measured.
-    if (
-        threshold is None
-        or not isinstance(value, int | float)
-        or not (value >= 0 and math.isfinite(value))
-    ):
-        has = "no threshold" if threshold is None else f"the threshold {value:g}"
+    if threshold is None or not 0 <= threshold.item() < math.inf:
+        has = "no threshold" if threshold is None else f"the threshold {threshold.item():g}"
         raise ValueError(
             f"the BatchTopK SAE in {file} has {has}: none was measured in training, and without "
             "one its latents depend on what else is in the batch. Train it beyond "

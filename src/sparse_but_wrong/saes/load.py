@@ -1,26 +1,19 @@
-"""Whatever SAE a user has, as one that can be measured."""
+"""Find out what a path or a name is, and load the SAE that is there."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+import difflib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparse_but_wrong.saes import (
-    dictionary_learning,
-    gemma_scope,
-    hub,
-    llama_scope,
-    sae_lens_folder,
-    sparsify,
-)
-from sparse_but_wrong.saes.sae_lens_config import check_kind
-from sparse_but_wrong.untrusted import one_line
+from sparse_but_wrong.saes import dictionary_learning, sae_lens_folder, scopes, sparsify
+from sparse_but_wrong.untrusted import environment, one_line, quiet, usable_device, user_path
 
 if TYPE_CHECKING:
     import sae_lens
+    from sae_lens import PretrainedSaeHuggingfaceLoader
     from torch import Tensor
 
 
@@ -34,16 +27,13 @@ class _Kind:
     read: Callable[[Path], sae_lens.SAE[Any]]
     """From the path of the weights."""
 
-    def folder(self, weights: Path) -> Path:
-        return weights.parents[self.weights.count("/")]
-
 
 _KINDS = (
     _Kind(
         "sae_lens",
         sae_lens_folder.WEIGHTS,
         sae_lens_folder.CONFIG,
-        lambda file: sae_lens_folder.read_sae_lens(file.parent),
+        lambda file: sae_lens_folder.read_sae_lens(file),
     ),
     _Kind(
         "dictionary_learning",
@@ -51,23 +41,19 @@ _KINDS = (
         dictionary_learning.CONFIG,
         dictionary_learning.read_dictionary_learning,
     ),
-    _Kind(
-        "sparsify",
-        sparsify.WEIGHTS,
-        sparsify.CONFIG,
-        lambda file: sparsify.read_sparsify(file.parent),
-    ),
-    _Kind("Gemma Scope", gemma_scope.WEIGHTS, None, gemma_scope.read_gemma_scope),
-    _Kind("Llama Scope", llama_scope.WEIGHTS, llama_scope.CONFIG, llama_scope.read_llama_scope),
+    _Kind("sparsify", sparsify.WEIGHTS, sparsify.CONFIG, sparsify.read_sparsify),
+    _Kind("Gemma Scope", scopes.GEMMA_WEIGHTS, None, scopes.read_gemma_scope),
+    _Kind("Llama Scope", scopes.LLAMA_WEIGHTS, scopes.LLAMA_CONFIG, scopes.read_llama_scope),
 )
 _BY_NAME = {Path(kind.weights).name: kind for kind in _KINDS}
-_BY_SUFFIX = {".pt": _BY_NAME[dictionary_learning.WEIGHTS], ".npz": _BY_NAME[gemma_scope.WEIGHTS]}
+_BY_SUFFIX = {".pt": _KINDS[1], ".npz": _KINDS[3]}
 """Suffixes that one kind alone has, for files under names of their own."""
 
-_CONFIGS = {kind.config for kind in _KINDS if kind.config is not None}
-
+_CONFIGS = {kind.config for kind in _KINDS}
 _NEVER_OPENED = "trainer_state.pt"
 _LONGEST = 1_000
+_NETWORK = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")
+"""What the Hub's client, by its version, and sae_lens reach the network with."""
 
 
 def load_sae(where: str | Path, device: str = "cpu") -> sae_lens.SAE[Any]:
@@ -75,7 +61,7 @@ def load_sae(where: str | Path, device: str = "cpu") -> sae_lens.SAE[Any]:
 
     It reads activations of shape [batch, d_in] in their original units: what sae_lens has not yet
     folded into the weights is folded. A BatchTopK SAE comes as the JumpReLU SAE that it is used as.
-    Weights that are not finite are let through: what is measured with them is NaN, and says so.
+    Weights that are not finite are let through: metrics computed with them are NaN, and say so.
     Nothing is unpickled but tensors.
 
     Args:
@@ -91,19 +77,16 @@ def load_sae(where: str | Path, device: str = "cpu") -> sae_lens.SAE[Any]:
         FileNotFoundError: there is no such path, or no SAE in it; the message says what was looked
             for.
         OSError: the Hub cannot be reached, or refuses.
-        ValueError: what was found is damaged, contradicts itself, cannot be measured (a transcoder,
-            say, or thresholds that are NaN), or needs more than tensors to be unpickled; a release
-            or an id that is not known; a device that is not there. The message is one line.
+        ValueError: what was found is damaged, contradicts itself, cannot be evaluated (for example
+            a transcoder, or thresholds of NaN), or needs more than tensors to be unpickled; a
+            release or an id that is not known; a device that is not there.
     """
-    _check_device(device)
-    path = Path(where)
-    # Where there is no such user, the name stands for itself.
-    with suppress(RuntimeError):
-        path = path.expanduser()
+    usable_device(device)
+    path = user_path(where)
     if path.exists():
         sae = _load_path(path)
-    elif isinstance(where, str) and hub.is_hub_id(where):
-        sae = hub.load_from_hub(where)
+    elif isinstance(where, str) and _is_hub_id(where):
+        sae = _load_from_hub(where)
     else:
         raise FileNotFoundError(
             f"there is no folder or file {str(where)!r}; give one with an SAE in it, or the "
@@ -122,8 +105,7 @@ def _load_path(path: Path) -> sae_lens.SAE[Any]:
         if len(str(error)) > _LONGEST or "\n" in str(error):
             raise ValueError(one_line(error)) from error
         raise
-    # What nobody has thought of ends here: one SAE of many must not end the others.
-    except Exception as error:
+    except Exception as error:  # one SAE of many must not end the others
         raise ValueError(
             f"the SAE in {path} cannot be loaded ({type(error).__name__}: {one_line(error)}); copy "
             "it again from its source."
@@ -142,8 +124,7 @@ def _read(path: Path) -> sae_lens.SAE[Any]:
     kind = _BY_NAME.get(file.name) or _BY_SUFFIX.get(file.suffix)
     if kind is None:
         raise ValueError(
-            f"{file} is not a file with an SAE that is known; name the folder that it lies in, or "
-            f"{' or '.join(_BY_NAME)}."
+            f"{file} is not a known file of an SAE; name its folder, or {' or '.join(_BY_NAME)}."
         )
     return kind.read(file)
 
@@ -162,33 +143,18 @@ def _weights_file(folder: Path) -> Path:
         for kind in _KINDS
     )
     below = sorted(
-        {
-            kind.folder(file)
-            for kind in _KINDS
-            for depth in ("*", "*/*")
-            for file in folder.glob(f"{depth}/{kind.weights}")
-        }
+        file.parents[kind.weights.count("/")]
+        for kind in _KINDS
+        for depth in ("*", "*/*")
+        for file in folder.glob(f"{depth}/{kind.weights}")
     )
     below += sorted(f for f in folder.glob("*.pt") if f.name != _NEVER_OPENED)
     hint = f" Name one of those in it, such as {below[0]}." if below else ""
     raise FileNotFoundError(f"there is no SAE in {folder}: looked for {looked_for}.{hint}")
 
 
-def _check_device(device: str) -> None:
-    import torch
-
-    try:
-        torch.empty(0, device=device)
-    # Without CUDA, torch raises an AssertionError.
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"the device {device!r} cannot be used ({one_line(error)}); choose 'cpu' or one "
-            "that this machine has."
-        ) from error
-
-
 def _check_gate(name: str, gate: Tensor | None, where: str) -> None:
-    """Check what a latent's value is compared with, and is then 0: nothing measured would show it.
+    """Refuse NaN in what decides whether latents are active: no metric would show it.
 
     A threshold of infinity switches a latent off, which some do on purpose; not all of them.
     """
@@ -199,16 +165,15 @@ def _check_gate(name: str, gate: Tensor | None, where: str) -> None:
         odd = f"NaN in {n_nan}" if n_nan else f"{gate.flatten()[0].item():g} in all"
         raise ValueError(
             f"{where} has a {name} of {odd} of {gate.numel()} latents, which decides whether they "
-            "are active, so what is measured would say nothing; its training diverged or its file "
-            "is damaged. Choose an earlier checkpoint."
+            "are active; its training diverged or its file is damaged. Use an earlier checkpoint."
         )
 
 
 def _ready(sae: sae_lens.SAE[Any], where: str) -> sae_lens.SAE[Any]:
-    """The SAE, set to read flat activations, once nothing speaks against measuring it."""
+    """The SAE, set to read flat activations, once nothing speaks against evaluating it."""
     import torch
 
-    check_kind(type(sae), sae.cfg.architecture(), where)
+    sae_lens_folder.check_kind(type(sae), sae.cfg.architecture(), where)
     for name in ("threshold", "b_gate"):
         _check_gate(name, getattr(sae, name, None), where)
     for name in ("hook_name", "model_name"):
@@ -232,3 +197,140 @@ def _ready(sae: sae_lens.SAE[Any], where: str) -> sae_lens.SAE[Any]:
         # Only within a model do the activations of attention heads come head by head.
         sae.turn_off_forward_pass_hook_z_reshaping()
     return sae.to(dtype=torch.float32).eval()
+
+
+def _is_hub_id(text: str) -> bool:
+    """Whether a text has the form of an id, not of a path that is mistyped below a folder here."""
+    parts = text.split("/")
+    if len(parts) < 2 or "\\" in text or not all(parts) or parts[0][0] in ".~":
+        return False
+    return not Path(parts[0]).is_dir() or parts[0] in _releases()
+
+
+def _load_from_hub(name: str) -> sae_lens.SAE[Any]:
+    """A published SAE, as sae_lens loads it; in float32, on the CPU."""
+    with quiet():
+        from sae_lens import SAE
+
+        release, sae_id = _parse(name)
+        # torch.load reads nothing but tensors meanwhile, whatever its callers ask for; it refuses
+        # to load anything where both are set.
+        tensors_only = environment(
+            TORCH_FORCE_WEIGHTS_ONLY_LOAD="1", TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=None
+        )
+        try:
+            with tensors_only:
+                return SAE.from_pretrained(
+                    release, sae_id, device="cpu", dtype="float32", converter=_converter(release)
+                )
+        except Exception as error:  # loaders of many publishers, over a network
+            raise _explained(error, name, release) from error
+
+
+def _converter(release: str) -> PretrainedSaeHuggingfaceLoader | None:
+    """sae_lens' reader of its own folders, checked as local ones are; None for those of others."""
+    from sparse_but_wrong.sae_lens_compat import (
+        get_conversion_loader_name,
+        sae_lens_huggingface_loader,
+    )
+
+    if get_conversion_loader_name(release) != "sae_lens":
+        return None
+
+    def read(
+        repo_id: str,
+        folder_name: str,
+        device: str,
+        force_download: bool,
+        cfg_overrides: dict[str, Any] | None,
+    ) -> tuple[dict[str, Any], dict[str, Tensor], Tensor | None]:
+        config, weights, sparsity = sae_lens_huggingface_loader(
+            repo_id, folder_name, device, force_download, cfg_overrides
+        )
+        file = Path(repo_id) / folder_name / sae_lens_folder.CONFIG
+        _, config = sae_lens_folder.checked_config(file, config, weights)
+        return config, sae_lens_folder.scaled_decoder(file, config, weights), sparsity
+
+    return read
+
+
+def _releases() -> dict[str, Any]:
+    with quiet():
+        from sparse_but_wrong.sae_lens_compat import get_pretrained_saes_directory
+
+        return dict(get_pretrained_saes_directory())
+
+
+def _parse(name: str) -> tuple[str, str]:
+    """The release and the id, or the repository and the folder, that a name stands for."""
+    releases = _releases()
+    release, sae_id = name.split("/", 1)
+    if release in releases:
+        ids = releases[release].saes_map
+        if sae_id not in ids:
+            raise ValueError(
+                f"the release {release!r} has no SAE {sae_id!r}; {_near(sae_id, ids, 'it has')}"
+            )
+        return release, sae_id
+    parts = name.split("/", 2)
+    if len(parts) < 3:
+        raise ValueError(
+            f"there is no folder or file {name!r}, and sae_lens' directory of published SAEs has "
+            f"no release {release!r}; {_near(release, releases, 'releases are')} A folder on the "
+            "Hub is named user/repository/folder."
+        )
+    return f"{parts[0]}/{parts[1]}", parts[2]
+
+
+def _near(word: str, known: Iterable[str], otherwise: str) -> str:
+    known = list(known)
+    near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    more = ", …" if len(known) > 3 else ""
+    return f"{otherwise} {', '.join(known[:3])}{more}."
+
+
+def _explained(error: Exception, name: str, release: str) -> Exception:
+    """An error that says what to do, for one from somewhere inside sae_lens or the Hub's client."""
+    import pickle
+
+    from huggingface_hub import constants, errors
+
+    says = f"{type(error).__name__}: {one_line(error)}"
+    # What is not in the directory may be a release with a slip of the pen.
+    known = _releases() if "/" in release else ()
+    near = difflib.get_close_matches(name.split("/")[0], known, n=3, cutoff=0.7)
+    hint = f" If a release was meant: near ones are {', '.join(near)}." if near else ""
+    offline = (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)
+    from_network = type(error).__module__.split(".")[0] in _NETWORK
+    if isinstance(error, errors.GatedRepoError):
+        return PermissionError(
+            f"{name} lies in a repository that is open only to those who have accepted its terms: "
+            "accept them on its page on the Hub, then log in with `hf auth login`."
+        )
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return ValueError(
+            f"the Hub has no repository {release!r} that you may see, and there is no such folder "
+            f"here.{hint}"
+        )
+    if isinstance(error, (*offline, ConnectionError, TimeoutError)) or (
+        from_network and not isinstance(error, errors.HfHubHTTPError)
+    ):
+        return ConnectionError(
+            f"the Hugging Face Hub ({constants.ENDPOINT}) cannot be reached, and {name} is not in "
+            "its cache here. Without a network, give the path of a local folder with the SAE; that "
+            f"needs no Hub.{hint}"
+        )
+    if isinstance(error, pickle.UnpicklingError):
+        return ValueError(
+            f"{name} is a pickle with more in it than tensors, which can run any code when it is "
+            "loaded; it was not loaded. Choose another SAE, or convert it to a sae_lens folder "
+            "yourself if you trust it."
+        )
+    if isinstance(error, OSError) and not isinstance(error, errors.EntryNotFoundError):
+        return OSError(f"{name} could not be fetched ({says}); try again, or give a local folder.")
+    return ValueError(
+        f"{name} could not be loaded by sae_lens ({says}). If it is one of another library, or for "
+        f"training, download the folder and give its local path.{hint}"
+    )

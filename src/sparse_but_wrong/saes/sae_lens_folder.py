@@ -1,29 +1,54 @@
-"""SAEs that sae_lens saved: finished ones, for training or for inference, and its checkpoints."""
+"""SAEs that sae_lens saved: finished ones, for training or for inference, and its checkpoints.
+
+sae_lens loads them, once cfg.json has been checked: it drops fields that it does not know and fills
+in defaults for those that are missing. Where either changes what an SAE computes, the field is
+honoured here or the SAE is refused:
+
+    activation_fn, activation_fn_str    until version 5 a standard SAE could be a TopK SAE by its
+                                        activation, and "tanh-relu" was a third one
+    activation_fn_kwargs.k              where k was said before it had a field
+    finetuning_scaling_factor           until version 3 latents were scaled before decoding
+    rescale_acts_by_decoder_norm        missing where a version wrote none: it did not rescale
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparse_but_wrong.sae_lens_compat import inference_copy
-from sparse_but_wrong.saes.build import check_positive, check_tensor
-from sparse_but_wrong.saes.sae_lens_config import checked_config, scaled_decoder
-from sparse_but_wrong.untrusted import one_line, quiet, read_json, read_safetensors
+from sparse_but_wrong.saes.build import (
+    check_k,
+    check_positive,
+    check_sizes,
+    check_tensor,
+    expect,
+    shown,
+)
+from sparse_but_wrong.training.config_types import field_types, of_type
+from sparse_but_wrong.untrusted import damaged, one_line, quiet, read_json, read_safetensors
 
 if TYPE_CHECKING:
     import sae_lens
     from torch import Tensor
 
-WEIGHTS = "sae_weights.safetensors"
-CONFIG = "cfg.json"
+WEIGHTS, CONFIG = "sae_weights.safetensors", "cfg.json"
 _SCALER = "activation_scaler.json"
 
 FOLDED_IN_TRAINING = ("expected_average_only_in", "covariance_whitening")
 """How sae_lens normalises activations outside of the SAE, until it folds that into the weights."""
 
+_CHECKED_ELSEWHERE = ("metadata", "dtype", "device", "normalize_activations")
+"""Fields that are replaced, that sae_lens checks, or that have a check of their own."""
 
-def read_sae_lens(folder: Path) -> sae_lens.SAE[Any]:
-    """The SAE in a folder of sae_lens, as it is used; in float32, on the CPU.
+_TOPK_OPTIONS = ("k", "use_sparse_activations")
+"""Options of a TopK activation that do not change what it computes."""
+
+
+def read_sae_lens(file: Path) -> sae_lens.SAE[Any]:
+    """The SAE of a weights file of sae_lens, as it is used; in float32, on the CPU.
 
     An SAE for training becomes what sae_lens would export it as. A checkpoint's weights still read
     normalised activations, which sae_lens folds in at the end of training alone; that is done here,
@@ -32,16 +57,16 @@ def read_sae_lens(folder: Path) -> sae_lens.SAE[Any]:
     Raises:
         FileNotFoundError: cfg.json is missing.
         ValueError: damaged files, an architecture that sae_lens does not know or that cannot be
-            measured, weights that do not fit the config.
+            evaluated, weights that do not fit the config.
     """
-    config_file, weights_file = folder / CONFIG, folder / WEIGHTS
-    config, tensors = read_json(config_file), read_safetensors(weights_file)
+    folder = file.parent
+    config, tensors = read_json(folder / CONFIG), read_safetensors(file)
     for name, tensor in tensors.items():
         if tensor.ndim or name == "topk_threshold":
-            check_tensor(weights_file, name, tensor)
+            check_tensor(file, name, tensor)
     with quiet():
-        sae_class, config = checked_config(config_file, config, tensors, WEIGHTS)
-        tensors = scaled_decoder(config_file, config, tensors, WEIGHTS)
+        sae_class, config = checked_config(folder / CONFIG, config, tensors)
+        tensors = scaled_decoder(folder / CONFIG, config, tensors)
         sae = _make(folder, sae_class, config, tensors)
         # What is folded already is read as it is, whatever its checkpoint left beside it.
         if sae.cfg.normalize_activations in FOLDED_IN_TRAINING and (folder / _SCALER).exists():
@@ -61,14 +86,12 @@ def _make(
         path: str | Path, device: str, cfg_overrides: dict[str, Any] | None
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
         del path  # It has been read.
-        return {**config, "device": device, **(cfg_overrides or {})}, {
-            name: tensor.to(dtype=torch.float32) for name, tensor in tensors.items()
-        }
+        full = {name: tensor.to(dtype=torch.float32) for name, tensor in tensors.items()}
+        return {**config, "device": device, **(cfg_overrides or {})}, full
 
     try:
         return sae_class.load_from_disk(folder, device="cpu", dtype="float32", converter=converter)
-    # Of what is said wrongly, sae_lens and torch each have their own errors.
-    except Exception as error:
+    except Exception as error:  # sae_lens and torch each have their own
         raise ValueError(
             f"the SAE in {folder} cannot be loaded ({type(error).__name__}: {one_line(error)}); "
             f"copy {CONFIG} and {WEIGHTS} again, both from the same SAE."
@@ -79,17 +102,15 @@ def _fold_scaler(sae: sae_lens.SAE[Any], folder: Path) -> None:
     """Fold what a checkpoint's activations were normalised by into its weights."""
     from sparse_but_wrong.sae_lens_compat import ACTIVATION_WHITENING_FILENAME
 
-    file = folder / _SCALER
-    scaler = read_json(file)
-    whitening_file = folder / ACTIVATION_WHITENING_FILENAME
+    scaler, file = read_json(folder / _SCALER), folder / ACTIVATION_WHITENING_FILENAME
     # The whitening is the last to be done to activations, so it is the first to be folded.
-    if scaler.get("has_whitening", whitening_file.exists()):
-        if not whitening_file.exists():
+    if scaler.get("has_whitening", file.exists()):
+        if not file.exists():
             raise ValueError(
-                f"{file} says that the activations were whitened, but {whitening_file.name} is "
+                f"{folder / _SCALER} says that the activations were whitened, but {file.name} is "
                 "missing; copy it from where the checkpoint was saved."
             )
-        whitening = read_safetensors(whitening_file)
+        whitening = read_safetensors(file)
         try:
             sae.fold_activation_whitening(
                 mean=whitening["mean"],
@@ -97,10 +118,184 @@ def _fold_scaler(sae: sae_lens.SAE[Any], folder: Path) -> None:
                 unwhitening_matrix=whitening["inverse_matrix"],
             )
         except Exception as error:
-            raise ValueError(
-                f"the whitening in {whitening_file} cannot be folded into the SAE "
-                f"({type(error).__name__}: {one_line(error)}); copy the whole checkpoint again."
-            ) from error
+            raise damaged(file, error, "copy the whole checkpoint again") from error
     factor = scaler.get("scaling_factor")
     if factor is not None:
-        sae.fold_activation_norm_scaling_factor(check_positive(file, "scaling_factor", factor))
+        factor = check_positive(folder / _SCALER, "scaling_factor", factor)
+        sae.fold_activation_norm_scaling_factor(factor)
+
+
+def check_kind(sae_class: type[sae_lens.SAE[Any]], architecture: str, where: str | Path) -> None:
+    """Raise ValueError for a transcoder, an SAE over time or one with signed latents."""
+    from sae_lens import AbsTopKSAE, AbsTopKTrainingSAE, TemporalSAE, Transcoder
+
+    kinds = {
+        (AbsTopKSAE, AbsTopKTrainingSAE): "SAEs whose latents are 0 or positive",
+        (Transcoder, TemporalSAE): "SAEs that reconstruct each activation from itself",
+    }
+    for refused, wanted in kinds.items():
+        if issubclass(sae_class, refused):
+            raise ValueError(
+                f"{where} is of the architecture {architecture!r}, and only {wanted} can be "
+                "evaluated; choose one of those."
+            )
+
+
+def checked_config(
+    file: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]
+) -> tuple[type[sae_lens.SAE[Any]], dict[str, Any]]:
+    """The class that a config asks for, and the config as sae_lens reads it rightly.
+
+    Args:
+        file: the config, for messages.
+        weights: the tensors that belong to it, by sae_lens' names.
+    Returns:
+        what loads it (sae_lens.SAE, or TrainingSAE for an SAE as it is trained), and the config.
+    Raises:
+        ValueError: an architecture that is not registered, or that cannot be evaluated; a field of
+            another type than the architecture's; an activation function that no SAE of sae_lens
+            has today; sizes other than those of the weights; a k that is missing or odd.
+    """
+    from sae_lens import SAE, TrainingSAE
+
+    from sparse_but_wrong.sae_lens_compat import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
+
+    # Before version 4 there was one architecture, which went without saying; version 6 began to
+    # keep metadata apart.
+    missing = ["architecture"] if "metadata" in config and "architecture" not in config else []
+    sizes = {}
+    if (decoder := weights.get("W_dec")) is not None and decoder.ndim == 2:
+        sizes = {"d_sae": decoder.shape[0], "d_in": decoder.shape[1]}
+    missing += [name for name in sizes if name not in config]
+    if missing:
+        raise ValueError(f"{file} misses {' and '.join(missing)}; copy it again from its source.")
+    config = {**config, **_activation(file, config)}
+    architecture = config.setdefault("architecture", "standard")
+    known = {*SAE_CLASS_REGISTRY, *SAE_TRAINING_CLASS_REGISTRY}
+    if not isinstance(architecture, str) or architecture not in known:
+        raise ValueError(
+            f"Unknown architecture {shown(architecture)} in {file}. Available: "
+            f"{', '.join(sorted(known))}. Others can be registered with sae_lens."
+        )
+    # Most architectures go by one name in training and in use; only the configs of SAEs for
+    # training say how the decoder began.
+    trains = architecture not in SAE_CLASS_REGISTRY or (
+        architecture in SAE_TRAINING_CLASS_REGISTRY and "decoder_init_norm" in config
+    )
+    registry: Mapping[str, Any] = SAE_TRAINING_CLASS_REGISTRY if trains else SAE_CLASS_REGISTRY
+    sae_class, config_class = registry[architecture]
+    check_kind(sae_class, architecture, file)
+
+    types = field_types(config_class)
+    hints = {f.name: types[f.name] for f in fields(config_class) if f.name in types}
+    for name, hint in hints.items():
+        if name in config and name not in _CHECKED_ELSEWHERE:
+            _check_type(file, name, config[name], hint)
+    if trains and "rescale_acts_by_decoder_norm" in hints:
+        config.setdefault("rescale_acts_by_decoder_norm", False)
+    _check_metadata(file, config.get("metadata"))
+    if sizes:
+        check_sizes(file, {name: config[name] for name in sizes}, sizes, WEIGHTS)
+        if hints.get("k") is int:
+            config["k"] = check_k(file, config.get("k"), sizes["d_sae"])
+            # Of configs from before version 6, sae_lens reads this one.
+            config["activation_fn_kwargs"] = {"k": config["k"]}
+    for name in ("k", "max_iterations"):
+        if name in hints and config.get(name) is not None:
+            check_positive(file, name, config[name])
+    return (TrainingSAE if trains else SAE), config
+
+
+def _activation(file: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the activation function asks for, in the fields that sae_lens has for it today."""
+    architecture = config.get("architecture", "standard")
+    options = config.get("activation_fn_kwargs") or {}
+    expect(isinstance(options, dict), file, "activation_fn_kwargs", options, "an object")
+    named = [config.get(key) for key in ("activation_fn", "activation_fn_str")]
+    named = [name for name in named if name is not None]
+    if not named and options.get("k") is not None and architecture != "topk":
+        raise ValueError(
+            f"{file} gives a k in activation_fn_kwargs but names no activation function, which old "
+            "versions took for ReLU; write the one that it was trained with as activation_fn."
+        )
+    fits = ("topk",) if architecture == "topk" else ("relu",)
+    fits = ("relu", "topk") if architecture == "standard" else fits
+    for name in named:
+        if name not in fits:
+            raise ValueError(
+                f"{file} asks for the activation function {shown(name)}, which no SAE of the "
+                f"architecture {shown(architecture)} has in sae_lens today: without it, other "
+                "latents would be active. Evaluate it with the version that wrote it."
+            )
+    if "topk" not in named and architecture != "topk":
+        return {}
+    odd = [key for key, value in options.items() if value and key not in _TOPK_OPTIONS]
+    if odd:
+        raise ValueError(
+            f"{file} asks for a TopK activation with {shown(odd[0])}, which no SAE of sae_lens has "
+            "today; choose one with non-negative latents and k alone."
+        )
+    said = [k for k in (config.get("k"), options.get("k")) if k is not None]
+    if not said:
+        raise ValueError(
+            f"{file} describes a TopK SAE without a k, how many latents it keeps; write the k that "
+            "it was trained with into it."
+        )
+    if len(said) == 2 and said[0] != said[1]:
+        raise ValueError(
+            f"{file} says k = {shown(said[0])} and activation_fn_kwargs.k = {shown(said[1])}; "
+            "keep the one that the SAE was trained with."
+        )
+    return {"architecture": "topk", "k": said[0]}
+
+
+def _check_type(file: Path, name: str, value: object, hint: Any) -> None:
+    try:
+        of_type(value, hint)
+    except TypeError:  # a class of somebody's own, which knows itself what to make of it
+        return
+    except ValueError:
+        kind = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
+        expect(False, file, name, value, f"of the type {kind}")
+
+
+def _check_metadata(file: Path, metadata: Any) -> None:
+    from sparse_but_wrong.sae_lens_compat import SAEMetadata
+
+    expect(isinstance(metadata, dict | None), file, "metadata", metadata, "an object")
+    # sae_lens makes each of them an attribute.
+    for name in metadata or {}:
+        taken = name == "self" or hasattr(SAEMetadata, name)
+        expect(not taken, file, "an entry of metadata", name, "a name that sae_lens leaves free")
+
+
+def scaled_decoder(
+    file: Path, config: Mapping[str, Any], weights: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The weights, with the factors that old versions scaled latents by in the decoder.
+
+    Raises:
+        ValueError: factors that the config does not speak of, or the other way round.
+    """
+    import torch
+
+    weights = dict(weights)
+    factors = weights.pop("scaling_factor", weights.pop("finetuning_scaling_factor", None))
+    asked = bool(config.get("finetuning_scaling_factor"))
+    # For a while all of them were written, whether they were trained or not.
+    if factors is not None and not asked and torch.allclose(factors.float(), torch.ones(())):
+        return weights
+    if (factors is not None) != asked:
+        raise ValueError(
+            f"{file} says finetuning_scaling_factor = {asked}, but {WEIGHTS} has "
+            f"{'such' if factors is not None else 'no'} factors; copy both from the same SAE."
+        )
+    if factors is None:
+        return weights
+    decoder = weights.get("W_dec", torch.empty(0))
+    if decoder.ndim != 2 or factors.shape != decoder.shape[:1]:
+        raise ValueError(
+            f"scaling_factor in {WEIGHTS} beside {file} has the shape {list(factors.shape)}, "
+            "not one number for each latent; copy both from the same SAE."
+        )
+    return {**weights, "W_dec": decoder * factors[:, None]}

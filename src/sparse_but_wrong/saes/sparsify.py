@@ -6,7 +6,9 @@ There, with x of shape [batch, d_in]:
     reconstruction = latents·W_dec + b_dec
 
 whatever `normalize_decoder` and `multi_topk` say: both matter in training alone.
-Source: `SparseCoder.encode` and `.decode` of eai-sparsify 1.3.3.
+Source: `SparseCoder.encode` and `.decode` of eai-sparsify 1.3.3. sae_lens' own loader is wrong:
+it asks for the layer in the folder's name, transposes `W_dec`, which lies as sae_lens has it, and
+leaves `b_dec` out of the encoder where the decoder was normalised in training.
 """
 
 from __future__ import annotations
@@ -15,32 +17,31 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparse_but_wrong.saes.build import build_sae, check_k, check_sizes, check_tensors, shown
+from sparse_but_wrong.saes.build import (
+    LINEAR,
+    PLAIN,
+    build_sae,
+    check_k,
+    check_sizes,
+    check_tensors,
+    expect,
+    refuse_transcoder,
+)
 from sparse_but_wrong.untrusted import read_json, read_safetensors
 
 if TYPE_CHECKING:
     import sae_lens
 
+WEIGHTS, CONFIG = "sae.safetensors", "cfg.json"
 _HOOK_POINT = re.compile(r"embed_tokens|(?:\w+\.)+\d+(?:\.\w+)*")
 """The path of a module, such as layers.5 or layers.5.mlp, from the base model on."""
 
-WEIGHTS = "sae.safetensors"
-CONFIG = "cfg.json"
-
-_LAYOUT = {
-    "encoder.weight": ("d_sae", "d_in"),
-    "encoder.bias": ("d_sae",),
-    "W_dec": ("d_sae", "d_in"),
-    "b_dec": ("d_in",),
-}
+_LAYOUT = {name: {**LINEAR, **PLAIN}[name] for name in (*LINEAR, "W_dec", "b_dec")}
+del _LAYOUT["decoder.weight"]
 
 
-def read_sparsify(folder: Path) -> sae_lens.SAE[Any]:
-    """The SAE in a folder of `sparsify`, as a sae_lens TopK SAE; in float32, on the CPU.
-
-    sae_lens' own loader of these folders is not used: it asks for the layer in the folder's name,
-    transposes `W_dec`, which lies as sae_lens has it, and leaves `b_dec` out of the encoder where
-    the decoder was normalised in training.
+def read_sparsify(file: Path) -> sae_lens.SAE[Any]:
+    """The SAE of a weights file of `sparsify`, as a sae_lens TopK SAE; in float32, on the CPU.
 
     Raises:
         FileNotFoundError: cfg.json is missing.
@@ -48,62 +49,37 @@ def read_sparsify(folder: Path) -> sae_lens.SAE[Any]:
     """
     from sae_lens import TopKSAEConfig
 
-    config_file, weights_file = folder / CONFIG, folder / WEIGHTS
+    folder, config_file = file.absolute().parent, file.parent / CONFIG
     config = read_json(config_file)
-    _check_kind(config_file, config)
-    tensors = read_safetensors(weights_file)
-    sizes = check_tensors(weights_file, tensors, _LAYOUT)
-    _check_said(config_file, config, sizes)
-    k = check_k(config_file, config.get("k"), sizes["d_sae"])
-    weights = {
-        "W_enc": tensors["encoder.weight"].T,
-        "b_enc": tensors["encoder.bias"],
-        "W_dec": tensors["W_dec"],
-        "b_dec": tensors["b_dec"],
-    }
-    sae = build_sae(
-        TopKSAEConfig(d_in=sizes["d_in"], d_sae=sizes["d_sae"], k=k, apply_b_dec_to_input=True),
-        weights,
-    )
-    sae.cfg.metadata.converted_from = "sparsify"
-    _note_origin(sae, folder)
-    return sae
-
-
-def _check_kind(file: Path, config: dict[str, Any]) -> None:
     for flag in ("transcode", "skip_connection"):
         if config.get(flag):
-            raise ValueError(
-                f"{file} describes a transcoder ({flag} is set), whose decoder writes to other "
-                "activations than its encoder reads; only autoencoders can be measured."
-            )
+            refuse_transcoder(config_file, f"{flag} is set")
     activation = config.get("activation", "topk")
-    if activation != "topk":
-        raise ValueError(
-            f"{file} asks for the activation {shown(activation)}, which no SAE of sae_lens has; "
-            "only 'topk' can be loaded."
-        )
-    if config.get("signed"):
-        raise ValueError(
-            f"{file} describes an SAE with signed latents, and only SAEs whose latents are 0 or "
-            "positive can be measured; train one with signed: false."
-        )
-
-
-def _note_origin(sae: sae_lens.SAE[Any], folder: Path) -> None:
-    """Note the hook point and the model: a run has a folder per hook point beside its config."""
-    name = folder.absolute().name
-    if _HOOK_POINT.fullmatch(name):
-        sae.cfg.metadata.hook_name = name
-    run_config = folder.absolute().parent / "config.json"
-    if run_config.is_file():
-        sae.cfg.metadata.model_name = read_json(run_config).get("model")
-
-
-def _check_said(file: Path, config: dict[str, Any], sizes: dict[str, int]) -> None:
+    expect(activation == "topk", config_file, "activation", activation, "'topk'")
+    signed = config.get("signed")
+    expect(not signed, config_file, "signed", signed, "false: latents must be 0 or positive")
+    tensors = read_safetensors(file)
+    sizes = check_tensors(file, tensors, _LAYOUT)
     said = {"d_in": config.get("d_in"), "d_sae": config.get("num_latents") or None}
     factor = config.get("expansion_factor")
     # num_latents = 0 is sparsify's way to say that the factor holds.
     if said["d_sae"] is None and isinstance(factor, int):
         said["d_sae"] = sizes["d_in"] * factor
-    check_sizes(file, said, sizes, WEIGHTS)
+    check_sizes(config_file, said, sizes, WEIGHTS)
+    k = check_k(config_file, config.get("k"), sizes["d_sae"])
+    sae = build_sae(
+        TopKSAEConfig(d_in=sizes["d_in"], d_sae=sizes["d_sae"], k=k, apply_b_dec_to_input=True),
+        {
+            "W_enc": tensors["encoder.weight"].T,
+            "b_enc": tensors["encoder.bias"],
+            "W_dec": tensors["W_dec"],
+            "b_dec": tensors["b_dec"],
+        },
+        "sparsify",
+    )
+    # A run has a folder per hook point beside its config.
+    if _HOOK_POINT.fullmatch(folder.name):
+        sae.cfg.metadata.hook_name = folder.name
+    if (folder.parent / "config.json").is_file():
+        sae.cfg.metadata.model_name = read_json(folder.parent / "config.json").get("model")
+    return sae
