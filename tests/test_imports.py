@@ -24,7 +24,7 @@ LAYERS = (
     {"figures"},
     {"report"},
     {"experiments"},
-    {"cli"},
+    {"api", "cli"},
 )
 BESIDE = {"activations": {"worlds"}, "saes": {"worlds", "training"}, "training": {"worlds"}}
 # Published import paths hold nothing of their own; nothing of ours imports them.

@@ -115,13 +115,13 @@ def _run(entry: BenchmarkWorld, options: FindOptions) -> Row:
         high=high,
         counted=math.nan if found.counted is None else found.counted,
         n_directions=found.sweep.counts[0].presence.n_directions if found.sweep.counts else 0,
-        argmin_s_n=_l0_at_smallest(table, is_plain, f"s_{n}"),
-        argmin_c_dec=_l0_at_smallest(table, is_plain, "c_dec"),
+        argmin_s_n=_l0_at_smallest(table, is_plain, found.sweep.projections[n].to_numpy(float)),
+        argmin_c_dec=_l0_at_smallest(table, is_plain, table["c_dec"].to_numpy(float)),
         seconds=seconds,
         doubts=" ".join(found.doubts),
     )
 
 
-def _l0_at_smallest(table: pd.DataFrame, rows: np.ndarray, column: str) -> float:
-    values = np.where(rows, table[column].to_numpy(float), np.inf)
+def _l0_at_smallest(table: pd.DataFrame, rows: np.ndarray, metric: np.ndarray) -> float:
+    values = np.where(rows, metric, np.inf)
     return float(table["l0"].to_numpy(float)[np.nanargmin(values)])

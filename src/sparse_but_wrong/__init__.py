@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     )
     from sparse_but_wrong.activations.shuffled import ShuffledActivations as ShuffledActivations
     from sparse_but_wrong.activations.stored import open_activations as open_activations
+    from sparse_but_wrong.api import (
+        FoundL0 as FoundL0,
+        find_l0 as find_l0,
+        recommend_l0 as recommend_l0,
+    )
     from sparse_but_wrong.enchanced_batch_topk_sae import (
         EnchancedBatchTopKTrainingSAE as EnchancedBatchTopKTrainingSAE,
         EnhancedBatchTopKTrainingSAEConfig as EnhancedBatchTopKTrainingSAEConfig,
@@ -29,11 +34,8 @@ if TYPE_CHECKING:
     )
     from sparse_but_wrong.figures.recommendation import plot_recommendation as plot_recommendation
     from sparse_but_wrong.figures.sweep import plot_projections as plot_projections
-    from sparse_but_wrong.l0.find import FindOptions as FindOptions, find_l0 as find_l0
-    from sparse_but_wrong.l0.recommend import (
-        L0Recommendation as L0Recommendation,
-        recommend_l0 as recommend_l0,
-    )
+    from sparse_but_wrong.l0.options import FindOptions as FindOptions
+    from sparse_but_wrong.l0.recommend import L0Recommendation as L0Recommendation
     from sparse_but_wrong.l0.sweep import measure_sweep as measure_sweep
     from sparse_but_wrong.metrics.evaluate import (
         Evaluation as Evaluation,
@@ -73,12 +75,13 @@ _NAMES = {
     "activations.language_model": "open_language_model",
     "activations.shuffled": "ShuffledActivations",
     "activations.stored": "open_activations",
+    "api": "FoundL0 find_l0 recommend_l0",
     "enchanced_batch_topk_sae": "EnchancedBatchTopKTrainingSAE EnhancedBatchTopKTrainingSAEConfig",
     "figures.published": "plot_sae_feat_cos_sims plot_sae_feat_cos_sims_seaborn",
     "figures.recommendation": "plot_recommendation",
     "figures.sweep": "plot_projections",
-    "l0.find": "FindOptions find_l0",
-    "l0.recommend": "L0Recommendation recommend_l0",
+    "l0.options": "FindOptions",
+    "l0.recommend": "L0Recommendation",
     "l0.sweep": "measure_sweep",
     "metrics.evaluate": "Evaluation Evaluations evaluate",
     "metrics.projections": "decoder_projection_curve",

@@ -59,7 +59,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         calls.append({"batch": next(source), "d_sae": d_sae, "options": options})
         return CLEAR
 
-    monkeypatch.setattr(find, "find_l0", answer)
+    monkeypatch.setattr(find, "_find", answer)
     return calls
 
 
@@ -110,7 +110,7 @@ def test_what_is_counted_on_is_not_trained_on(monkeypatch: pytest.MonkeyPatch) -
         drawn.extend(next(source) for _ in range(20))
         return CLEAR
 
-    monkeypatch.setattr(find, "find_l0", answer)
+    monkeypatch.setattr(find, "_find", answer)
     assert sbw("find-l0", "--activations", "acts.npy", "--d-sae", "12").exit_code == 0
     held_out = torch.cat(drawn[:2])[:, 0]
     trained_on = torch.cat(drawn[2:])[:, 0]
@@ -186,7 +186,7 @@ def test_a_folder_of_activations(asked: list[dict[str, Any]]) -> None:
 
 def test_no_recommendation_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     declined = recommend_l0(sweep([count(presence(n_directions=60))]))
-    monkeypatch.setattr(find, "find_l0", lambda *_: declined)
+    monkeypatch.setattr(find, "_find", lambda *_: declined)
     result = sbw("find-l0", "jumprelu", "--save")
     assert result.exit_code == 0
     assert "No recommendation:\n  - the SAEs are too narrow" in result.output
@@ -255,7 +255,7 @@ def test_the_place_is_held_during_the_search(monkeypatch: pytest.MonkeyPatch) ->
             outputs[0] = sbw("find-l0", "jumprelu").output
         return CLEAR
 
-    monkeypatch.setattr(find, "find_l0", answer)
+    monkeypatch.setattr(find, "_find", answer)
     result = sbw("find-l0", "jumprelu")
     assert "runs/find-l0/report.html" in result.output
     assert "runs/find-l0-2/report.html" in outputs[0]

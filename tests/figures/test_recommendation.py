@@ -17,7 +17,7 @@ def test_the_figure_shows_the_numbers() -> None:
     projections, similarity, codes = plot_recommendation(found).axes
     labels = projections.get_legend_handles_labels()[1]
     assert labels == ["$n = 12$", "$n = 17$", "$n = 22$", "L0: 10", "elbow"]
-    measured = found.sweep.table
+    measured = found.sweep.wide()
     for axes, column in ((projections, "s_12"), (similarity, "c_dec")):
         drawn = np.asarray(axes.get_lines()[0].get_xydata())
         np.testing.assert_allclose(drawn, measured[["l0", column]].to_numpy(float))

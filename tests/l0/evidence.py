@@ -36,7 +36,7 @@ def count(of: Presence, group: str = "seed_0", noise_cost: float = 5.0) -> Count
 
 
 def table(l0s: Sequence[float], truth: float = 10.0, n_dead: int = 0) -> pd.DataFrame:
-    """Curves as the paper has them: rising below the truth, flat above it."""
+    """Curves as the paper has them: rising below the truth, flat above it; in the wide form."""
     rows = []
     for i, l0 in enumerate(l0s):
         height = 0.001 + max(0.0, truth - l0) * 0.05
@@ -57,4 +57,6 @@ def sweep(counts: Sequence[Count] | None = None, curves: pd.DataFrame | None = N
     """One that leaves no doubt, but for what is given."""
     given = [count(presence()), count(presence(10.02), "seed_1")] if counts is None else counts
     measured = table([4, 6, 8, 9.9, 10, 12, 16]) if curves is None else curves
-    return Sweep(measured, tuple(given), D_SAE, 20_000)
+    columns = [f"s_{n}" for n in range(D_SAE)]
+    projections = pd.DataFrame(measured[columns].to_numpy(float))
+    return Sweep(measured.drop(columns=columns), projections, tuple(given), 20_000)

@@ -83,7 +83,10 @@ def test_the_sweep_is_there_as_evidence(found: L0Recommendation) -> None:
     assert set(table["group"]) == {"seed_0", "seed_1", "directions"}
     assert table["sae_id"].is_unique
     assert bool(table["l0"].between(0, 20).all())
-    assert {"c_dec", "s_0", "s_19"} <= set(table.columns)
+    assert found.sweep.projections.shape == (len(table), 20)
+    wide = found.sweep.wide()
+    assert {"c_dec", "s_0", "s_19"} <= set(wide.columns)
+    assert wide["s_19"].tolist() == found.sweep.projections[19].tolist()
 
 
 def test_two_seeds_agree_within_their_intervals(found: L0Recommendation) -> None:
@@ -284,8 +287,10 @@ def test_bad_input_is_refused() -> None:
         find_l0(zip(source, strict=True), 20, SMALL)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="the source ended before"):
         find_l0(itertools.islice(source, 3), 20, SMALL)
-    with pytest.raises(TypeError, match="source"):
-        find_l0([torch.zeros(3, 4)], 20, SMALL)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="the source ended before"):
+        find_l0([torch.rand(3, 30)], 20, SMALL)
+    with pytest.raises(ValueError, match="d_sae"):
+        find_l0(torch.rand(300, 30), options=SMALL)
     with pytest.raises(ValueError, match="there are no SAEs"):
         measure_sweep([], source)
     cfgs = [BatchTopKTrainingSAEConfig(d_in=30, d_sae=d, k=2) for d in (8, 9)]

@@ -115,8 +115,8 @@ class TestOneFunctionWrittenTwice:
 
     def test_has_one_row_in_a_sweep(self, written):
         inside, folded, x = written()
-        table = measure_saes([inside, folded], x, ["a", "b"], ["0", "0"])
-        a, b = table["s_8"].tolist()
+        _, projections = measure_saes([inside, folded], x, ["a", "b"], ["0", "0"])
+        a, b = projections[8].tolist()
         assert a == pytest.approx(b, rel=1e-4)
 
 

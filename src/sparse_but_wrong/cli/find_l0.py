@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from sparse_but_wrong.l0.options import FindOptions
     from sparse_but_wrong.l0.recommend import L0Recommendation
 
-BATCH_SIZE = 1024
 _NEIGHBOURS = 512
 
 
@@ -103,7 +101,7 @@ def find(
                 activations or source or "", column, world, d_sae, options
             )
         facts |= {"Seed": seed, **made_how(started)}
-        _print_answer(recommendation)  # first, because it is what hours were spent on
+        click.echo(str(recommendation))  # first, because it is what hours were spent on
         advice = "Only the answer above is kept; free some space and run the command again."
         with full_disk_named(path, advice):
             write_recommendation(recommendation, place, title, facts, with_sae=save)
@@ -118,8 +116,10 @@ def _search(
     source: str, column: str | None, world: str | None, d_sae: int | None, options: FindOptions
 ) -> tuple[str, L0Recommendation, dict[str, object]]:
     """Train sweeps on a toy world or on stored activations: the title, the answer and facts."""
+    from sparse_but_wrong.activations.stored import open_activations
     from sparse_but_wrong.experiments.registry import get_experiment
     from sparse_but_wrong.l0.find import find_l0
+    from sparse_but_wrong.l0.source import BATCH_SIZE
     from sparse_but_wrong.runs.make import make_world
     from sparse_but_wrong.runs.seeds import world_seed
     from sparse_but_wrong.runs.spec import ActivationsSpec
@@ -129,32 +129,30 @@ def _search(
     if _is_stored(source):
         if world is not None:
             raise ValueError(f"{source} holds activations and no worlds; leave out --world.")
-        stream, d_in, n_held_out = _stored(source, column, options.seed)
+        found = open_activations(source, column)
+        d_in = found.d_in
     else:
         spec = read_spec(Path(source)) if is_spec_file(source) else get_experiment(source)
         name = _choose(world, list(spec.worlds), source)
         of_spec = spec.worlds[name]
         if isinstance(of_spec, ActivationsSpec):
-            stream, d_in, n_held_out = _stored(
-                of_spec.activations, column or of_spec.column, options.seed
-            )
+            found = open_activations(of_spec.activations, column or of_spec.column)
+            d_in = found.d_in
         elif column is not None:
             raise ValueError(f"{source} has toy worlds and no dataset; leave out --column.")
         else:
             made = make_world(of_spec, options.seed, name=name)
             seed = world_seed(options.seed, "stream", name)
-            stream, n_held_out = made.stream(BATCH_SIZE, seed), None
+            found = made.stream(BATCH_SIZE, seed)
             d_in, n_features = made.directions.shape
             d_sae = d_sae or n_features
             title = f"The world of {spec.name}"
     if d_sae is None:
         raise ValueError("Stored activations do not say how many latents to use; give --d-sae.")
-    if n_held_out is not None:
-        options = replace(options, evaluation_samples=n_held_out)
     click.echo(f"{title}: {options.architecture} SAEs, d_in {d_in}, d_sae {d_sae}")
     with quiet_training():
-        found = find_l0(stream, d_sae, options)
-    return title, found, {"Architecture": options.architecture, "d_in": d_in, "d_sae": d_sae}
+        answer = find_l0(found, d_sae, options)
+    return title, answer, {"Architecture": options.architecture, "d_in": d_in, "d_sae": d_sae}
 
 
 def _is_stored(source: str) -> bool:
@@ -178,26 +176,9 @@ def _is_run(source: str) -> bool:
     return not is_activations(source) and is_run(Path(source))
 
 
-def _stored(where: str, column: str | None, seed: int) -> tuple[Iterator[Tensor], int, int]:
-    """A stream that begins with held-out samples, d_in, and how many are held out."""
-    from sparse_but_wrong.activations.shuffled import ShuffledActivations
-    from sparse_but_wrong.activations.stored import open_activations
-    from sparse_but_wrong.l0.sweep import EVALUATION_SAMPLES
-
-    stored = open_activations(where, column)
-    batch_size = max(1, min(BATCH_SIZE, stored.n_samples // 8))
-    most = min(EVALUATION_SAMPLES, stored.n_samples // 4)
-    n_held_out = batch_size * max(1, most // batch_size)
-    rest, held_out = stored.hold_out(n_held_out)
-    stream = chain(
-        _from_all_over(held_out.batches(batch_size), seed),
-        ShuffledActivations(rest, batch_size, seed),
-    )
-    return stream, stored.d_in, n_held_out
-
-
 def _judge_run(path: Path, world: str | None, seed: int) -> tuple[str, L0Recommendation]:
     from sparse_but_wrong.l0.recommend import recommend_l0
+    from sparse_but_wrong.l0.source import BATCH_SIZE, in_random_order
     from sparse_but_wrong.l0.sweep import EVALUATION_SAMPLES, measure_sweep
     from sparse_but_wrong.runs.data import load_data
     from sparse_but_wrong.runs.folder import RunFolder
@@ -222,21 +203,11 @@ def _judge_run(path: Path, world: str | None, seed: int) -> tuple[str, L0Recomme
     stream: Iterator[Tensor] = data.stream(batch_size, world_seed(seed, "find-l0", name))
     if isinstance(data, StoredWorld):
         neighbours = chain.from_iterable(block.split(_NEIGHBOURS) for block in data.held_out())
-        stream = chain(_from_all_over(neighbours, seed), stream)
+        stream = chain(in_random_order(neighbours, seed), stream)
     missing = "" if len(done) == n_saes else f" of {n_saes}; the run is not finished"
     click.echo(f"{len(saes)} SAEs{missing}: {path}")
     sweep = measure_sweep(saes, stream, done, seed=seed, evaluation_samples=n_samples)
     return f"The sweep in {path}", recommend_l0(sweep)
-
-
-def _from_all_over(batches: Iterator[Tensor], seed: int) -> Iterator[Tensor]:
-    """Batches of neighbours in random order: the first few of them come from all over the text,
-    and samples of one document still lie side by side."""
-    import torch
-
-    held = list(batches)
-    order = torch.randperm(len(held), generator=torch.Generator().manual_seed(seed))
-    return (held[i] for i in order.tolist())
 
 
 def _choose(world: str | None, worlds: list[str], source: str) -> str:
@@ -246,14 +217,3 @@ def _choose(world: str | None, worlds: list[str], source: str) -> str:
         problem = "several worlds; choose one with --world" if world is None else f"no {world!r}"
         raise ValueError(f"{source} has {problem}. Available: {', '.join(worlds) or 'none'}.")
     return world
-
-
-def _print_answer(recommendation: L0Recommendation) -> None:
-    if recommendation.l0 is not None and recommendation.interval is not None:
-        low, high = recommendation.interval
-        click.echo(f"L0 {recommendation.l0:.4g}, between {low:.4g} and {high:.4g}\nWhy:")
-    else:
-        click.echo("\n  - ".join(("No recommendation:", *recommendation.doubts)))
-        click.echo("Observed:")
-    for reason in recommendation.reasons:
-        click.echo(f"  - {reason}")

@@ -49,12 +49,13 @@ def plot_recommendation(recommendation: L0Recommendation) -> Figure:
 
 def _draw_projections(axes: Axes, recommendation: L0Recommendation) -> None:
     sweep = recommendation.sweep
+    table = sweep.wide()
     ns = useful_n(recommendation.counted or 0.0, sweep.d_sae)[::2]
     if not ns:
         axes.text(0.5, 0.5, "no n is of use", transform=axes.transAxes, ha="center")
     for i, (n, color) in enumerate(zip(ns, shades(len(ns), end=0.8), strict=True)):
-        _draw_curve(axes, sweep.table, f"s_{n}", color, "os^D"[i % 4], label=f"$n = {n}$")
-    drawn = np.concatenate([numbers(sweep.table, f"s_{n}") for n in ns] or [np.zeros(0)])
+        _draw_curve(axes, table, f"s_{n}", color, "os^D"[i % 4], label=f"$n = {n}$")
+    drawn = np.concatenate([numbers(table, f"s_{n}") for n in ns] or [np.zeros(0)])
     drawn = drawn[np.isfinite(drawn)]
     # At the right L0 of a toy world s_n is a thousandth of what it is elsewhere; in language models
     # all are of one size, and a logarithmic axis would have no mark.

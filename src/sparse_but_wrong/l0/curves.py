@@ -79,8 +79,10 @@ def read_curves(sweep: Sweep, l0: float | None) -> tuple[Curve, ...]:
         near = above & (relative == relative[above].min(initial=math.inf))
     below = (relative >= BELOW[0]) & (relative <= BELOW[1])
     curves = []
-    for metric in ("c_dec", *(f"s_{n}" for n in useful_n(l0 or 0.0, sweep.d_sae))):
-        values = sweep.table[metric].to_numpy(float)
+    metrics = {"c_dec": sweep.table["c_dec"]}
+    metrics |= {f"s_{n}": sweep.projections[n] for n in useful_n(l0 or 0.0, sweep.d_sae)}
+    for metric, column in metrics.items():
+        values = column.to_numpy(float)
         values = np.where(np.isfinite(values), values, np.nan)
         floor = _FLAT_BELOW * float(np.nanmax(np.abs(values), initial=0.0))
         curves.append(

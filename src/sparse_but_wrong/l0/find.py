@@ -16,7 +16,7 @@ from sparse_but_wrong.l0.directions import Directions
 from sparse_but_wrong.l0.options import SCALED, FindOptions as FindOptions, config_class
 from sparse_but_wrong.l0.recommend import L0Recommendation, recommend_l0
 from sparse_but_wrong.l0.refine import most_worth
-from sparse_but_wrong.l0.stream import draw_batch, draw_samples
+from sparse_but_wrong.l0.source import Activations, draw_batch, draw_samples, open_source
 from sparse_but_wrong.l0.sweep import (
     MEASURED_SAMPLES,
     Count,
@@ -47,33 +47,36 @@ _SLOWNESS = 2
 
 
 def find_l0(
-    source: Iterator[Tensor], d_sae: int, options: FindOptions | None = None
+    activations: Activations,
+    d_sae: int | None = None,
+    options: FindOptions | None = None,
+    *,
+    column: str | None = None,
 ) -> L0Recommendation:
     """The L0 that SAEs on these activations should have, with an interval and the evidence.
 
     A coarse sweep of SAEs is trained in one stack. From the decoders of the most promising ones the
     directions are learned that the activations are made of, and counted (`refine_directions`,
     `measure_presence`). A finer sweep around the count shows whether the curves of s_n^dec and
-    c_dec bear it out; they decide only where the count is not clear (`recommend_l0`). No ground
-    truth is used. Nor is how well the SAEs reconstruct; how much the learned directions leave over
-    is.
+    c_dec bear it out; they decide only where the count is not clear (`recommend_l0`). This uses
+    neither ground truth nor the SAEs' reconstruction error, only the variance that the learned
+    directions leave unexplained.
 
-    Its mean is subtracted from all activations first, so that nothing depends on a vector that is
+    The mean of the activations is subtracted first, so that nothing depends on a vector that is
     added to all of them; the SAE that is returned, and the directions, are for the activations as
     they are.
 
-    What is counted on is drawn first. If the source is finite and comes round again, as stored
-    activations do, the same samples are learned from later, and those that come round while they
-    are drawn are counted more than once, as if they were independent of each other: the interval is
-    too narrow then. Let such a source begin with `options.evaluation_samples` that do not come
-    again.
-
     Args:
-        source: yields activations of shape [batch, d_in]; read for about coarse_steps +
+        activations: the path or Hub name of stored activations, stored activations, a tensor
+            [samples, d_in], a toy world, or batches [batch, d_in] (an iterator). Up to a quarter
+            of stored ones is held out to measure on. An iterator is read for about coarse_steps +
             2 × fine_steps batches, twice that where L0 is set by a coefficient or the first count
-            is not clear. The learning rate is scheduled for batches of the first one's size.
-        d_sae: latents of the SAEs.
+            is not clear. What it yields first is measured on: if it comes round again, let it begin
+            with `options.evaluation_samples` that do not, or the interval is too narrow. The
+            learning rate is scheduled for batches of the first one's size.
+        d_sae: latents of the SAEs; of a toy world as many as it has features, if left out.
         options: how much work goes into it.
+        column: of a dataset, the one that holds the activations.
     Returns:
         The recommendation. Its `sae` is trained from the learned directions, and its L0 (`sae_l0`)
         lies in the interval; it is None where nothing is recommended, and, with a reason, where no
@@ -81,17 +84,24 @@ def find_l0(
         `options.count_up_to` latents are trained in the coarse sweep alone: nothing is recommended,
         and the reasons say what the curves show.
     Raises:
-        ValueError: a d_sae below 2, activations that are not finite, of several shapes or all the
-            same, a source that ends, or as `train_saes`.
-        TypeError: a source that is no iterator of tensors.
+        ValueError: a d_sae below 2 or none, activations that are not finite, of several shapes or
+            all the same, an iterator that ends, or as `train_saes`.
+        TypeError: something else than such activations.
+        OSError: stored activations that cannot be read.
     """
-    if d_sae < 2:
-        raise ValueError(
-            f"d_sae must be at least 2, got {d_sae}: there is no L0 to choose below it."
-        )
     options = options or FindOptions()
+    source, n_samples, n_features = open_source(
+        activations, column, options.evaluation_samples, options.seed
+    )
+    if d_sae is None and n_features is None:
+        raise ValueError("These activations do not say how many latents to use; give d_sae.")
+    width = d_sae if d_sae is not None else n_features or 0
+    if width < 2:
+        raise ValueError(
+            f"d_sae must be at least 2, got {width}: there is no L0 to choose below it."
+        )
     with _threads(options.threads):
-        return _find(source, d_sae, options)
+        return _find(source, width, replace(options, evaluation_samples=n_samples))
 
 
 def _find(source: Iterator[Tensor], d_sae: int, options: FindOptions) -> L0Recommendation:
@@ -237,17 +247,14 @@ class _Search:
         again = self._from_directions(
             "last_directions", [self._reachable(l0)], found.sweep.counts[0].directions
         )
-        import pandas as pd
-
-        table = pd.concat([found.sweep.table, self._measure(again)], ignore_index=True)
-        judged = recommend_l0(replace(found.sweep, table=table))
+        judged = recommend_l0(found.sweep.with_rows(*self._measure(again)))
         if judged.l0 is None:
             return judged
         if (sae := _nearest(judged, again)) is not None:
             return sae
         missed = (
             f"No SAE is given: the one that was trained for it has an L0 of "
-            f"{table['l0'].iloc[-1]:.2f}, outside the interval."
+            f"{judged.sweep.table['l0'].iloc[-1]:.2f}, outside the interval."
         )
         return replace(judged, reasons=(*judged.reasons, missed))
 
@@ -270,20 +277,20 @@ class _Search:
         return math.sqrt(self.d_in) / self.held_out.norm(dim=1).mean().item()
 
     def sweep(self, trained: Sequence[_Trained], counts: tuple[Count, ...]) -> Sweep:
-        import pandas as pd
+        sweep = Sweep(*self._measure(trained[0]), counts, len(self.held_out))
+        for part in trained[1:]:
+            sweep = sweep.with_rows(*self._measure(part))
+        return sweep
 
-        table = pd.concat([self._measure(part) for part in trained], ignore_index=True)
-        return Sweep(table, counts, self.d_sae, len(self.held_out))
-
-    def _measure(self, trained: _Trained) -> pd.DataFrame:
+    def _measure(self, trained: _Trained) -> tuple[pd.DataFrame, pd.DataFrame]:
         # Where the curves are all that there is, on as much as there is.
         counted = self.d_sae <= self.options.count_up_to
         samples = self.held_out[:MEASURED_SAMPLES] if counted else self.held_out
-        table = measure_saes(trained.saes, samples, trained.ids, trained.groups)
+        table, projections = measure_saes(trained.saes, samples, trained.ids, trained.groups)
         if not self._has_k:
-            # What was asked of SAEs that do not have it is evidence: L0 may stick.
+            # A target that SAEs do not reach is evidence: L0 may stick.
             table["target_l0"] = trained.targets
-        return table
+        return table, projections
 
     def _reachable(self, l0: float, most: float = 0.9) -> float:
         return min(l0, most * self.d_sae)

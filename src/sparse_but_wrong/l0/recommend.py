@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -63,7 +64,7 @@ _TURNED = 2.0
 """Factor between their coefficients from which it is not the coefficient that keeps them there."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class L0Recommendation:
     """The L0 that SAEs on some activations should have, or why none can be named."""
 
@@ -100,6 +101,31 @@ class L0Recommendation:
         if self.l0 is None or self.interval is None:
             return None
         return (self.interval[1] - self.interval[0]) / (2 * self.l0)
+
+    def to_frame(self) -> pd.DataFrame:
+        """The SAEs that it rests on: a row each, in order of L0."""
+        return self.sweep.table.sort_values("l0")
+
+    def _parts(self) -> tuple[str, tuple[str, ...], str, tuple[str, ...]]:
+        """The answer, the doubts, and what the reasons are called."""
+        if self.l0 is None or self.interval is None:
+            return "No recommendation:", self.doubts, "Observed:", self.reasons
+        low, high = self.interval
+        return f"L0 {self.l0:.4g}, between {low:.4g} and {high:.4g}", (), "Why:", self.reasons
+
+    def __repr__(self) -> str:
+        answer, doubts, head, reasons = self._parts()
+        return "\n  - ".join((answer, *doubts)) + "\n" + "\n  - ".join((head, *reasons))
+
+    def _repr_html_(self) -> str:
+        answer, doubts, head, reasons = (
+            escape(part) if isinstance(part, str) else _list(part) for part in self._parts()
+        )
+        return f"<p><b>{answer}</b></p>{doubts}<p>{head}</p>{reasons}"
+
+
+def _list(lines: tuple[str, ...]) -> str:
+    return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
 
 
 def recommend_l0(sweep: Sweep) -> L0Recommendation:
@@ -165,7 +191,10 @@ def _without_a_count(sweep: Sweep) -> L0Recommendation:
     firings = sweep.n_samples * sweep.table["l0"].to_numpy(float) / sweep.d_sae
     silent = sweep.table["dead_latents"].to_numpy(float)
     mostly_dead = (silent > MOST_DEAD * sweep.d_sae) & ~(firings < ENOUGH_FIRINGS)
-    curves = read_curves(replace(sweep, table=sweep.table[~mostly_dead]), None)
+    alive = replace(
+        sweep, table=sweep.table[~mostly_dead], projections=sweep.projections[~mostly_dead]
+    )
+    curves = read_curves(alive, None)
     reasons = words_of_curves_alone(curves)
     doubts = [why]
     if mostly_dead.any():

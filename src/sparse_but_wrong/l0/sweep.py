@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,11 +15,9 @@ from sparse_but_wrong.l0.directions import Directions, decoder_directions
 from sparse_but_wrong.l0.noise import cost_on_noise
 from sparse_but_wrong.l0.presence import Presence, measure_presence
 from sparse_but_wrong.l0.refine import refine_directions
-from sparse_but_wrong.l0.stream import draw_batch, draw_samples
-from sparse_but_wrong.metrics.projections import decoder_projection_curve
+from sparse_but_wrong.l0.source import draw_batch, draw_samples
+from sparse_but_wrong.metrics.evaluate import evaluate
 from sparse_but_wrong.metrics.samples import check_activations
-from sparse_but_wrong.metrics.stream import measure_stream
-from sparse_but_wrong.sae_lens_compat import inference_copy
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,18 +47,38 @@ class Sweep:
 
     table: pd.DataFrame
     """A row per SAE: `sae_id`, `group`, `l0`, `coefficient` (NaN where a k sets the L0, and for
-    SAEs that are for inference only), `dead_latents`, `c_dec`, and s_n^dec as `s_0` …
-    `s_{d_sae − 1}`."""
+    SAEs that are for inference only), `dead_latents`, `c_dec`, and `target_l0` if there was one."""
+
+    projections: pd.DataFrame
+    """s_n^dec: a row per SAE as in `table`, a column per n."""
 
     counts: tuple[Count, ...]
     """From the best starts, best first."""
 
-    d_sae: int
     n_samples: int
     """On which directions were counted."""
 
     not_counted: str = ""
     """Why directions were neither learned nor counted, where that was left out; in words."""
+
+    @property
+    def d_sae(self) -> int:
+        """Latents of each SAE."""
+        return self.projections.shape[1]
+
+    def wide(self) -> pd.DataFrame:
+        """The table with s_n^dec as columns `s_0` … `s_{d_sae − 1}`, as it is written to a file."""
+        return self.table.join(self.projections.add_prefix("s_"))
+
+    def with_rows(self, table: pd.DataFrame, projections: pd.DataFrame) -> Sweep:
+        """With more SAEs."""
+        import pandas as pd
+
+        return replace(
+            self,
+            table=pd.concat([self.table, table], ignore_index=True),
+            projections=pd.concat([self.projections, projections], ignore_index=True),
+        )
 
 
 EVALUATION_SAMPLES = 24_576
@@ -126,12 +144,12 @@ def measure_sweep(
     held_out = draw_samples(source, evaluation_samples)
     check_activations(held_out, d_in)
     if d_sae > count_up_to:
-        table = measure_saes(saes, held_out, names, own)
-        return Sweep(table, (), d_sae, len(held_out), not_counted=too_wide(d_sae, count_up_to))
+        measured = measure_saes(saes, held_out, names, own)
+        return Sweep(*measured, (), len(held_out), not_counted=too_wide(d_sae, count_up_to))
     batches = [draw_batch(source, d_in) for _ in range(learning_batches)]
-    table = measure_saes(saes, held_out[:MEASURED_SAMPLES], names, own)
+    measured = measure_saes(saes, held_out[:MEASURED_SAMPLES], names, own)
     counts = count_from(saes, names, own, batches, held_out, seed=seed)
-    return Sweep(table, counts, d_sae, len(held_out))
+    return Sweep(*measured, counts, len(held_out))
 
 
 def _coefficient(sae: sae_lens.SAE[Any]) -> float:
@@ -143,23 +161,20 @@ def _coefficient(sae: sae_lens.SAE[Any]) -> float:
     return math.nan
 
 
-_BATCH = 1024
 _SORTED_UP_TO = 4096
+"""Latents up to which projections are sorted; of wider SAEs they are counted."""
 
 MEASURED_SAMPLES = 8192
 """On which the curves are measured; counts take all samples, and so do curves without a count."""
 
 
-@torch.no_grad()
 def measure_saes(
     saes: Sequence[sae_lens.SAE[Any]],
     activations: Float[Tensor, "samples d_in"],
     ids: Sequence[str],
     groups: Sequence[str],
-) -> pd.DataFrame:
-    """The curves of a sweep: a row per SAE, as in `Sweep.table`.
-
-    SAEs for training are measured as they are used: a BatchTopK SAE by its thresholded export.
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The curves of a sweep: `Sweep.table` and `Sweep.projections`.
 
     Args:
         saes: sae_lens SAEs of one d_in.
@@ -167,32 +182,23 @@ def measure_saes(
         ids: a name for each.
         groups: of each, for example its seed.
     Raises:
-        ValueError: as `score_sae`.
+        ValueError: as `evaluate`.
     """
     import pandas as pd
 
-    rows = []
-    for sae, sae_id, group in zip(saes, ids, groups, strict=True):
-        used = inference_copy(sae)
-        (measured,) = measure_stream([used], activations.split(_BATCH))
-        # Sorted where that is quick: counted values are off by up to 1/2048 of themselves.
-        values = (
-            decoder_projection_curve(used, activations).values
-            if measured.d_sae <= _SORTED_UP_TO
-            else measured.projections.values
-        )
-        rows.append(
-            {
-                "sae_id": sae_id,
-                "group": group,
-                "l0": measured.l0.value,
-                "coefficient": _coefficient(sae),
-                "dead_latents": measured.dead_latents,
-                "c_dec": measured.c_dec,
-                **{f"s_{n}": s for n, s in enumerate(values.tolist())},
-            }
-        )
-    return pd.DataFrame(rows)
+    found = evaluate(saes, activations, exact_below=_SORTED_UP_TO * len(activations))
+    measured = found.to_frame()[["l0", "dead_latents", "c_dec"]].reset_index(drop=True)
+    table = pd.DataFrame(
+        {
+            "sae_id": list(ids),
+            "group": list(groups),
+            "l0": measured["l0"],
+            "coefficient": [_coefficient(sae) for sae in saes],
+            "dead_latents": measured["dead_latents"],
+            "c_dec": measured["c_dec"],
+        }
+    )
+    return table, found.projections.reset_index(drop=True)
 
 
 @torch.no_grad()

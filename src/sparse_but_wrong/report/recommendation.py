@@ -52,11 +52,10 @@ def write_recommendation(
     import pandas as pd
 
     sweep = recommendation.sweep
+    table = sweep.wide()
     named = {f"s_{n}" for curve in recommendation.curves for n in _n_of(curve.metric)}
-    dropped = [
-        name for name in sweep.table.columns if PROJECTION.fullmatch(name) and name not in named
-    ]
-    shown = sweep.table.drop(columns=dropped).sort_values("l0")
+    dropped = [name for name in table.columns if PROJECTION.fullmatch(name) and name not in named]
+    shown = table.drop(columns=dropped).sort_values("l0")
     counts = pd.DataFrame(
         [
             {
@@ -74,7 +73,7 @@ def write_recommendation(
     _, png = save_figure(plot_recommendation(recommendation), folder / "plots/recommendation")
     content = json.dumps(_as_json(recommendation, facts), indent=2, ensure_ascii=False)
     atomic.write_bytes(folder / "recommendation.json", content.encode())
-    atomic.write_bytes(folder / "sweep.csv", sweep.table.to_csv(index=False).encode())
+    atomic.write_bytes(folder / "sweep.csv", table.to_csv(index=False).encode())
     if with_sae and recommendation.sae is not None:
         recommendation.sae.save_inference_model(str(folder / "sae"))
     page = render(

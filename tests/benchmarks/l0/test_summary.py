@@ -110,5 +110,6 @@ def test_the_baselines_read_the_plain_saes_alone() -> None:
     table = pd.DataFrame(
         {"l0": [4.0, 10.0, 12.0], "c_dec": [0.3, 0.001, math.nan], "group": ["seed_0"] * 3}
     )
-    assert run._l0_at_smallest(table, (table["l0"] != 10).to_numpy(), "c_dec") == 4.0
-    assert run._l0_at_smallest(table, (table["l0"] > 0).to_numpy(), "c_dec") == 10.0
+    c_dec = table["c_dec"].to_numpy(float)
+    assert run._l0_at_smallest(table, (table["l0"] != 10).to_numpy(), c_dec) == 4.0
+    assert run._l0_at_smallest(table, (table["l0"] > 0).to_numpy(), c_dec) == 10.0

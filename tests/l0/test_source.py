@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from sparse_but_wrong.l0.stream import draw_batch, draw_samples
+from sparse_but_wrong.l0.source import draw_batch, draw_samples, open_source
+from tests.l0.worlds import small_world, stream
 
 
 def test_a_source_may_fill_the_same_tensor_anew() -> None:
@@ -41,3 +42,18 @@ def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
 def test_a_batch_of_another_width_is_refused() -> None:
     with pytest.raises(ValueError, match=r"\[samples, 3\]"):
         draw_samples(iter([torch.randn(4, 3), torch.randn(4, 5)]), 8)
+
+
+def test_stored_activations_are_held_out_first_and_do_not_come_again() -> None:
+    x = torch.arange(2_000.0)[:, None].repeat(1, 3)
+    source, n_held_out, n_features = open_source(x, None, 600, seed=0)
+    assert (n_held_out, n_features) == (500, None)
+    drawn = torch.cat([next(source) for _ in range(20)])[:, 0]
+    assert not torch.isin(drawn[:500], drawn[500:]).any()
+    assert len(drawn.unique()) == 2_000
+
+
+def test_a_toy_world_knows_its_features() -> None:
+    source, n_samples, n_features = open_source(small_world(), None, 600, seed=3)
+    assert (n_samples, n_features) == (600, 20)
+    assert torch.equal(next(source), next(stream(small_world(), 3, 1_024)))
