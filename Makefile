@@ -4,7 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 NOTEBOOK ?= $(firstword $(wildcard ../shared/seed/*.ipynb) tests/data/toy_models.ipynb)
 
-.PHONY: run paper real test bench notebook lint types clean
+# TEST gives pytest more arguments, as in make test TEST=tests/worlds.
+.PHONY: run paper real test shapes bench notebook lint types clean
 
 run: $(VENV)/.installed
 	$(BIN)/sbw run jumprelu
@@ -18,8 +19,13 @@ real: $(VENV)/.installed-gguf
 
 # Tests run on one thread each, and so as many at a time as there are cores; each process takes a gigabyte.
 test: lint types
-	scripts/install_browser.sh
-	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist worksteal
+	scripts/install_browser.sh $(BIN)/python
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(TEST)
+
+# Shapes and types in signatures, checked while the tests run; slower, so CI does it in one job.
+shapes: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile \
+		--jaxtyping-packages=sparse_but_wrong,beartype.beartype $(TEST)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check

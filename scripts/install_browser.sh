@@ -1,40 +1,32 @@
 #!/bin/sh
-# Make sure that a Chromium or Chrome is there: tests of the report drive one, headless.
-#
-# Installs Debian's (or Ubuntu's) where that can be done without asking; safe to run twice.
-set -eu
+# Find or install a Chromium for the tests of the report: one that is there; else playwright's own,
+# which needs no root; else, only as root, the system's. Without one those tests are left out.
+# Usage: install_browser.sh [PYTHON], a Python that has playwright. Safe to run twice.
+set -u
 
+PYTHON=${1:-python3}
 NAMES="chromium chromium-browser google-chrome google-chrome-stable"
 
-found() {
-    for name in $NAMES; do
-        if command -v "$name" >/dev/null 2>&1; then
-            return 0
-        fi
-    done
-    return 1
+for name in $NAMES; do
+    if command -v "$name" >/dev/null 2>&1; then exit 0; fi
+done
+
+starts() {
+    "$PYTHON" - 2>/dev/null <<'END'
+from playwright.sync_api import sync_playwright
+with sync_playwright() as playwright:
+    playwright.chromium.launch(args=["--no-sandbox"]).close()
+END
 }
 
-give_up() {
-    echo "$1 Install Chromium or Google Chrome so that one of these is on PATH: $NAMES." >&2
-    exit 1
-}
+if starts; then exit 0; fi
+echo "Outside this folder: installing playwright's Chromium into your cache folder, for the tests of the report …"
+if "$PYTHON" -m playwright install chromium >/dev/null 2>&1 && starts; then exit 0; fi
 
-if found; then
-    exit 0
+if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
+    echo "Outside this folder: installing the system's package chromium with apt-get, for the tests of the report …"
+    apt-get update -qq &&
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium &&
+        command -v chromium >/dev/null 2>&1 && exit 0
 fi
-
-command -v apt-get >/dev/null 2>&1 || give_up "There is no browser, and no apt-get to install one."
-if [ "$(id -u)" = 0 ]; then
-    as_root=""
-elif command -v sudo >/dev/null 2>&1 && sudo -n true 2>/dev/null; then
-    as_root="sudo -n"
-else
-    give_up "There is no browser, and installing one needs root: sudo apt-get install chromium."
-fi
-
-echo "Installing Chromium for the tests of the report …"
-$as_root apt-get update -qq || give_up "apt-get update failed."
-$as_root env DEBIAN_FRONTEND=noninteractive \
-    apt-get install -y -qq --no-install-recommends chromium || give_up "Installing chromium failed."
-found || give_up "chromium was installed, but is not on PATH."
+echo "No browser could be installed, so the report is not tested in one. Install Chromium or Google Chrome to test it." >&2
