@@ -47,8 +47,7 @@ def _unfinished(place: Path) -> Iterator[Path]:
 def new_folder(folder: Path) -> Iterator[Path]:
     """A folder to fill, which takes its name only once the block has ended without an error.
 
-    Raises:
-        FileExistsError: the folder exists and holds something.
+    Raises as `check_free`.
     """
     check_free(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -90,14 +89,10 @@ def nearest(folder: Path) -> Path:
 
 
 def check_free(folder: Path, instead: str = "choose a new folder or remove that one first") -> None:
-    """Refuse a folder that cannot be made or written to, or holds anything.
+    """Raise an OSError for a folder that cannot be made or written to, or that holds anything.
 
     Args:
-        instead: what to do about one that holds something, for the message.
-    Raises:
-        NotADirectoryError: a file, or a link that leads nowhere, stands in its place or above.
-        PermissionError: it cannot be written to.
-        FileExistsError: it holds something.
+        instead: what to do about one that holds something (FileExistsError), for the message.
     """
     check_writable(folder)
     if not is_free(folder):
@@ -115,11 +110,7 @@ def check_writable(folder: Path) -> None:
 
 
 def make_free_folder(folder: Path) -> None:
-    """Make a folder for results, with its parents, or see that the one there is free.
-
-    Raises:
-        OSError: as `check_free`, or it cannot be made or written to.
-    """
+    """Make a folder for results, with its parents, or check that the one there is free."""
     check_free(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)

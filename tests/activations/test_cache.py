@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -182,9 +183,10 @@ def test_one_call_from_a_model_and_a_folder_of_text(
     manifest, rounded = read(tmp_path / "acts")
     norms = rounded.activations.double().norm(dim=1)
     assert manifest["mean_norm"] == pytest.approx(float(norms.mean()), rel=1e-12)
-    ids = Dataset.from_dict({"tokens": [[5] * 16] * 9})
-    ids.save_to_disk("data")
-    assert cache_activations(model, dataset="data", out="ids", **options).n_samples == 9 * 14
+    Dataset.from_dict({"tokens": [[5] * 16] * 9 + [None]}).save_to_disk("data")
+    ids = cache_activations(model, dataset="data", out="ids", log=said.append, **options)
+    assert ids.n_samples == 9 * 14
+    assert any(re.search("null or empty: 1", line) for line in said)
     more: Any = options | {"n_tokens": 700, "dtype": "float32", "resume": True}
     again = cache_activations(model, text="text", out="exact", **more)
     assert 700 <= again.n_samples < 742
@@ -323,7 +325,7 @@ def test_other_text_behind_the_same_description(
     folder = tmp_path / "cache"
     write_cache(model, text, folder, SMALL)
     shorter = replace(text, rows=[{"text": " ".join(WORDS)}])
-    with pytest.raises(ValueError, match=r"4 sequences, .* \(42\)"):
+    with pytest.raises(ValueError, match=r"4 sequences, .* 42"):
         write_cache(model, shorter, folder, replace(SMALL, n_tokens=700), resume=True)
     (folder / "shard-00000.safetensors").unlink()
     with pytest.raises(ValueError, match=r"135 samples of 9 .*60 of 4"):
@@ -566,7 +568,7 @@ def test_nothing_to_keep(model: LanguageModel, tmp_path: Path) -> None:
         write_cache(model, read_text([short]), tmp_path / "cache", SMALL)
     # Nothing is in the way of another try.
     assert not (tmp_path / "cache").exists()
-    with pytest.raises(ValueError, match=r"64 tokens at once.* 128"):
+    with pytest.raises(ValueError, match="64 tokens at once"):
         write_cache(model, read_text([short]), tmp_path / "other", CacheOptions())
 
 

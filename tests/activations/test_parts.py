@@ -201,7 +201,7 @@ def test_files_that_cannot_be_read_are_refused(
 
 def test_what_is_not_there_and_what_has_no_columns(tmp_path: Path) -> None:
     for name in ("none.npy", "none"):
-        with pytest.raises(FileNotFoundError, match=f"no file or folder .*{name}"):
+        with pytest.raises(FileNotFoundError, match=f"no file.*{name}"):
             open_activations(tmp_path / name)
     np.save(tmp_path / "x.npy", X.numpy())
     for path in (tmp_path, tmp_path / "x.npy"):

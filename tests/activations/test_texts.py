@@ -131,7 +131,7 @@ def test_padding_with_transformer_lens(
     [
         (([5] * 16, [1] * 5 + [0] + [1] * 10), "row 1 .* zeros between its ones"),
         (([5] * 16, [1] * 15), "row 1 .* 16 zeros and ones.* 15"),
-        (([5] * 16, [1] * 8 + [2] * 8), "row 1 .* 16 numbers from 1 to 2"),
+        (([5] * 16, [1] * 8 + [2] * 8), r"row 1 .* 16 numbers: \[1, 2\]"),
         (([5] * 16, [1.0] * 16), "row 1 .*, attention_mask .*float32"),
         (([5] * 16, "1111"), "row 1 .*, attention_mask is no list of whole numbers"),
         (([5.5] * 16, [1] * 16), "row 1 .*, input_ids .*float32"),
@@ -334,7 +334,7 @@ def test_texts_without_content_are_skipped_and_counted(
         "".join(json.dumps({"text": text}) + "\n" for text in (None, words(40)))
     )
     assert run(model, read_text([tmp_path / "x.jsonl"]), tmp_path / "d")[0].n_skipped == 1
-    with pytest.raises(ValueError, match="row 1 of mine holds a dict as a text"):
+    with pytest.raises(ValueError, match="row 1 of mine holds a dict"):
         run(model, text_of(words(40), {"role": "user"}), tmp_path / "e")
 
 
@@ -415,7 +415,7 @@ def test_texts_in_files(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": 3}', "holds 3 as a text"),
         ("a.jsonl", b'\n{"body": "x"}', "line 2: no field 'text', but body"),
         ("a.jsonl", b"{", "line 1 is not JSON"),
-        ("a.parquet", b"nothing", "cannot be read as parquet"),
+        ("a.parquet", b"nothing", r"a\.parquet is damaged"),
         ("a.md", b"text", "no file of text"),
     ],
 )

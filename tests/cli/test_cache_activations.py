@@ -64,10 +64,11 @@ def test_from_text_to_shards() -> None:
 
 
 def test_the_options_arrive() -> None:
-    result = sbw(
+    arguments = (
         "--text", "texts/0.txt", "--text", "texts/1.txt", "--out", "other", "--tokens", "99999",
         "--keep-special-tokens", "--skip-positions", "3", "--no-bos", "--model-dtype", "bfloat16",
     )  # fmt: skip
+    result = sbw(*arguments)
     assert result.exit_code == 0, result.output
     assert "The text ended before 99,999 samples" in result.output
     manifest = json.loads(Path("other/manifest.json").read_text())
@@ -82,12 +83,7 @@ def test_the_options_arrive() -> None:
     }
     assert {name: manifest[name] for name in options} == options
     assert manifest["text"]["n_files"] == 2
-    again = sbw(
-        "--text", "texts/0.txt", "--text", "texts/1.txt", "--out", "other", "--tokens", "99999",
-        "--keep-special-tokens", "--skip-positions", "3", "--no-bos", "--model-dtype", "bfloat16",
-        "--resume",
-    )  # fmt: skip
-    assert "Nothing was left to do." in again.output
+    assert "Nothing was left to do." in sbw(*arguments, "--resume").output
 
 
 def test_stopped_and_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,16 +114,6 @@ def test_large_norms_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
         r"The largest norm is \d\S+, \d times the mean: the model parks", result.output
     )
     assert "A larger --skip-positions" in result.output
-
-
-def test_a_data_set() -> None:
-    datasets.Dataset.from_dict({"text": [None, "ba be bi " * 50]}).save_to_disk("data")
-    result = sbw("--dataset", "data", "--out", "from-data", "--tokens", "50")
-    assert result.exit_code == 0, result.output
-    assert "null or empty: 1" in result.output
-    manifest = json.loads(Path("from-data/manifest.json").read_text())
-    assert manifest["text"]["kind"] == "folder"
-    assert manifest["text"]["column"] == "text"
 
 
 def test_the_home_folder(here: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -170,9 +156,3 @@ def test_bad_input(arguments: list[str], message: str) -> None:
     with pytest.raises(type(result.exception), match=message):
         raise result.exception
     assert not Path("n").exists()
-
-
-def test_a_wrong_hook() -> None:
-    result = sbw("--text", "texts", "--out", "n", hook="model.layer.0")
-    assert isinstance(result.exception, ValueError)
-    assert "Close to it: model.layers.0" in str(result.exception)

@@ -137,13 +137,13 @@ def test_other_kinds_of_sae(world: ToyModel) -> None:
 @pytest.mark.parametrize(
     ("sae", "arguments", "message"),
     [
-        ({"d_in": 7}, {}, r"width 7 .* 8 wide.*d_in=8"),
+        ({"d_in": 7}, {}, r"width 7.* d_in=8"),
         ({}, {"feature_ordering": [0, 1, 2]}, "names 3 features.* 5 latents"),
         ({"d_sae": 7}, {"feature_ordering": [0, 1, 2]}, "names 3 features.* 7 latents.* 5 of them"),
         ({"d_sae": 7}, {"feature_ordering": list(range(7))}, "names 7 features.* 5 of them"),
-        ({}, {"feature_ordering": [0, 1, 2, 3, 5]}, r"\[4\] is 5, but .* 0 to 4"),
+        ({}, {"feature_ordering": [0, 1, 2, 3, 5]}, r"\[4\] is 5; .* 0 to 4"),
         ({}, {"feature_ordering": [0, 1, 2, 3, -1]}, r"\[4\] is -1"),
-        ({}, {"feature_ordering": [0, 1, 2, 0, 4]}, r"\[3\] is 0, which an earlier latent"),
+        ({}, {"feature_ordering": [0, 1, 2, 0, 4]}, r"\[3\] is 0; .* once"),
         ({}, {"noise_level": -0.1}, "noise_level is -0.1"),
         ({}, {"noise_level": float("nan")}, "noise_level is nan"),
     ],

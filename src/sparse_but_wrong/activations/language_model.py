@@ -130,7 +130,7 @@ def open_language_model(
         model = HookedProxyLM(hf_model.to(where), tokenizer, hook_names=[hook])
     model.eval().requires_grad_(False)
     if getattr(model, "tokenizer", None) is None:
-        raise ValueError(f"{name} has no tokenizer, so that no text can be read with it.")
+        raise ValueError(f"{name} has no tokenizer to read text with.")
     d_in = _width(model, hook, where)
     return LanguageModel(name, hook, model, chosen, dtype, where, d_in, n_ctx, n_vocab)
 
@@ -184,9 +184,7 @@ def _hooked_transformer(name: str, dtype: ModelDtype, device: torch.device) -> H
             config = get_pretrained_model_config(official)
             if not config.trust_remote_code:
                 return load_model("HookedTransformer", name, device, kwargs)
-    raise ValueError(
-        f"TransformerLens would run code that comes with {name}, which is not done; {instead}."
-    )
+    raise ValueError(f"TransformerLens would run code that comes with {name}; {instead}.")
 
 
 @contextmanager
@@ -204,14 +202,11 @@ def _loading(name: str, is_local: bool) -> Iterator[None]:
     except Exception as error:  # each library has errors of its own
         said = one_line(error)
         if "trust_remote_code" in str(error):
-            raise ValueError(
-                f"{name} needs code that comes with it, which is not run; choose a model whose "
-                "architecture is part of transformers."
-            ) from error
+            raise ValueError(f"{name} needs code that comes with it, which is not run.") from error
         if not isinstance(error, OSError):
+            says = f"{type(error).__name__}: {said}"
             raise ValueError(
-                f"{name} cannot be loaded as a causal language model ({type(error).__name__}: "
-                f"{said})."
+                f"{name} cannot be loaded as a causal language model ({says})."
             ) from error
         if is_local:
             raise OSError(f"{name} cannot be loaded ({said}).") from error

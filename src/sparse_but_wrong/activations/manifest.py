@@ -17,7 +17,7 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 
 from sparse_but_wrong.activations.parts import FilePart, open_file
 from sparse_but_wrong.atomic import LOCK, write_bytes
-from sparse_but_wrong.untrusted import plain_name, read_json, sha256
+from sparse_but_wrong.untrusted import damaged, plain_name, read_json, sha256
 
 MANIFEST = "manifest.json"
 FORMAT = "sparse_but_wrong activations"
@@ -26,8 +26,8 @@ FORMAT_VERSION = 2
 
 _READABLE = (1, FORMAT_VERSION)
 _CHECKSUMS_UP_TO = 2 * 2**30
-"""Caches of up to so many bytes have their checksums compared when they are opened, at more than
-1 GB per second; larger ones, of which one may read only a little, when they are resumed."""
+"""Bytes of caches whose checksums are compared when they are opened, at more than 1 GB per second;
+those of larger ones when they are resumed."""
 
 _AGAIN = "`sbw cache-activations --resume` makes it again"
 
@@ -189,46 +189,28 @@ def shard_name(index: int) -> str:
 
 
 def read_cache(folder: Path, settings: Mapping[str, Any]) -> Cache:
-    """The cache in a folder, to resume it; it must have been made with these settings.
-
-    Raises:
-        FileNotFoundError: there is none.
-        ValueError: its manifest is damaged, of another version, or a setting differs.
-    """
+    """The cache in a folder, to resume it; ValueError if it is damaged, or a setting differs."""
     content, found = _read(folder / MANIFEST, "make the cache again", to_resume=True)
     for name, value in settings.items():
         if content.get(name) != value:
             before, now = (json.dumps(v, ensure_ascii=False) for v in (content.get(name), value))
             raise ValueError(
                 f"the cache in {folder} was made with {name} {before[:200]}, not {now[:200]}; use "
-                "the settings that it was made with, or another folder."
+                "its settings, or another folder."
             )
-    return Cache(
-        folder,
-        dict(settings),
-        found.tokens,
-        found.text_ended,
-        found.shards,
-        found.provenance,
-        found.resumed,
-        found.piece_size,
-    )
+    kept = {f.name: getattr(found, f.name) for f in fields(Cache)[2:]}
+    return Cache(folder, dict(settings), **kept)
 
 
 def _read(file: Path, remedy: str, *, to_resume: bool) -> tuple[dict[str, Any], _Manifest]:
     """A manifest, as it is and checked."""
     content = read_json(file, remedy)
     if content.get("format") != FORMAT:
-        raise ValueError(
-            f"{file} is not the manifest of a cache of activations; name the folder of a cache, or "
-            "files of activations."
-        )
+        raise ValueError(f"{file} is not the manifest of a cache of activations.")
     version = content.get("format_version")
     if type(version) is not int or version not in _READABLE:
-        raise ValueError(
-            f"{file} has the format version {version!r}, but this version of sparse_but_wrong "
-            f"reads {' and '.join(map(str, _READABLE))}; use the version that wrote it."
-        )
+        known = " and ".join(map(str, _READABLE))
+        raise ValueError(f"{file} has format version {version!r}, but this version reads {known}.")
     try:
         # As JSON, where lists stand for tuples and objects for dataclasses.
         found: _Manifest = TypeAdapter(_Manifest).validate_json(json.dumps(content))
@@ -238,11 +220,9 @@ def _read(file: Path, remedy: str, *, to_resume: bool) -> tuple[dict[str, Any], 
     except ValidationError as error:
         wrong = error.errors()[0]
         where, value = ".".join(map(str, wrong["loc"])), repr(wrong["input"])[:100]
-        raise ValueError(
-            f"{file} is damaged ({where} is {value}: {wrong['msg']}); {remedy}."
-        ) from error
+        raise damaged(file, f"{where} is {value}: {wrong['msg']}", remedy) from error
     except ValueError as error:
-        raise ValueError(f"{file} is damaged ({error}); {remedy}.") from error
+        raise damaged(file, error, remedy) from error
     return content, found
 
 
@@ -268,10 +248,7 @@ def open_listed(folder: Path) -> tuple[tuple[FilePart, ...], float | None]:
     remedy = "make the cache again, or move that file away to read all shards beside it"
     _, found = _read(folder / MANIFEST, remedy, to_resume=False)
     if not found.shards:
-        raise ValueError(
-            f"the cache in {folder} holds no activations yet; continue it with "
-            "`sbw cache-activations --resume`."
-        )
+        raise ValueError(f"the cache in {folder} holds no activations yet; {_AGAIN}.")
     is_small = sum(shard.bytes for shard in found.shards) <= _CHECKSUMS_UP_TO
     parts = (_open_shard(folder, shard, found.d_in, is_small) for shard in found.shards)
     return tuple(parts), found.mean_norm
@@ -280,27 +257,19 @@ def open_listed(folder: Path) -> tuple[tuple[FilePart, ...], float | None]:
 def _open_shard(folder: Path, shard: Shard, d_in: int, with_checksum: bool) -> FilePart:
     path = folder / shard.file
     if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} is missing, but {MANIFEST} lists it; put it back, or {_AGAIN}."
-        )
-    n_bytes = path.stat().st_size
+        raise FileNotFoundError(f"{path} is missing, but {MANIFEST} lists it; {_AGAIN}.")
+    n_bytes, listed = path.stat().st_size, f"{MANIFEST} lists"
     if n_bytes != shard.bytes:
-        raise ValueError(
-            f"{path} is damaged ({n_bytes} bytes; {MANIFEST} lists {shard.bytes}); {_AGAIN}."
-        )
+        raise damaged(path, f"{n_bytes} bytes; {listed} {shard.bytes}", _AGAIN)
     try:
         part = open_file(path)
     except ValueError as error:
         raise ValueError(f"{error} {_AGAIN}.") from error
-    if (part.n_samples, part.d_in) != (shard.n_samples, d_in):
-        raise ValueError(
-            f"{path} is damaged (shape [{part.n_samples}, {part.d_in}]; {MANIFEST} lists "
-            f"[{shard.n_samples}, {d_in}]); {_AGAIN}."
-        )
+    shape, wanted = [part.n_samples, part.d_in], [shard.n_samples, d_in]
+    if shape != wanted:
+        raise damaged(path, f"shape {shape}; {listed} {wanted}", _AGAIN)
     if with_checksum and shard.sha256 not in (None, sha256(path)):
-        raise ValueError(
-            f"{path} is damaged (its SHA-256 is not the one that {MANIFEST} lists); {_AGAIN}."
-        )
+        raise damaged(path, f"its SHA-256 is not the one that {listed}", _AGAIN)
     return part
 
 

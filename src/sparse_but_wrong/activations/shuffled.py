@@ -57,10 +57,8 @@ class ShuffledActivations(Iterator[Tensor]):
             runs_per_buffer = buffer_bytes // (RUN * sample_bytes)
             if runs_per_buffer * RUN < batch_size:
                 needed = -(-batch_size // RUN) * RUN * sample_bytes
-                raise ValueError(
-                    f"a buffer of {buffer_bytes} bytes is too small for batches of {batch_size} "
-                    f"samples of {stored.name}; make buffer_bytes at least {needed}."
-                )
+                says = f"{buffer_bytes} bytes is too small for batches of {batch_size}"
+                raise ValueError(f"a buffer of {says}; make buffer_bytes at least {needed}.")
             self._order = _Order(stored, seed, -(-self._order.n_runs // runs_per_buffer))
         self.stored, self.batch_size, self.seed = stored, batch_size, seed
         self._n_given = 0

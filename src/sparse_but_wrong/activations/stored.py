@@ -49,11 +49,8 @@ class NotFiniteError(ValueError):
 class StoredActivations:
     """Activations that lie in parts, one after the other; made by `open_activations` or `of`.
 
-    Iterating gives float32 batches [batch, d_in] of neighbours, once and in order, as `evaluate`
-    takes them (see `batches`).
-
-    Raises:
-        ValueError: no samples at all, or parts of different widths.
+    Iterating gives float32 batches [batch, d_in] of neighbours, in order (see `batches`).
+    ValueError for no samples at all, or parts of different widths.
     """
 
     name: str
@@ -71,20 +68,12 @@ class StoredActivations:
         first = self.parts[0]
         for part in self.parts:
             if part.d_in != first.d_in:
-                raise ValueError(
-                    f"{part.name} has d_in {part.d_in}, but {first.name} has {first.d_in}; keep "
-                    "activations of different widths apart."
-                )
+                widths = f"d_in {part.d_in}, but {first.name} has {first.d_in}"
+                raise ValueError(f"{part.name} has {widths}; keep those of one width.")
 
     @classmethod
     def of(cls, activations: Tensor, name: str = "activations") -> StoredActivations:
-        """Activations in memory.
-
-        Args:
-            activations: shape [samples, d_in]; not copied.
-        Raises:
-            ValueError: another shape, no samples, or no floating-point numbers.
-        """
+        """Floating-point activations in memory, [samples, d_in], which are not copied."""
         return cls(name, (TensorPart.of(name, activations),))
 
     def __repr__(self) -> str:
@@ -147,9 +136,8 @@ class StoredActivations:
     def _pieces(self, start: int, stop: int) -> Iterator[tuple[Part, int, int]]:
         """The parts that the samples from start up to stop lie in, with the range in each."""
         if not 0 <= start <= stop <= self.n_samples:
-            raise ValueError(
-                f"{self.name} has {self.n_samples} samples; there are none from {start} to {stop}."
-            )
+            says = f"{self.n_samples} samples, and none from {start} to {stop}"
+            raise ValueError(f"{self.name} has {says}.")
         while start < stop:
             i = bisect_right(self._ends, start)
             part, end = self.parts[i], self._ends[i]
@@ -181,10 +169,7 @@ class StoredActivations:
         if n_samples is None or n_samples >= self.n_samples:
             return self._batches(range(0, self.n_samples, batch_size), batch_size, keep)
         if n_samples < batch_size:
-            raise ValueError(
-                f"n_samples = {n_samples} is less than a batch of {batch_size}; read more, or "
-                "lower batch_size."
-            )
+            raise ValueError(f"n_samples = {n_samples} is less than a batch of {batch_size}.")
         n = n_samples // batch_size
         spare = self.n_samples - n * batch_size
         starts = (i * batch_size + spare * (2 * i + 1) // (2 * n) for i in range(n))
@@ -260,10 +245,8 @@ def _read(part: Part, start: int, stop: int) -> Float[Tensor, "rows d_in"]:
     # A finite sum proves that all are; only otherwise (it may have overflowed) look closer.
     if not bool(rows.sum().isfinite()) and not bool(rows.isfinite().all()):
         row, column = (~rows.isfinite()).nonzero()[0].tolist()
-        raise NotFiniteError(
-            f"{part.name} holds {rows[row, column].item()} at sample {start + row}, dimension "
-            f"{column}; make these activations again, or leave that file out."
-        )
+        where = f"at sample {start + row}, dimension {column}"
+        raise NotFiniteError(f"{part.name} holds {rows[row, column].item()} {where}.")
     return rows
 
 
@@ -288,11 +271,9 @@ def without_tokens(token_ids: Iterable[int]) -> Keep:
     excluded = torch.tensor(sorted(token_ids), dtype=torch.long)
 
     def keep(rows: Tensor, of_rows: Tensor | None) -> Tensor:
+        del rows
         if of_rows is None:
-            raise ValueError(
-                f"no token_ids are stored beside these activations of d_in {rows.shape[1]}, so "
-                "tokens cannot be left out; leave out none, or cache the activations again."
-            )
+            raise ValueError("no token_ids are stored beside these activations to leave out any.")
         return ~torch.isin(of_rows, excluded)
 
     return keep
@@ -315,11 +296,9 @@ def open_activations(where: str | Path, column: str | None = None) -> StoredActi
               the Hub, which is downloaded.
         column: of a dataset; may be left out where only one fits.
     Raises:
-        FileNotFoundError: there is nothing of that name, or a file of a cache is missing.
-        OSError: a file cannot be opened, or a dataset not loaded from the Hub.
+        OSError: a file is not there or cannot be opened, or a dataset not loaded from the Hub.
         ValueError: something else, something damaged, no samples, several tensors or columns,
-            other numbers than floating-point ones, or files of different widths; the message says
-            which and what to do.
+            other numbers than floating-point ones, or files of different widths.
     """
     path, name = user_path(where), str(where)
     if is_dataset(path):
@@ -332,9 +311,8 @@ def open_activations(where: str | Path, column: str | None = None) -> StoredActi
         )
     if (path / "dataset_dict.json").is_file():
         splits = sorted(folder.name for folder in path.iterdir() if is_dataset(folder))
-        raise ValueError(
-            f"{path} holds a dataset in splits ({', '.join(splits)}); name the folder of one."
-        )
+        there = ", ".join(splits)
+        raise ValueError(f"{path} holds a dataset in splits ({there}); name the folder of one.")
     if column is not None:
         raise ValueError(f"{path} is no dataset and has no columns; leave out column={column!r}.")
     if (path / MANIFEST).is_file():
@@ -346,10 +324,8 @@ def open_activations(where: str | Path, column: str | None = None) -> StoredActi
 def _open_folder(folder: Path) -> tuple[Part, ...]:
     files = _files(folder)
     if not files:
-        raise FileNotFoundError(
-            f"{folder} holds no activations: no .npy and no .safetensors files, no {MANIFEST} of a "
-            "cache and no dataset (dataset_info.json and state.json)."
-        )
+        kinds = f"no {' or '.join(SUFFIXES)} files, no {MANIFEST} of a cache, no dataset"
+        raise FileNotFoundError(f"{folder} holds no activations: {kinds}.")
     parts = []
     for file in files:
         try:

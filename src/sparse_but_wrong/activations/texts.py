@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sparse_but_wrong.activations.language_model import LanguageModel
 from sparse_but_wrong.sae_lens_compat import concat_and_batch_sequences
-from sparse_but_wrong.untrusted import one_line, parse_json, read_json, user_path
+from sparse_but_wrong.untrusted import damaged, one_line, parse_json, read_json, user_path
 
 TOKEN_COLUMNS = ("tokens", "input_ids")
 """Columns of a dataset that hold ids of tokens."""
@@ -58,7 +58,7 @@ class Text:
 
 @dataclass(frozen=True)
 class LongText:
-    """The text in a .txt file, read in chunks as far as it is needed."""
+    """The text in a .txt file, in chunks that are read when they are needed."""
 
     file: Path
 
@@ -72,15 +72,10 @@ class LongText:
 
 
 def read_text(paths: Sequence[Path]) -> Text:
-    """The text in files.
+    """The text in files or folders of them.
 
-    Args:
-        paths: .txt files, UTF-8, a document each; .jsonl or .parquet files with the column "text";
-            and folders, whose files of these kinds are taken by name.
-    Raises:
-        FileNotFoundError: a path is not there.
-        ValueError: a file of another kind, a folder with none, or no text at all. A damaged file is
-            named when it is reached.
+    These are .txt files, UTF-8, a document each, and .jsonl or .parquet files with a column "text".
+    FileNotFoundError or ValueError where there is none; a damaged file is named when it is reached.
     """
     files = [file for path in paths for file in _files(path)]
     if not files:
@@ -106,8 +101,7 @@ def open_text_dataset(name: str, config: str | None = None) -> Text:
             The first of the columns "tokens", "input_ids", "text" and "problem" is taken.
         config: for a dataset on the Hub that has several.
     Raises:
-        FileNotFoundError: a path is not there.
-        OSError: the dataset cannot be loaded.
+        OSError: a path is not there, or the dataset cannot be loaded.
         ValueError: no dataset, or one without such a column, or without rows.
     """
     import datasets
@@ -127,8 +121,7 @@ def open_text_dataset(name: str, config: str | None = None) -> Text:
         except OSError as error:
             raise OSError(
                 f"the dataset {name} could not be loaded from the Hugging Face Hub "
-                f"({one_line(error)}); check its name and the network; a folder that "
-                "`save_to_disk` wrote, or files of text, work without one."
+                f"({one_line(error)}); check its name and the network."
             ) from error
         facts = {"kind": "hub", "id": name, "config": config, "split": "train"}
     first = next(iter(rows), None)
@@ -136,10 +129,8 @@ def open_text_dataset(name: str, config: str | None = None) -> Text:
         raise ValueError(f"{name} holds no text.")
     column = next((column for column in _COLUMNS if column in first), None)
     if column is None:
-        raise ValueError(
-            f"{name} has none of the columns {', '.join(_COLUMNS)}, but {', '.join(first)}; rename "
-            "the one with the text."
-        )
+        there = ", ".join(first)
+        raise ValueError(f"{name} has none of the columns {', '.join(_COLUMNS)}, but {there}.")
     return Text(name, {**facts, "column": column}, rows, column)
 
 
@@ -150,9 +141,8 @@ def _from_disk(path: Path) -> Any:
         loaded = datasets.load_from_disk(str(path))
     except Exception as error:  # also for a damaged one or one without rows, of many kinds
         raise ValueError(
-            f"{path} cannot be read as a dataset that `save_to_disk` wrote "
-            f"({type(error).__name__}: {one_line(error)}); it may be empty or damaged. Files of "
-            "text are named as such (--text on the command line)."
+            f"{path} cannot be read as a dataset that `save_to_disk` wrote ({one_line(error)}); it "
+            "may be empty or damaged. Give files of text as text (--text)."
         ) from error
     if not isinstance(loaded, datasets.DatasetDict):
         return loaded
@@ -170,9 +160,8 @@ class _Documents:
         for file in self.files:
             for text in _READERS[file.suffix](file):
                 if text is not None and not isinstance(text, str | LongText):
-                    raise ValueError(
-                        f"{file} holds {repr(text)[:100]} as a text; texts are strings."
-                    )
+                    shown = repr(text)[:100]
+                    raise ValueError(f"{file} holds {shown} as a text; texts are strings.")
                 has_content = text is not None and any(map(str.strip, text))
                 yield {"text": text if has_content else None}
 
@@ -186,9 +175,8 @@ def _jsonl(file: Path) -> Iterator[Any]:
                 try:
                     row = parse_json(line)
                 except ValueError as error:
-                    raise ValueError(
-                        f"{file}, line {number} is not JSON ({one_line(error)})."
-                    ) from error
+                    says = f"line {number} is not JSON: {one_line(error)}"
+                    raise damaged(file, says) from error
                 if not isinstance(row, dict) or "text" not in row:
                     there = ", ".join(row) if isinstance(row, dict) else type(row).__name__
                     raise ValueError(f"{file}, line {number}: no field 'text', but {there}.")
@@ -209,7 +197,7 @@ def _parquet(file: Path) -> Iterator[Any]:
             for batch in opened.iter_batches(batch_size=256, columns=["text"]):
                 yield from batch.column(0).to_pylist()
     except pyarrow.ArrowException as error:
-        raise ValueError(f"{file} cannot be read as parquet ({one_line(error)}).") from error
+        raise damaged(file, error) from error
 
 
 _READERS = {".txt": lambda file: [LongText(file)], ".jsonl": _jsonl, ".parquet": _parquet}
@@ -302,15 +290,9 @@ class Sequences(Iterator[Tensor]):
             if mask is not None and ids is not None:
                 tokens = _unpadded(tokens, _integers(mask, f"{name}, {MASK}"), name)
             elif ids is not None and n_all < self._context_size:
-                raise ValueError(
-                    f"{name} has {n_all} tokens; context_size ({self._context_size}) must not be "
-                    "larger."
-                )
+                raise ValueError(f"{name} has {n_all} tokens; lower context_size to that.")
             if self._piece_size is None and (len(tokens), n_all) != (self._context_size,) * 2:
-                raise ValueError(
-                    f"{name} has {len(tokens)} tokens, which caches of format 1 took for "
-                    f"{self._context_size}; make that cache again."
-                )
+                raise ValueError(f"{name} was read otherwise in format 1; make the cache again.")
             yield from tokens.split(self._context_size)
 
     def _pieces(self) -> Iterator[Tensor]:
@@ -334,15 +316,12 @@ class Sequences(Iterator[Tensor]):
                 self.n_skipped += 1
                 idle += 1
                 if idle == IDLE:
-                    raise ValueError(
-                        f"{self._text.name}: nothing is in {IDLE:,} texts in a row, up to row "
-                        f"{number}; name another text."
-                    )
+                    raise ValueError(f"{self._text.name}: nothing is in {IDLE:,} texts in a row.")
                 continue
             if not isinstance(content, str | LongText):
+                kind = type(content).__name__
                 raise ValueError(
-                    f"row {number} of {self._text.name} holds a {type(content).__name__} as a "
-                    "text; texts are strings."
+                    f"row {number} of {self._text.name} holds a {kind}; texts are strings."
                 )
             idle = 0
             yield content
@@ -423,20 +402,13 @@ def _integers(values: Any, name: str) -> Tensor:
 
 
 def _unpadded(ids: Tensor, mask: Tensor, name: str) -> Tensor:
-    """The ids where the mask is one, as if the row had never been padded.
-
-    Run by themselves they get the positions and the attention that the mask means, by any model.
-    """
+    """The ids where the mask is one: run by themselves they get the right positions."""
     if len(mask) != len(ids) or not bool(((mask == 0) | (mask == 1)).all()):
-        values = f"from {int(mask.min())} to {int(mask.max())}" if len(mask) else ""
         raise ValueError(
             f"{name}: the attention_mask must have {len(ids)} zeros and ones, one per token, but "
-            f"has {len(mask)} numbers {values}."
+            f"has {len(mask)} numbers: {mask.unique().tolist()[:5]}."
         )
     places = mask.nonzero().flatten()
     if len(places) and int(places[-1] - places[0]) + 1 != len(places):
-        raise ValueError(
-            f"{name}: the attention_mask has zeros between its ones; only padding before and after "
-            "the text can be left out."
-        )
+        raise ValueError(f"{name}: the attention_mask has zeros between its ones.")
     return ids[places]

@@ -39,7 +39,7 @@ from sparse_but_wrong.atomic import (
     write_bytes,
 )
 from sparse_but_wrong.sae_lens_compat import get_special_token_ids
-from sparse_but_wrong.untrusted import one_line
+from sparse_but_wrong.untrusted import damaged, one_line
 
 Dtype = Literal["bfloat16", "float32"]
 _TORCH: dict[str, torch.dtype] = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -60,7 +60,7 @@ class CacheOptions:
     """Sequences that run at once."""
 
     dtype: Dtype = "bfloat16"
-    """Type of the stored numbers."""
+    """Type of what is stored."""
 
     samples_per_shard: int = 65_536
     """About; a shard holds whole batches."""
@@ -73,18 +73,15 @@ class CacheOptions:
     they distort every metric."""
 
     skip_positions: int = 2
-    """Positions at the start of every sequence to leave out: without BOS, attention is parked
-    there, and now and then on the token after it."""
+    """Positions at the start of every sequence to leave out: attention is parked there too."""
 
     def __post_init__(self) -> None:
         for name in _COUNTS:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, but is {getattr(self, name)}.")
         if not 0 <= self.skip_positions < self.context_size:
-            raise ValueError(
-                f"skip_positions must be 0 or more and below context_size ({self.context_size}), "
-                f"but is {self.skip_positions}."
-            )
+            limit = f"0 or more and below context_size ({self.context_size})"
+            raise ValueError(f"skip_positions must be {limit}, but is {self.skip_positions}.")
         if self.dtype not in _TORCH:
             raise ValueError(f"dtype must be {' or '.join(_TORCH)}, but is {self.dtype!r}.")
 
@@ -101,24 +98,22 @@ class CacheOptions:
 
     def n_bytes(self, d_in: int, n_samples: int | None = None) -> int:
         """About how much room the samples take on disk; `n_tokens` of them by default."""
-        per_sample = d_in * self.torch_dtype.itemsize + torch.int32.itemsize
-        return (self.n_tokens if n_samples is None else n_samples) * per_sample
+        n_samples = self.n_tokens if n_samples is None else n_samples
+        return n_samples * (d_in * self.torch_dtype.itemsize + torch.int32.itemsize)
 
 
 @dataclass(frozen=True)
 class CacheResult:
-    """What was done."""
+    """What was done this time."""
 
     cache: Cache
     n_tokens_run: int
-    """Tokens that went through the model this time."""
-
     seconds: float
     n_remade: int
     """Shards that were damaged or missing and are there again."""
 
     n_skipped: int
-    """Texts without content, null or empty, that were passed over this time."""
+    """Texts without content, null or empty."""
 
 
 def write_cache(
@@ -136,31 +131,21 @@ def write_cache(
     A shard is a safetensors file with "activations" [samples, d_in] and "token_ids" [samples]. The
     manifest lists those that are whole, and is rewritten after each. Whatever stops this leaves the
     finished shards, and `resume` continues behind them; on the same machine, a resumed cache equals
-    an uninterrupted one byte for byte.
+    an uninterrupted one byte for byte. Arguments as in `cache_activations`.
 
-    Args:
-        folder, resume, provenance, progress: `out` and as in `cache_activations`.
     Raises:
-        FileExistsError: the folder holds something, and `resume` is not set.
-        FileNotFoundError: there is no cache to resume.
-        OSError: too little room on the disk, before or while it is written to, or the text cannot
-            be read to its end.
+        OSError: the folder is not free, or holds no cache to resume; too little room on the disk,
+            before or while it is written to; or the text cannot be read to its end.
         ValueError: other settings than the cache was made with, sequences longer than the model
             takes, a text with no full sequence or with ids that the model does not know,
             activations that are not finite, or another process at work in the folder.
     """
     started = time.monotonic()
     if model.n_ctx is not None and options.context_size > model.n_ctx:
-        raise ValueError(
-            f"{model.name} takes {model.n_ctx} tokens at once, but context_size is "
-            f"{options.context_size}; lower it."
-        )
+        raise ValueError(f"{model.name} takes {model.n_ctx} tokens at once; lower context_size.")
     begins_with_bos = options.prepend_bos and model.tokenizer.bos_token_id is not None
     if options.context_size == 1 and begins_with_bos and text.column not in TOKEN_COLUMNS:
-        raise ValueError(
-            "context_size 1 has room for BOS alone, with which every sequence starts; choose 2 or "
-            "more, or prepend no BOS (--no-bos)."
-        )
+        raise ValueError("context_size 1 has room for BOS alone; choose 2 or more, or --no-bos.")
     excluded = sorted(get_special_token_ids(model.tokenizer))
     settings = {
         "model": model.name,
@@ -213,10 +198,8 @@ def write_cache(
                     cache = _remake(cache, shard, reader, bar)
                 cache = _extend(cache, reader, bar)
             if not cache.shards:
-                raise ValueError(
-                    f"{text.name} gives no full sequence of {options.context_size} tokens in which "
-                    "anything is kept; give more text or a smaller context_size."
-                )
+                says = f"no full sequence of {options.context_size} tokens with anything to keep"
+                raise ValueError(f"{text.name} gives {says}; give more text or lower context_size.")
         except ValueError:
             # To be started again with something else, for which an empty cache would be in the way.
             if not resume:
@@ -227,12 +210,7 @@ def write_cache(
 
 
 def check_folder(folder: Path, *, resume: bool) -> None:
-    """Check that a cache can be made in a folder, or resumed, before that takes long.
-
-    Raises:
-        FileNotFoundError: there is no cache to resume.
-        OSError: as `check_free` and `check_writable`.
-    """
+    """Check that a cache can be made in a folder, or resumed, before that takes long."""
     if not resume:
         check_free(folder, "choose another folder, or --resume to continue a cache")
     elif not (folder / MANIFEST).is_file():
@@ -245,17 +223,12 @@ def _resumed(
 ) -> Cache:
     cache = read_cache(folder, settings)
     if options.n_tokens < cache.tokens:
-        raise ValueError(
-            f"the cache in {folder} was made with n_tokens {cache.tokens}, not {options.n_tokens}; "
-            "it can be extended, but not cut."
-        )
+        says = f"made with n_tokens {cache.tokens}, not {options.n_tokens}"
+        raise ValueError(f"the cache in {folder} was {says}; it can be extended, but not cut.")
     for shard in cache.shards:
         if shard.n_sequences > options.sequences_per_shard:
-            raise ValueError(
-                f"{folder / MANIFEST} is damaged ({shard.file} is of {shard.n_sequences} "
-                f"sequences, and shards have {options.sequences_per_shard} at most); make the "
-                "cache again."
-            )
+            says = f"{shard.file} is of {shard.n_sequences} sequences, more than a shard has"
+            raise damaged(folder / MANIFEST, says, "make the cache again")
     return replace(cache, tokens=options.n_tokens, resumed=(*cache.resumed, made_by))
 
 
@@ -287,19 +260,15 @@ class _Reader:
         while self.at < sequence:
             if self._next() is None:
                 raise ValueError(
-                    f"{self.text.name} ends after {self.at} sequences, but the cache has more "
-                    f"({sequence}); it is another text, and the cache has to be made again."
+                    f"{self.text.name} ends after {self.at} sequences, but the cache has "
+                    f"{sequence}; use its own text, or make the cache again."
                 )
 
     def batch(self, most: int, file: str) -> tuple[Tensor, Tensor] | None:
-        """What is kept of the next sequences, at most so many; None at the end of the text.
+        """What is kept of at most so many next sequences, or None at the end of the text.
 
-        Args:
-            file: which it is for, in messages.
         Returns:
             activations [samples, D] of the dtype that is stored, token ids [samples].
-        Raises:
-            ValueError: activations that are not finite, or nothing kept for a very long time.
         """
         sequences = []
         while len(sequences) < most and (sequence := self._next()) is not None:
@@ -333,9 +302,8 @@ class _Reader:
         self._idle = 0 if len(samples) else self._idle + len(sequences)
         if self._idle >= IDLE:
             raise ValueError(
-                f"{self.text.name}: nothing is kept of the last {self._idle:,} sequences, up to "
-                f"number {self.at - 1}, which hold only special tokens or skipped positions; give "
-                "another text or a larger context_size."
+                f"{self.text.name}: nothing is kept of the last {self._idle:,} sequences, which "
+                "are special tokens or skipped positions; use another text or larger context_size."
             )
         return samples, torch.cat(token_ids).to(torch.int32)
 
@@ -355,7 +323,7 @@ class _Reader:
         if len(sequence) and not 0 <= int(sequence.min()) <= int(sequence.max()) < n_vocab:
             raise ValueError(
                 f"sequence {self.at} of {self.text.name} has token ids outside of the {n_vocab} of "
-                f"{self.model.name}; it was made for another tokenizer."
+                f"{self.model.name}: it is for another tokenizer."
             )
         self.at += 1
         return sequence
@@ -406,8 +374,7 @@ def _write_shard(
 ) -> Shard | None:
     """Run the next sequences, or fewer where that gives the samples wanted, and write what is kept.
 
-    Args:
-        old: what must come of them again.
+    Where they have been run before, this must give the `old` shard again.
     """
     first, n_kept, total, largest = reader.at, 0, 0.0, 0.0
     n_tokens_before = reader.n_tokens_run
@@ -428,9 +395,8 @@ def _write_shard(
     n_done = reader.at - first
     if old is not None and (old.n_sequences, old.n_samples) != (n_done, n_kept):
         raise ValueError(
-            f"{file} had {old.n_samples} samples of {old.n_sequences} sequences, and its part of "
-            f"{reader.text.name} now gives {n_kept} of {n_done}; it is another text, and the cache "
-            "has to be made again."
+            f"{file} had {old.n_samples} samples of {old.n_sequences} sequences, but its part of "
+            f"{reader.text.name} gives {n_kept} of {n_done}; use its own text, or make it again."
         )
     if not n_kept:
         return None
@@ -461,11 +427,9 @@ def save_shard(file: Path, activations: Tensor, token_ids: Tensor) -> tuple[int,
 
 
 def _room(cache: Cache) -> AbstractContextManager[None]:
-    return full_disk_named(
-        cache.folder,
-        f"What is there is whole (samples: {cache.n_samples:,} of {cache.tokens:,}). Make room and "
-        "continue with --resume.",
-    )
+    there = f"samples: {cache.n_samples:,} of {cache.tokens:,}"
+    advice = f"What is there is whole ({there}). Make room and continue with --resume."
+    return full_disk_named(cache.folder, advice)
 
 
 def _check_room(folder: Path, n_bytes: int) -> None:
@@ -474,8 +438,7 @@ def _check_room(folder: Path, n_bytes: int) -> None:
     if n_bytes > free:
         raise OSError(
             f"the cache needs {human_bytes(n_bytes)} more, but {there} has only "
-            f"{human_bytes(free)} free; keep fewer tokens, store them as bfloat16, or choose "
-            "another disk."
+            f"{human_bytes(free)} free; keep fewer tokens or choose another disk."
         )
 
 

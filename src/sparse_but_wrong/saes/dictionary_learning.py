@@ -307,10 +307,9 @@ def _threshold(file: Path, tensors: Mapping[str, Tensor]) -> Tensor:
     if threshold is None or not 0 <= threshold.item() < math.inf:
         has = "no threshold" if threshold is None else f"the threshold {threshold.item():g}"
         raise ValueError(
-            f"the BatchTopK SAE in {file} has {has}: none was measured in training, and without "
-            "one its latents depend on what else is in the batch. Train it beyond "
-            "threshold_start_step, or save it with 'threshold' set to the mean over batches of "
-            "its smallest activation that is kept."
+            f"the BatchTopK SAE in {file} has {has}: none was measured in training. Train it "
+            "beyond threshold_start_step, or set 'threshold' to the mean over batches of its "
+            "smallest activation that is kept."
         )
     check_tensor(file, "threshold", threshold)
     return threshold

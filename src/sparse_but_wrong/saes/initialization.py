@@ -49,8 +49,8 @@ def init_sae_to_match_model(
     d_sae, d_in = sae.W_dec.shape
     if d_in != hidden_dim:
         raise ValueError(
-            f"The SAE reads activations of width {d_in} (d_in) but the toy model makes them "
-            f"{hidden_dim} wide: make the SAE with d_in={hidden_dim}."
+            f"the SAE reads activations of width {d_in}, but the toy model makes them {hidden_dim} "
+            f"wide; make the SAE with d_in={hidden_dim}."
         )
     if not 0 <= noise_level < float("inf"):
         raise ValueError(f"noise_level is {noise_level}; a standard deviation is 0 or more.")
@@ -77,21 +77,14 @@ def _ordering(
     if len(ordering) != filled:
         raise ValueError(
             f"feature_ordering names {len(ordering)} features, but the SAE has {d_sae} latents and "
-            f"the toy model {num_feats} features: name {filled} of them."
+            f"the toy model {num_feats} features; name {filled} of them."
         )
-    seen: set[int] = set()
     for latent, feature in enumerate(ordering):
-        if not 0 <= feature < num_feats:
+        if not 0 <= feature < num_feats or feature in ordering[:latent]:
             raise ValueError(
-                f"feature_ordering[{latent}] is {feature}, but the features are numbered 0 to "
-                f"{num_feats - 1}."
+                f"feature_ordering[{latent}] is {feature}; name features from 0 to "
+                f"{num_feats - 1}, each once."
             )
-        if feature in seen:
-            raise ValueError(
-                f"feature_ordering[{latent}] is {feature}, which an earlier latent already takes: "
-                "name each feature once."
-            )
-        seen.add(feature)
     return ordering
 
 

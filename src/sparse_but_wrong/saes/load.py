@@ -89,8 +89,7 @@ def load_sae(where: str | Path, device: str = "cpu") -> sae_lens.SAE[Any]:
         sae = _load_from_hub(where)
     else:
         raise FileNotFoundError(
-            f"there is no folder or file {str(where)!r}; give one with an SAE in it, or the "
-            "release/sae_id of a published SAE."
+            f"there is no folder or file {str(where)!r}; name one, or release/sae_id of an SAE."
         )
     return _ready(sae, str(where)).to(device=device)
 
@@ -115,10 +114,7 @@ def _load_path(path: Path) -> sae_lens.SAE[Any]:
 def _read(path: Path) -> sae_lens.SAE[Any]:
     file = path if path.is_file() else _weights_file(path)
     if file.name == _NEVER_OPENED:
-        raise ValueError(
-            f"{file} holds the state of sae_lens' trainer, not an SAE, and is never opened; name "
-            "the folder that it lies in."
-        )
+        raise ValueError(f"{file} holds no SAE and is never opened; name the folder it lies in.")
     if file.name in _CONFIGS:
         return _read(file.parent)
     kind = _BY_NAME.get(file.name) or _BY_SUFFIX.get(file.suffix)
@@ -183,9 +179,8 @@ def _ready(sae: sae_lens.SAE[Any], where: str) -> sae_lens.SAE[Any]:
     if normalised in sae_lens_folder.FOLDED_IN_TRAINING:
         raise ValueError(
             f"{where} reads activations that were normalised ({normalised}), and nothing there "
-            "says by what, so it cannot be given activations in their original units. Add the "
-            "activation_scaler.json of its checkpoint, or load it with sae_lens, fold the factor "
-            "with sae.fold_activation_norm_scaling_factor(factor) and save it with save_model."
+            "says by what. Add the activation_scaler.json of its checkpoint, or fold the factor "
+            "with sae.fold_activation_norm_scaling_factor(factor) and save it again."
         )
     shape, fits = list(sae.W_dec.shape), [sae.W_enc.shape[1], sae.W_enc.shape[0]]
     if shape != fits:
