@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.machine import describe_machine, is_busy
-from sparse_but_wrong.metrics.projection_counts import (
+from sparse_but_wrong.metrics.projections import (
     RELATIVE_ERROR,
     count_projections,
     sorted_entries,

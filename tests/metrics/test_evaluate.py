@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from sparse_but_wrong.metrics.evaluate import DENSE, evaluate
-from sparse_but_wrong.metrics.projection_counts import RELATIVE_ERROR
-from sparse_but_wrong.metrics.recovery import match_latents
-from sparse_but_wrong.metrics.similarity import decoder_similarity, encoder_similarity
+from sparse_but_wrong.metrics.projections import RELATIVE_ERROR
+from sparse_but_wrong.metrics.recovery import decoder_similarity, encoder_similarity, match_latents
 
 D, H, F = 6, 15, 5
 SCALES = [1e20, 1e30, 1e-20, 1e-30]

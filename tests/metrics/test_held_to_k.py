@@ -11,8 +11,8 @@ import torch
 from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
 
 from sparse_but_wrong.metrics import samples as samples_module
-from sparse_but_wrong.metrics.held_to_k import _Largest, reconstruction_at_k
-from sparse_but_wrong.metrics.reconstruction import reconstruction
+from sparse_but_wrong.metrics.evaluate import evaluate
+from sparse_but_wrong.metrics.reconstruction import _Largest, reconstruction_at_k
 
 MakeSAE = Callable[..., Any]
 
@@ -75,7 +75,9 @@ def batchtopk(rescale: bool, k: float = 2.5) -> BatchTopKTrainingSAE:
 def test_it_is_what_sae_lens_does_in_training(rescale: bool) -> None:
     sae = batchtopk(rescale)
     samples = torch.randn(64, 6, generator=torch.Generator().manual_seed(2))
-    own = reconstruction(sae, samples)  # one chunk, so one batch, of which k · 64 are kept
+    own = evaluate(
+        sae, samples, as_trained=True
+    )  # one chunk, so one batch, of which k · 64 are kept
     held = reconstruction_at_k(sae, samples, 2.5)
     assert held.mse == pytest.approx(own.mse, rel=1e-5)
     assert held.variance_explained == pytest.approx(own.variance_explained, rel=1e-5)

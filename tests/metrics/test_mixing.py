@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from sparse_but_wrong.metrics.mixing import (
+from sparse_but_wrong.metrics.recovery import (
     feature_components,
     feature_mixing,
     mean_abs_cosine,

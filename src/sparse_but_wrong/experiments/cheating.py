@@ -20,8 +20,8 @@ from sparse_but_wrong.experiments.requirements import (
 from sparse_but_wrong.experiments.sweep import RECOVERED, require_one_world
 from sparse_but_wrong.experiments.verdict import Check, Verdict
 from sparse_but_wrong.experiments.worlds import BUDGET, FIFTY_FEATURES, batchtopk
-from sparse_but_wrong.metrics.held_to_k import reconstruction_at_k
-from sparse_but_wrong.metrics.matched_cosines import matched_cosines
+from sparse_but_wrong.metrics.reconstruction import reconstruction_at_k
+from sparse_but_wrong.metrics.recovery import matched_cosines
 from sparse_but_wrong.runs.make import make_saes
 from sparse_but_wrong.runs.spec import ONLY_WORLD, ExperimentSpec, SAESpec
 

@@ -121,7 +121,8 @@ def nth_projection(
     activations: Float[Tensor, "samples d_in"], rows: Float[Tensor, "latents d_in"], n: int
 ) -> float:
     """s_n^dec of unit rows without decoder bias."""
-    from sparse_but_wrong.metrics._order_statistics import projection_order_statistics
+    from sparse_but_wrong.metrics.projections import SortedProjections
 
-    zero = torch.zeros_like(rows[0])
-    return projection_order_statistics(activations, rows, zero, (n,))[0].item()
+    projections = SortedProjections(rows, len(activations))
+    projections.add(activations, torch.zeros_like(rows[0]))
+    return projections.entries(torch.tensor([n * len(activations)])).item()

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from sparse_but_wrong.experiments.analysis import Analysis, MeasuredTable, Results
 from sparse_but_wrong.experiments.requirements import require_k_as_trained
 from sparse_but_wrong.experiments.worlds import BUDGET, N_SMALL, batchtopk
-from sparse_but_wrong.metrics.mixing import feature_mixing, mean_abs_cosine
+from sparse_but_wrong.metrics.recovery import feature_mixing, mean_abs_cosine
 from sparse_but_wrong.runs.spec import (
     CorrelatedPairs,
     ExperimentSpec,

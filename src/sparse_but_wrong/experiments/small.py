@@ -292,7 +292,7 @@ def _ks(rows: pd.DataFrame) -> str:
 def _heatmaps(results: Results, table: pd.DataFrame, prefix: str) -> list[NamedFigure]:
     """What each latent holds of each feature, in the first world of each correlation."""
     from sparse_but_wrong.figures.heatmaps import feature_components_heatmaps
-    from sparse_but_wrong.metrics.mixing import feature_components
+    from sparse_but_wrong.metrics.recovery import feature_components
 
     firsts = table.drop_duplicates("correlation")["world"].tolist()
     table = table.loc[table["world"].isin(firsts)]

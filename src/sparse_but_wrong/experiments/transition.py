@@ -16,7 +16,7 @@ from sparse_but_wrong.experiments.requirements import require_numbers, true_l0_o
 from sparse_but_wrong.experiments.sweep import RECOVERED, require_one_world
 from sparse_but_wrong.experiments.verdict import Check, Verdict
 from sparse_but_wrong.experiments.worlds import BUDGET, FIFTY_FEATURES, batchtopk
-from sparse_but_wrong.metrics.matched_cosines import matched_cosines
+from sparse_but_wrong.metrics.recovery import matched_cosines
 from sparse_but_wrong.runs.spec import ONLY_WORLD, ExperimentSpec, SAESpec
 from sparse_but_wrong.training.controls import KTransition
 

@@ -17,19 +17,22 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparse_but_wrong.metrics.moments import BatchMoments
-from sparse_but_wrong.metrics.projection_counts import CountedProjections
-from sparse_but_wrong.metrics.projections import SortedProjections
+from sparse_but_wrong.metrics.projections import CountedProjections, SortedProjections
 from sparse_but_wrong.metrics.reconstruction import ReconstructionTotals
-from sparse_but_wrong.metrics.recovery import FeatureMatch, match_latents
+from sparse_but_wrong.metrics.recovery import (
+    FeatureMatch,
+    decoder_similarity,
+    encoder_similarity,
+    match_latents,
+)
 from sparse_but_wrong.metrics.samples import (
     at_least_float32,
     check_activations,
     chunks,
+    decoder_frame,
     dense,
     unit_rows,
 )
-from sparse_but_wrong.metrics.similarity import decoder_similarity, encoder_similarity
-from sparse_but_wrong.metrics.working_space import decoder_frame
 from sparse_but_wrong.sae_lens_compat import inference_copy
 
 if TYPE_CHECKING:

@@ -1,87 +1,83 @@
-"""The n-th decoder projection s_n^dec of an SAE, for every n at once."""
+"""The n-th decoder projections s_n^dec: the single one, all by sorting, and all by counting.
+
+With Z = (x − b_dec)·W_decᵀ over all samples and latents, sorted from the largest value down, s_n is
+the entry at index n·samples, 0 ≤ n < H.
+
+Axes: B samples of a chunk, D d_in, H d_sae.
+Source: Chanin & Garriga-Alonso 2025, arXiv:2508.16560.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import operator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sparse_but_wrong.metrics._order_statistics import check_n, projection_order_statistics
-from sparse_but_wrong.metrics.samples import check_activations, unit_rows
-from sparse_but_wrong.metrics.working_space import decoder_frame
+from sparse_but_wrong.metrics.samples import check_activations, decoder_frame
 
 if TYPE_CHECKING:
     import sae_lens
 
+_MANTISSA_BITS = 10
+_SHIFT = 23 - _MANTISSA_BITS
+_POSITIVE = 1 << (8 + _MANTISSA_BITS)
+_BINS = 2 * _POSITIVE
 
-@dataclass(frozen=True, eq=False)
-class DecoderProjectionCurve:
-    """s_n^dec of one SAE over n, with unit-norm decoder rows."""
+RELATIVE_ERROR = 2.0 ** -(_MANTISSA_BITS + 1)
+"""Bound on |counted − sorted| / |sorted| for every entry of at least 2⁻¹²⁶, float32's smallest
+normal number: a bin holds the numbers that agree in sign, exponent and ten bits of the mantissa,
+and its middle is off by at most half its width. Smaller entries come out as at most that number."""
 
-    n: tuple[int, ...]
-    """Which n were measured, in the order asked."""
-    values: Float[Tensor, " n"]
-    """s_n^dec for each, in the units of the activations; on the CPU."""
-    n_samples: int
-    """How many samples the projections were taken over."""
-    d_sae: int
-    """How many latents the SAE has."""
-
-    def at(self, n: int) -> float:
-        """s_n^dec for one n.
-
-        Raises:
-            ValueError: an n that was not measured.
-        """
-        if n not in self.n:
-            raise ValueError(
-                f"this curve holds {len(self.n)} of the {self.d_sae} values of n, and n = {n} "
-                "is not among them: measure it with decoder_projection_curve(..., n=...)."
-            )
-        return float(self.values[self.n.index(n)])
+_TILE_ELEMENTS = {"cpu": 2**21, "cuda": 2**26}
+"""Of projections held at a time; on a CPU they should still be in cache when they are counted."""
 
 
 @torch.no_grad()
-def decoder_projection_curve(
-    sae: sae_lens.SAE[Any],
-    activations: Float[Tensor, "samples d_in"],
-    n: Sequence[int] | None = None,
-) -> DecoderProjectionCurve:
-    """The n-th largest decoder projections of an SAE (s_n^dec), for every n asked at once.
+def nth_decoder_projection(
+    input_acts: Float[Tensor, "*batch d_in"], sae: sae_lens.SAE[Any], n: int
+) -> Float[Tensor, ""]:
+    """s_n^dec of an SAE, on the decoder as it is.
 
-    With Z = (x − b_dec)·W_decᵀ over all samples and latents, sorted from the largest value down,
-    s_n^dec is the entry at index n·samples. Decoder rows are scaled to unit norm first: the
-    projections grow with the norms, which say nothing about the directions learned, so SAEs can
-    only be compared when all follow this convention. The SAE itself is left as it is. A decoder
-    row of zeros, which has no direction, projects everything to 0. For an SAE that normalises each
-    sample itself, b_dec is taken back to the units of the sample first (see `working_space`).
-
-    An SAE that diverged (weights that are not finite) has NaN for every n.
+    Decoder rows keep the norms they have, and the value grows with them. To compare SAEs, or to
+    look at more than one n, use `sparse_but_wrong.evaluate`, which scales the rows to unit norm and
+    gives every n for the price of one.
 
     Args:
+        input_acts: shape [..., d_in]; every leading dimension counts as samples.
         sae: any sae_lens SAE.
-        activations: shape [samples, d_in], in the units the SAE was trained on.
-        n: which n to report; all of 0 … d_sae−1 if left out.
+        n: in [0, d_sae).
+    Returns:
+        a scalar on the device of the SAE; NaN for an SAE whose decoder is not finite.
     Raises:
         ValueError: an n outside [0, d_sae), activations of another width, no samples, or
-            non-finite values (the message names the first); samples that the SAE cannot normalise.
-    Source: Chanin & Garriga-Alonso 2025, arXiv:2508.16560, the definition of s_n^dec.
+            non-finite values (the message names the first).
     """
     d_sae, d_in = sae.W_dec.shape
-    asked = check_n(range(d_sae) if n is None else n, d_sae)
-    check_activations(activations, d_in)
-    directions = unit_rows(sae.W_dec)
-    frame = decoder_frame(sae, activations)
-    return DecoderProjectionCurve(
-        n=asked,
-        values=projection_order_statistics(frame.samples, directions, frame.bias, asked),
-        n_samples=activations.shape[0],
-        d_sae=d_sae,
-    )
+    n = operator.index(n)
+    if not 0 <= n < d_sae:
+        raise ValueError(
+            f"n = {n} is outside [0, {d_sae}): an SAE with {d_sae} latents has a "
+            f"projection s_n for n = 0 … {d_sae - 1}."
+        )
+    if input_acts.ndim == 0 or input_acts.shape[-1] != d_in:
+        raise ValueError(
+            f"the SAE reads activations of shape [..., {d_in}], "
+            f"but input_acts has shape {list(input_acts.shape)}."
+        )
+    samples = input_acts.reshape(-1, d_in)
+    check_activations(samples, d_in)
+    frame = decoder_frame(sae, samples)
+    projections = (frame.samples.to(sae.W_dec) - frame.bias) @ sae.W_dec.T
+    if frame.unit is not None:
+        # Rows have the norms that they have in a reconstruction, other ones for each sample.
+        projections = projections * frame.unit
+    if not bool(torch.isfinite(projections).all()):
+        return projections.new_tensor(torch.nan)
+    # Selects instead of sorting, since a single entry is asked for.
+    return projections.flatten().kthvalue(projections.numel() - n * len(samples)).values
 
 
 class SortedProjections:
@@ -99,7 +95,7 @@ class SortedProjections:
         # The only thing of this size that is ever held: filled chunk by chunk, sorted in place.
         self._values = torch.empty(n_samples, len(directions), dtype=directions.dtype)
         self._start = self._stop = 0
-        self._sorted: Tensor | None = None
+        self._is_sorted = False
 
     def add(self, samples: Float[Tensor, "B D"], bias: Float[Tensor, " D"]) -> None:
         """Add the (x − bias)·directionᵀ of some samples."""
@@ -112,10 +108,10 @@ class SortedProjections:
 
     def end_batch(self) -> Float[Tensor, " H"]:
         """s_n for every n, of what was added since the last call."""
-        batch = self._values[self._start : self._stop]
+        batch = self._values[self._start : self._stop].flatten().clone()
+        ranks = torch.arange(len(self._directions)) * (self._stop - self._start)
         self._start = self._stop
-        ranks = torch.arange(len(self._directions)) * len(batch)
-        return _sorted_in_place(batch.flatten().clone())[batch.numel() - 1 - ranks]
+        return _sorted_in_place(batch)[len(batch) - 1 - ranks]
 
     def entries(self, ranks: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The entries at some ranks of all, sorted from the largest down."""
@@ -126,19 +122,133 @@ class SortedProjections:
         """How many are between the edges; the outermost bars also hold what lies beyond."""
         flat = self._all_sorted()
         below = torch.searchsorted(flat, edges[1:-1].to(flat.dtype))
-        ends = torch.tensor([0]), torch.tensor([len(flat)])
-        return torch.cat([ends[0], below, ends[1]]).diff()
+        return torch.cat([torch.tensor([0]), below, torch.tensor([len(flat)])]).diff()
 
     def _all_sorted(self) -> Tensor:
-        if self._sorted is None:
-            self._sorted = _sorted_in_place(self._values.flatten())
-        return self._sorted
+        flat = self._values.flatten()
+        if not self._is_sorted:
+            self._is_sorted = True
+            _sorted_in_place(flat)
+        return flat
 
 
 def _sorted_in_place(flat: Float[Tensor, " count"]) -> Float[Tensor, " count"]:
     # numpy's sort is vectorised: 0.015 s for 100,000 × 50 on one thread, whatever the values,
-    # against 0.13 s for numpy.partition at all 50 places and 0.48 s for torch.sort. Partitioning at
-    # a single place takes 0.003 s, but 0.16 s on values with many ties, which the right SAE of a
-    # toy world has. (Without AVX2: 0.34 s against 0.12 s.)
+    # against 0.13 s for numpy.partition at all 50 places and 0.48 s for torch.sort. (Without AVX2:
+    # 0.34 s against 0.12 s.)
     flat.numpy().sort()
     return flat
+
+
+class CountedProjections:
+    """Counts of all projections of samples on directions, in memory that does not grow.
+
+    Args:
+        directions: shape [H, D], finite.
+    """
+
+    relative_error = RELATIVE_ERROR
+
+    def __init__(self, directions: Float[Tensor, "H D"]) -> None:
+        self._directions = directions.float()
+        self._batch_size = 0
+        self._counts = self._batch = torch.zeros(_BINS, dtype=torch.int64, device=directions.device)
+
+    def add(self, samples: Float[Tensor, "B D"], bias: Float[Tensor, " D"]) -> None:
+        """Add the (x − bias)·directionᵀ of some samples."""
+        self._batch = self._batch + count_projections(samples, self._directions, bias)
+        self._batch_size += len(samples)
+
+    def end_batch(self) -> Float[Tensor, " H"]:
+        """s_n for every n, of what was added since the last call."""
+        s = sorted_entries(self._batch, torch.arange(len(self._directions)) * self._batch_size)
+        self._counts = self._counts + self._batch
+        self._batch, self._batch_size = torch.zeros_like(self._batch), 0
+        return s
+
+    def entries(self, ranks: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The entries at some ranks of all, sorted from the largest down."""
+        return sorted_entries(self._counts, ranks)
+
+    def histogram(self, edges: Float[Tensor, " edges"]) -> Int[Tensor, " bars"]:
+        """How many are between the edges; the outermost bars also hold what lies beyond.
+
+        A bin of the counts goes where its middle lies: an edge is sharp to `RELATIVE_ERROR`.
+        """
+        bars = torch.zeros(len(edges) - 1, dtype=torch.int64)
+        at = torch.searchsorted(edges.double(), _CENTRES, right=True) - 1
+        return bars.index_add_(0, at.clamp_(0, len(bars) - 1), _descending(self._counts))
+
+
+def count_projections(
+    activations: Float[Tensor, "B D"],
+    directions: Float[Tensor, "H D"],
+    b_dec: Float[Tensor, " D"],
+) -> Int[Tensor, " bins"]:
+    """How many of the (x − b_dec)·directionᵀ fall into each bin of equal leading bits.
+
+    Counting a projection costs a fraction of computing it: two integer operations and an increment
+    against D products. `python -m benchmarks.diagnostics` measures it.
+
+    Args:
+        activations: finite, on any device.
+        directions: finite, float32.
+        b_dec: finite.
+    Returns:
+        shape [2¹⁹], int64, in the order of the bits; `sorted_entries` reads it.
+    """
+    limit = _TILE_ELEMENTS.get(directions.device.type, 2**21)
+    # The bias first: where it is large, the difference of two products would lose digits.
+    centred = activations.to(directions.device, torch.float32) - b_dec.float()
+    counts = torch.zeros(_BINS, dtype=torch.int64, device=directions.device)
+    for rows in directions.split(max(1, limit // max(1, len(activations)))):
+        counts += _counted_in_place((centred @ rows.T).flatten())
+    return counts
+
+
+def count_values(values: Float[Tensor, " count"]) -> Int[Tensor, " bins"]:
+    """As `count_projections`, of any finite float32 numbers."""
+    return _counted_in_place(values.clone())
+
+
+def _counted_in_place(values: Float[Tensor, " count"]) -> Int[Tensor, " bins"]:
+    # The leading bits of a float, read as an integer, are the number of its bin.
+    bits = values.view(torch.int32).bitwise_right_shift_(_SHIFT).add_(_POSITIVE)
+    return torch.bincount(bits, minlength=_BINS)
+
+
+def sorted_entries(counts: Int[Tensor, " bins"], ranks: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """The entries at some ranks of what was counted, sorted from the largest down.
+
+    Args:
+        counts: what `count_projections` gave, or a sum of that.
+        ranks: each from 0 up to, not including, the number of what was counted.
+    Returns:
+        float64, on the CPU, each within `RELATIVE_ERROR` of the true entry.
+    """
+    reached = _descending(counts).cumsum(0)
+    return _CENTRES[torch.searchsorted(reached, ranks, right=True)]
+
+
+def count_above(counts: Int[Tensor, " bins"], limit: float) -> int:
+    """How many of what was counted are above a limit, which is sharp to `RELATIVE_ERROR`."""
+    return int(_descending(counts)[limit < _CENTRES].sum())
+
+
+def _descending(counts: Tensor) -> Int[Tensor, " bins"]:
+    """From the bin of the largest numbers down; bits of negative ones ascend with their size."""
+    negative, positive = counts.cpu().split(_POSITIVE)
+    return torch.cat([positive.flip(0), negative])
+
+
+def _bin_centres() -> Float[Tensor, " bins"]:
+    """The middle of each bin, from the largest down, as float64."""
+    first = torch.arange(_POSITIVE, dtype=torch.int32).bitwise_left_shift_(_SHIFT)
+    low = first.view(torch.float32).double()
+    high = (first + ((1 << _SHIFT) - 1)).view(torch.float32).double()
+    centres = (low + high) / 2
+    centres[0] = 0.0  # zero itself, and what is next to nothing
+    return torch.cat([centres.flip(0), -centres])
+
+
+_CENTRES = _bin_centres()

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sparse_but_wrong.metrics.projection_counts import count_above, count_values, sorted_entries
+from sparse_but_wrong.metrics.projections import count_above, count_values, sorted_entries
 
 OUTLIER = 10.0
 """A sample whose norm is more than this many times the median norm is an outlier. Language models

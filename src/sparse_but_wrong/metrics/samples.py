@@ -1,29 +1,35 @@
-"""What every diagnostic does with a batch of activations: check it, then walk it in chunks."""
+"""Activations as every metric reads them: checked, walked in chunks, in the SAE's own frame.
+
+An SAE may normalise each sample itself while it runs (`normalize_activations` of "layer_norm" or
+"constant_norm_rescale"). Its weights then belong to normalised samples, and its reconstruction is
+taken back to the sample's units at the end. Metrics are in those units: a latent's direction is the
+one that it adds to a reconstruction, and a sample is compared with what the SAE gives for it when
+no latent is active, which is `b_dec` taken back. For an SAE that does not normalise, these are the
+decoder row and `b_dec` themselves, so one function written both ways has one result.
+
+Axes: B samples, D d_in.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-
-from sparse_but_wrong.metrics.working_space import check_readable
 
 if TYPE_CHECKING:
     import sae_lens
 
 _MAX_CHUNK_SAMPLES = 8192
 _MAX_CHUNK_ELEMENTS = 2**25
+_SMALL, _LARGE = 1e-13, 1e13
 
 
 def check_activations(activations: Float[Tensor, "samples width"], d_in: int) -> None:
-    """Refuse activations that no diagnostic can measure.
+    """Refuse activations that cannot be measured by an SAE of width d_in.
 
-    Args:
-        activations: shape [samples, width].
-        d_in: the width the SAE reads.
     Raises:
         ValueError: activations that are not two-dimensional, of another width, without a sample,
             or with a value that is not finite (the message names the first).
@@ -77,14 +83,11 @@ def at_least_float32(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-_SMALL, _LARGE = 1e-13, 1e13
-
-
 def with_room_for_squares(tensor: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
     """The same values, at least float32, and float64 where float32 may not hold their squares.
 
-    That is where a row's largest value is beyond 10¹³ or, unless it is 0, below 10⁻¹³: sums of
-    squares would be infinite or lose what they are made of. All else stays as it is, to the bit.
+    That is where a row's largest value is beyond 10¹³ or, unless it is 0, below 10⁻¹³. All else
+    stays as it is, to the bit.
     """
     tensor = at_least_float32(tensor)
     largest = tensor.abs().amax(1) if tensor.shape[1] else tensor.new_zeros(1)
@@ -105,3 +108,78 @@ def unit_rows(rows: Float[Tensor, "rows width"]) -> Float[Tensor, "rows width"]:
         few = few / few.abs().amax(1, keepdim=True)
         unit[extreme] = torch.nn.functional.normalize(few, dim=1).to(unit.dtype)
     return unit
+
+
+class Frame(NamedTuple):
+    """Samples, and where the decoder's rows start from: projections are (samples − bias)·row."""
+
+    samples: Float[Tensor, "B D"]
+    bias: Float[Tensor, " D"]
+    unit: Float[Tensor, "B 1"] | None
+    """What 1 in the SAE's own space is in the units of each sample; None where it is 1."""
+
+
+def decoder_frame(sae: sae_lens.SAE[Any], samples: Float[Tensor, "B D"]) -> Frame:
+    """The frame in which projections on an SAE's decoder rows are measured.
+
+    Raises:
+        ValueError: as `check_readable`.
+    """
+    check_readable(sae, samples)
+    if not _normalises(sae, samples):
+        return Frame(samples, sae.b_dec, None)
+    own = samples.to(sae.b_dec.device, torch.promote_types(samples.dtype, torch.float32))
+    nothing = _taken_back(sae, own, torch.zeros_like)
+    unit = _taken_back(sae, own, torch.ones_like) - nothing
+    bias = _taken_back(sae, own, sae.b_dec.to(own.dtype).expand_as)
+    # Zeros, and NaN where the bias is not finite.
+    return Frame(own - bias, sae.b_dec * 0, unit[:, :1])
+
+
+def check_readable(sae: sae_lens.SAE[Any], samples: Float[Tensor, "B D"], first: int = 0) -> None:
+    """Refuse samples that an SAE cannot bring into the space in which it works.
+
+    Args:
+        first: number of the first sample, for messages.
+    Raises:
+        ValueError: the SAE expects the heads of a hook_z apart, or its own normalisation gives no
+            finite number for a sample, as a rescaling to one norm does for a sample of zeros; the
+            message names the first such sample.
+    """
+    if sae.hook_z_reshaping_mode:
+        raise ValueError(
+            "the SAE reads activations head by head, as [..., n_heads, d_head], and here they are "
+            "flat; call sae.turn_off_forward_pass_hook_z_reshaping() first."
+        )
+    if not _normalises(sae, samples):
+        return
+    own = samples.to(sae.b_dec.device, sae.b_dec.dtype)
+    # There and back again: a norm of 0, or one that overflows, shows one way or the other.
+    there_and_back = _taken_back(sae, own, lambda normalised: normalised)
+    bad = (~torch.isfinite(there_and_back)).any(1).nonzero()
+    if len(bad):
+        sample = int(bad[0])
+        norm = torch.linalg.vector_norm(samples[sample].double()).item()
+        raise ValueError(
+            f"sample {first + sample} has the norm {norm:g}, which the SAE's own normalisation "
+            f"({sae.cfg.normalize_activations}) cannot bring to a finite number, and so "
+            f"{len(bad)} of {len(samples)} samples; leave them out"
+            f"{' (--exclude-outliers does)' if norm == 0 else ''}."
+        )
+
+
+def _normalises(sae: sae_lens.SAE[Any], samples: Tensor) -> bool:
+    # The config may say otherwise: folding a factor into weights rewrites it, not what is run.
+    few = samples[:1].to(sae.b_dec.device, sae.b_dec.dtype)
+    normalised = sae.run_time_activation_norm_fn_in(few)
+    if normalised is few:
+        return False
+    sae.run_time_activation_norm_fn_out(normalised)  # forgets the sample
+    return True
+
+
+def _taken_back(
+    sae: sae_lens.SAE[Any], samples: Float[Tensor, "B D"], point: Callable[[Tensor], Tensor]
+) -> Float[Tensor, "B D"]:
+    """A point of the SAE's own space, which may depend on the sample, in each sample's units."""
+    return sae.run_time_activation_norm_fn_out(point(sae.run_time_activation_norm_fn_in(samples)))

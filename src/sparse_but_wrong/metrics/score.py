@@ -11,13 +11,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparse_but_wrong.metrics._one_pass import sparsity_and_reconstruction
-from sparse_but_wrong.metrics.projections import (
+from sparse_but_wrong.metrics._order_statistics import (
     DecoderProjectionCurve,
     decoder_projection_curve,
 )
 from sparse_but_wrong.metrics.reconstruction import Reconstruction
-from sparse_but_wrong.metrics.recovery import FeatureMatch, match_latents
-from sparse_but_wrong.metrics.similarity import decoder_similarity, encoder_similarity
+from sparse_but_wrong.metrics.recovery import (
+    FeatureMatch,
+    decoder_similarity,
+    encoder_similarity,
+    match_latents,
+)
 from sparse_but_wrong.metrics.sparsity import Sparsity
 
 if TYPE_CHECKING:

@@ -23,16 +23,16 @@ from sparse_but_wrong.metrics.projection_counts import (
     histogram,
     sorted_entries,
 )
+from sparse_but_wrong.metrics.recovery import decoder_similarity, encoder_similarity
 from sparse_but_wrong.metrics.samples import (
     at_least_float32,
     check_activations,
     chunks,
+    decoder_frame,
     dense,
     unit_rows,
     with_room_for_squares,
 )
-from sparse_but_wrong.metrics.similarity import decoder_similarity, encoder_similarity
-from sparse_but_wrong.metrics.working_space import decoder_frame
 
 if TYPE_CHECKING:
     import sae_lens

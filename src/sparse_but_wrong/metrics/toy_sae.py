@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from sparse_but_wrong.metrics._one_pass import sparsity_and_reconstruction
-from sparse_but_wrong.metrics.samples import check_activations
+from sparse_but_wrong.metrics.reconstruction import ReconstructionTotals
+from sparse_but_wrong.metrics.samples import check_activations, chunks, dense
 
 if TYPE_CHECKING:
     import sae_lens
@@ -50,9 +51,8 @@ def eval_sae(
     (`sae.fold_W_dec_norm()`), so that decoder rows have unit norm afterwards; what the SAE
     computes stays the same. Where it would not, because a TopK SAE ranks its latents without
     their norms, nothing is folded. Samples are drawn anew, so two calls differ by sampling noise:
-    to compare SAEs, use `sparse_but_wrong.metrics.score.score_sae` on samples drawn once. A
-    training BatchTopK SAE picks its k per batch, so that its L0 is k whatever it learned: give the
-    thresholded (JumpReLU) export of it instead.
+    to compare SAEs, use `sparse_but_wrong.evaluate` on samples drawn once. That evaluates the
+    thresholded export of a training BatchTopK SAE; here it picks its k per batch.
 
     Args:
         sae: any sae_lens SAE.
@@ -83,10 +83,17 @@ def eval_sae(
     # Only now that nothing is left to refuse. sae_lens refuses where folding changes the ranking.
     with suppress(NotImplementedError):
         sae.fold_W_dec_norm()
-    sparsity, reconstruction = sparsity_and_reconstruction(sae, activations, positive_only=True)
+    totals, fired = ReconstructionTotals(), torch.zeros(sae.W_dec.shape[0], dtype=torch.int64)
+    diverged = False
+    for chunk in chunks(activations, sae):
+        latent_acts = sae.encode(chunk)
+        positive = dense(latent_acts).relu()
+        fired += (positive != 0).sum(0).cpu()
+        diverged |= bool(positive.isnan().any())
+        totals.add(chunk, sae.decode(latent_acts))
     return EvalResult(
         true_l0=true_l0,
-        sae_l0=sparsity.l0,
-        dead_features=sparsity.dead_latents,
-        shrinkage=reconstruction.shrinkage,
+        sae_l0=math.nan if diverged else int(fired.sum()) / num_samples,
+        dead_features=int((fired == 0).sum()),
+        shrinkage=totals.result().shrinkage,
     )

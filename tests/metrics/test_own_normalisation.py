@@ -8,15 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from sparse_but_wrong.l0.sweep import measure_saes
-from sparse_but_wrong.metrics.held_to_k import reconstruction_at_k
-from sparse_but_wrong.metrics.projection_counts import RELATIVE_ERROR
-from sparse_but_wrong.metrics.projections import decoder_projection_curve
-from sparse_but_wrong.metrics.reconstruction import reconstruction
-from sparse_but_wrong.metrics.score import score_sae
-from sparse_but_wrong.metrics.sparsity import sparsity
-from sparse_but_wrong.metrics.stream import measure_stream
-from sparse_but_wrong.nth_decoder_projection import nth_decoder_projection
+from sparse_but_wrong.metrics.evaluate import evaluate
+from sparse_but_wrong.metrics.projections import RELATIVE_ERROR, nth_decoder_projection
+from sparse_but_wrong.metrics.reconstruction import reconstruction_at_k
 
 D, H, B = 16, 32, 600
 
@@ -86,38 +80,25 @@ def of_any_norm():
     return jumprelu("constant_norm_rescale", **w), jumprelu(**w), x
 
 
+@pytest.mark.parametrize("as_stream", [True, False])
 @pytest.mark.parametrize(
     "written", [rescaled_and_folded, layer_norm_and_folded, of_any_norm], ids=lambda f: f.__name__
 )
-class TestOneFunctionWrittenTwice:
-    def test_has_one_score(self, written):
-        inside, folded, x = written()
-        a, b = score_sae(inside, x), score_sae(folded, x)
-        assert a.sparsity.l0 == pytest.approx(b.sparsity.l0, abs=0.01)
-        assert a.reconstruction.mse == pytest.approx(b.reconstruction.mse, rel=1e-3)
-        assert (a.c_dec, a.c_enc) == pytest.approx((b.c_dec, b.c_enc), rel=1e-4)
-        assert a.projections.values.tolist() == pytest.approx(
-            b.projections.values.tolist(), rel=1e-4, abs=1e-4
+def test_one_function_written_twice_has_one_evaluation(written, as_stream):
+    inside, folded, x = written()
+    a, b = evaluate([inside, folded], x.split(100) if as_stream else x, exact_below=2**30)
+    assert a.l0 == pytest.approx(b.l0, abs=0.01)
+    assert a.mse == pytest.approx(b.mse, rel=1e-3)
+    assert a.variance_explained == pytest.approx(b.variance_explained, rel=1e-3)
+    assert (a.c_dec, a.c_enc) == pytest.approx((b.c_dec, b.c_enc), rel=1e-4)
+    rel = 2 * RELATIVE_ERROR if as_stream else 1e-4
+    exact = evaluate(folded, x).projections
+    assert a.projections.tolist() == pytest.approx(exact.tolist(), rel=rel, abs=1e-4)
+    if as_stream:
+        assert a.projection_standard_errors.tolist() == pytest.approx(
+            b.projection_standard_errors.tolist(), rel=0.05, abs=1e-3
         )
-
-    def test_has_one_score_over_a_stream(self, written):
-        inside, folded, x = written()
-        a, b = measure_stream([inside, folded], x.split(100))
-        exact = decoder_projection_curve(folded, x).values
-        assert a.variance_explained.value == pytest.approx(b.variance_explained.value, rel=1e-3)
-        assert a.projections.values.tolist() == pytest.approx(
-            exact.tolist(), rel=2 * RELATIVE_ERROR, abs=1e-4
-        )
-        assert a.projections.standard_errors.tolist() == pytest.approx(
-            b.projections.standard_errors.tolist(), rel=0.05, abs=1e-3
-        )
-        assert int((a.projections.counts - b.projections.counts).abs().sum()) < 0.02 * B * H
-
-    def test_has_one_row_in_a_sweep(self, written):
-        inside, folded, x = written()
-        _, projections = measure_saes([inside, folded], x, ["a", "b"], ["0", "0"])
-        a, b = projections[8].tolist()
-        assert a == pytest.approx(b, rel=1e-4)
+    assert abs(a.histogram_counts - b.histogram_counts).sum() < 0.02 * B * H
 
 
 # `of_any_norm` has other latents inside than outside, by a factor for each sample: what depends on
@@ -140,18 +121,15 @@ class TestWithTheSameLatents:
         )
 
 
-@pytest.mark.parametrize(
-    "measure",
-    [
-        sparsity,
-        reconstruction,
-        score_sae,
-        decoder_projection_curve,
-        lambda sae, x: measure_stream([sae], [x]),
-        lambda sae, x: reconstruction_at_k(sae, x, 3),
-        lambda sae, x: nth_decoder_projection(x, sae, 3),
-    ],
-)
+MEASURES = [
+    evaluate,
+    lambda sae, x: evaluate([sae], [x]),
+    lambda sae, x: reconstruction_at_k(sae, x, 3),
+    lambda sae, x: nth_decoder_projection(x, sae, 3),
+]
+
+
+@pytest.mark.parametrize("measure", MEASURES)
 def test_a_sample_that_cannot_be_brought_to_a_norm_is_named(measure):
     inside, _, x = rescaled_and_folded()
     x[37] = 0
@@ -162,27 +140,27 @@ def test_a_sample_that_cannot_be_brought_to_a_norm_is_named(measure):
 def test_a_sample_of_zeros_has_a_layer_norm():
     inside, _, x = layer_norm_and_folded()
     x[37] = 0
-    assert math.isfinite(score_sae(inside, x).reconstruction.mse)
+    assert math.isfinite(evaluate(inside, x).mse)
 
 
 @pytest.mark.parametrize("scale", [1e20, 1e-30])
 def test_what_overflows_in_the_normalisation_is_refused(scale):
     inside, _, x = rescaled_and_folded()
     with pytest.raises(ValueError, match="constant_norm_rescale"):
-        score_sae(inside, x * scale)
+        evaluate(inside, x * scale)
 
 
-def test_an_sae_that_reads_head_by_head_is_refused_by_name():
+@pytest.mark.parametrize("measure", MEASURES)
+def test_an_sae_that_reads_head_by_head_is_refused_by_name(measure):
     sae = jumprelu()
     sae.turn_on_forward_pass_hook_z_reshaping()
-    for measure in (score_sae, decoder_projection_curve, lambda s, x: measure_stream([s], [x])):
-        with pytest.raises(ValueError, match="turn_off_forward_pass_hook_z_reshaping"):
-            measure(sae, torch.randn(8, D))
+    with pytest.raises(ValueError, match="turn_off_forward_pass_hook_z_reshaping"):
+        measure(sae, torch.randn(8, D))
 
 
 def test_the_sae_is_left_as_it_is():
     inside, _, x = rescaled_and_folded()
     before = set(vars(inside))
-    score_sae(inside, x)
-    measure_stream([inside], [x])
+    evaluate(inside, x)
+    evaluate([inside], [x])
     assert set(vars(inside)) == before
