@@ -1,4 +1,4 @@
-"""The README: its example runs as it stands, its commands exist, its files are there."""
+"""README and docs: commands and examples run as they stand, in order; files are there."""
 
 from __future__ import annotations
 
@@ -10,47 +10,98 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
 
 from sparse_but_wrong.cli.main import cli
-from sparse_but_wrong.l0 import options, sweep
-from sparse_but_wrong.l0.find import FindOptions
+from sparse_but_wrong.l0 import find, options, sweep
 from tests.activations.tiny_model import D_IN, make_tiny_model, write_text
 from tests.experiments import tiny
 from tests.test_language_model import SPEC as SWEEP_ON_ACTIVATIONS
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {path.stem: path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 
 
-def blocks(language: str) -> list[str]:
-    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
-    return [text for name, text in fenced if name == language]
+def blocks(page: str) -> list[tuple[str, str]]:
+    """The fenced blocks of a page: language and text."""
+    text = PAGES[page].read_text(encoding="utf-8")
+    return re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
-def test_the_example_runs_as_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
-    code, _ = blocks("python")
-    assert len(code.strip().splitlines()) <= 18
-    with torch.random.fork_rng(devices=[]):
-        exec(compile(code, "README.md", "exec"), {})
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the pages take for granted: a model, texts, an SAE, a spec."""
+    folder = tmp_path_factory.mktemp("here")
+    make_tiny_model(folder / "my_model")
+    write_text(folder / "plays", n_words=2_000)
+    JumpReLUSAE(JumpReLUSAEConfig(d_in=D_IN, d_sae=48)).save_model(folder / "my_sae")
+    (folder / "sweep.yaml").write_text(SWEEP_ON_ACTIVATIONS)
+    return folder
+
+
+@pytest.fixture
+def run_page(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Runs the blocks of a page, in order, in a folder of its own; gives the last block's names."""
+    # The experiments by their names, but tiny: tested is that the commands do what they say.
+    for name in ("jumprelu", "small"):
+        tiny.register(monkeypatch, name=name)
+    # The searches too: enough that every part of one runs.
+    few = {"evaluation_samples": 4_096, "learning_batches": 20}
+    small: Any = functools.partial(
+        options.FindOptions,
+        coarse_steps=60,
+        fine_steps=60,
+        n_coarse=3,
+        fine_factors=(0.7, 1.0, 1.4),
+        **few,
+    )
+    for module in (options, find):
+        monkeypatch.setattr(module, "FindOptions", small)
+    monkeypatch.setattr(sweep, "measure_sweep", functools.partial(sweep.measure_sweep, **few))
+    monkeypatch.chdir(tmp_path)
+    for path in here.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+
+    def run(page: str) -> dict[str, Any]:
+        if page == "accuracy":
+            Path("acts").mkdir()
+            np.save("acts/0.npy", np.random.default_rng(0).normal(size=(2_000, 8)).astype("f4"))
+        names: dict[str, Any] = {}
+        for language, text in blocks(page):
+            if language == "python":
+                names = {}
+                with torch.random.fork_rng(devices=[]):
+                    exec(compile(text, str(PAGES[page]), "exec"), names)
+            for line in text.splitlines() if language == "" else ():
+                command, _, file = line.split("#")[0].strip().partition(" > ")
+                if not command.startswith("sbw "):
+                    continue
+                done = CliRunner().invoke(cli, shlex.split(command)[1:], catch_exceptions=False)
+                assert done.exit_code == 0, (line, done.output)
+                if file:
+                    Path(file).write_text(done.output)
+        return names
+
+    return run
+
+
+def test_the_readme_runs_as_it_stands(run_page: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    run_page("README")
     rows = re.findall(r"L0 (\S+), s_5 (\S+), MCC (\d+\.\d+)", capsys.readouterr().out)
-    assert len(rows) == 3
-    l0s = [float(row[0]) for row in rows]
-    mccs = [float(row[2]) for row in rows]
+    l0s, mccs = [float(row[0]) for row in rows], [float(row[2]) for row in rows]
     # What the example is there to show: the first SAE is far too dense and wrong, the last is not.
     assert l0s[0] > 6
     assert abs(l0s[2] - 4) < 1.5
     assert mccs[2] > mccs[0] + 0.15
+    assert Path("s_5.png").is_file()
 
 
-def test_the_sweep_runs_as_it_stands() -> None:
-    _, code = blocks("python")
-    names: dict[str, Any] = {}
-    with torch.random.fork_rng(devices=[]):
-        exec(compile(code, "README.md", "exec"), names)
+def test_the_sweeps_run_as_they_stand(run_page: Any) -> None:
+    names = run_page("sweeps")
     log, kept = names["log"], names["kept"]
     assert [sae.trained_by for sae in log.saes] == ["engine"] * 5
     assert sorted((snapshot.step, snapshot.index) for snapshot in kept) == [
@@ -61,65 +112,29 @@ def test_the_sweep_runs_as_it_stands() -> None:
     assert log.saes[0].columns["l0"][-1] == pytest.approx(2.5)
 
 
+@pytest.mark.parametrize("page", sorted(PAGES.keys() - {"README", "sweeps"}))
+def test_the_docs_run_as_they_stand(page: str, run_page: Any) -> None:
+    run_page(page)
+
+
 def test_make_commands_exist() -> None:
-    commands = re.findall(r"(?:^|`)make (\w+)", README, re.MULTILINE)
-    assert {"run", "paper", "real", "test", "bench", "notebook"} <= set(commands)
-    for target in commands:
-        # A dry run fails for a target that is not there.
-        found = subprocess.run(
-            ["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=False
-        )
-        assert found.returncode == 0, found.stderr
+    text = "".join(path.read_text(encoding="utf-8") for path in PAGES.values())
+    commands = set(re.findall(r"(?:^|`)make (\w+)", text, re.MULTILINE))
+    assert {"run", "paper", "real", "test", "bench", "notebook"} <= commands
+    # A dry run fails for a target that is not there.
+    command = ["make", "--dry-run", *sorted(commands)]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
 
 
-def test_sbw_commands_run_as_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The experiments by their names, but tiny: tested is that the commands do what they say.
-    for name in ("jumprelu", "small"):
-        tiny.register(monkeypatch, name=name)
-    # The searches too: enough that every part of one runs.
-    small = functools.partial(
-        FindOptions,
-        coarse_steps=60,
-        fine_steps=60,
-        n_coarse=3,
-        fine_factors=(0.7, 1.0, 1.4),
-        evaluation_samples=4_096,
-        learning_batches=20,
-    )
-    monkeypatch.setattr(options, "FindOptions", small)
-    measure = functools.partial(sweep.measure_sweep, evaluation_samples=4_096, learning_batches=20)
-    monkeypatch.setattr(sweep, "measure_sweep", measure)
-    monkeypatch.chdir(tmp_path)
-    make_tiny_model(tmp_path / "my_model")
-    write_text(tmp_path / "plays", n_words=2_000)
-    JumpReLUSAE(JumpReLUSAEConfig(d_in=D_IN, d_sae=48)).save_model(tmp_path / "my_sae")
-    (tmp_path / "sweep.yaml").write_text(SWEEP_ON_ACTIVATIONS)
-    lines = [
-        line.split("#")[0].strip()
-        for block in blocks("")
-        for line in block.splitlines()
-        if line.startswith("sbw ")
-    ]
-    assert len(lines) >= 4
-    for line in lines:
-        command, _, file = line.partition(" > ")
-        result = CliRunner().invoke(cli, shlex.split(command)[1:], catch_exceptions=False)
-        assert result.exit_code == 0, (line, result.output)
-        if file:
-            Path(file).write_text(result.output)
-
-
-def test_files_it_points_to_are_there() -> None:
-    links = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
-    assert len(links) >= 3
-    for link in links:
-        assert (ROOT / link).exists(), link
-
-
-def test_no_placeholder_is_left() -> None:
-    assert re.findall(r"^[A-Z_]{3,}$|TODO|FIXME|XXX", README, re.MULTILINE) == []
+@pytest.mark.parametrize("page", PAGES)
+def test_files_it_points_to_are_there(page: str) -> None:
+    text = PAGES[page].read_text(encoding="utf-8")
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+        assert (PAGES[page].parent / link).exists(), link
+    assert re.findall(r"^[A-Z_]{3,}$|TODO|FIXME|XXX", text, re.MULTILINE) == []
 
 
 def test_the_python_of_the_tests_is_one_it_promises() -> None:
-    (minimum,) = re.findall(r"Python ≥ 3\.(\d+)", README)
+    (minimum,) = re.findall(r"Python ≥ 3\.(\d+)", PAGES["README"].read_text(encoding="utf-8"))
     assert sys.version_info >= (3, int(minimum))
