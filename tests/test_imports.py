@@ -88,6 +88,7 @@ def test_the_check_would_notice(tmp_path: Path) -> None:
         ("from sparse_but_wrong import ToyModel, evaluate", ["sae_lens"]),
         ("import sparse_but_wrong.metrics.toy_sae", ["sae_lens", "matplotlib"]),
         ("from sparse_but_wrong import nth_decoder_projection", ["sae_lens", "matplotlib"]),
+        ("import sparse_but_wrong.saes.load", ["sae_lens"]),
         ("from sparse_but_wrong import get_training_batch", ["sae_lens", "matplotlib"]),
     ],
 )

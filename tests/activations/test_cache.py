@@ -6,7 +6,7 @@ import errno
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import sha256
@@ -27,7 +27,7 @@ from sparse_but_wrong.activations.cache import cache_activations
 from sparse_but_wrong.activations.language_model import LanguageModel, open_language_model
 from sparse_but_wrong.activations.stored import open_activations
 from sparse_but_wrong.activations.texts import Text, open_text_dataset, read_text
-from sparse_but_wrong.activations.writing import CacheOptions, human_bytes, write_cache
+from sparse_but_wrong.activations.writing import CacheOptions, CacheResult, human_bytes, write_cache
 from tests.activations.tiny_model import BOS, D_IN, EOS, WORDS, write_text
 
 # Three batches of 3 sequences in a shard: 9 × (16 − 1) samples.
@@ -49,6 +49,35 @@ def model(tiny_model: Path) -> LanguageModel:
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Text:
     return read_text([write_text(tmp_path_factory.mktemp("text"))])
+
+
+@pytest.fixture(scope="module")
+def finished(model: LanguageModel, text: Text, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished") / "cache"
+    write_cache(model, text, folder, SMALL)
+    return folder
+
+
+@pytest.fixture
+def cached(finished: Path, tmp_path: Path) -> Path:
+    """A finished cache, at the place where `make` makes its own."""
+    return shutil.copytree(finished, tmp_path / "cache")
+
+
+Make = Callable[..., CacheResult]
+
+
+@pytest.fixture
+def make(model: LanguageModel, text: Text, tmp_path: Path) -> Make:
+    """Writes a cache; other options than those of `SMALL` are given by name."""
+    whole = text
+
+    def make_(name: str = "cache", text: Text = whole, **options: Any) -> CacheResult:
+        of_writing = {n: options.pop(n) for n in ("resume", "provenance") if n in options}
+        used = options.pop("model", model)
+        return write_cache(used, text, tmp_path / name, replace(SMALL, **options), **of_writing)
+
+    return make_
 
 
 class Expected(NamedTuple):
@@ -141,20 +170,17 @@ def test_it_holds_the_residual_stream(
     assert torch.equal(stored.read(0, stored.n_samples), found.activations)
 
 
-def test_special_tokens_and_positions(
-    tiny_model: Path, model: LanguageModel, tmp_path: Path
-) -> None:
+def test_special_tokens_and_positions(tiny_model: Path, make: Make, tmp_path: Path) -> None:
     where = write_text(tmp_path / "text")
-    options = replace(SMALL, n_tokens=100, exclude_special_tokens=False, skip_positions=0)
-    write_cache(model, read_text([where]), tmp_path / "all", options)
+    everything: Any = {"exclude_special_tokens": False, "skip_positions": 0}
+    make("all", read_text([where]), n_tokens=100, **everything)
     manifest, found = read(tmp_path / "all")
     n = manifest["n_tokens_run"] // 16
     wanted = expected(tiny_model, sequences_of(tiny_model, where)[:n], skip=0, masked=False)
     assert torch.equal(found.token_ids.long(), wanted.token_ids)
     torch.testing.assert_close(found.activations, wanted.activations, rtol=1e-5, atol=1e-5)
     assert manifest["excluded_token_ids"] == []
-    options = replace(SMALL, n_tokens=100, skip_positions=3, prepend_bos=False)
-    write_cache(model, read_text([where]), tmp_path / "few", options)
+    make("few", read_text([where]), n_tokens=100, skip_positions=3, prepend_bos=False)
     words = AutoTokenizer.from_pretrained(str(tiny_model))((where / "0.txt").read_text())
     first = torch.tensor(words["input_ids"][:48]).view(-1, 16)
     assert torch.equal(read(tmp_path / "few")[1].token_ids[:39].long(), first[:, 3:].flatten())
@@ -200,16 +226,14 @@ def test_one_call_from_a_model_and_a_folder_of_text(
         cache_activations(model, text="text", out="none", nonsense=1)
 
 
-def test_the_text_ends_early(model: LanguageModel, text: Text, tmp_path: Path) -> None:
-    result = write_cache(model, text, tmp_path / "cache", replace(SMALL, n_tokens=10_000))
+def test_the_text_ends_early(make: Make, tmp_path: Path) -> None:
+    result = make(n_tokens=10_000)
     manifest, _ = read(tmp_path / "cache")
     assert result.cache.text_ended
     assert manifest["complete"]
     # 5 × 200 words and 4 BOS between them, in sequences of 15 and BOS; the rest is no sequence.
     assert manifest["n_tokens_run"] == 16 * (1004 // 15)
-    again = write_cache(
-        model, text, tmp_path / "cache", replace(SMALL, n_tokens=20_000), resume=True
-    )
+    again = make(n_tokens=20_000, resume=True)
     assert again.n_tokens_run == 0
     assert again.cache.n_samples == result.cache.n_samples
 
@@ -228,19 +252,18 @@ class _StopAfter:
 
 
 def test_resumed_is_as_uninterrupted(
-    model: LanguageModel, text: Text, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Path, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    write_cache(model, text, whole, SMALL)
+    whole, cut = finished, tmp_path / "cut"
     for n in (0, 2):
         with monkeypatch.context() as patched:
             patched.setattr(writing, "save_shard", _StopAfter(n, KeyboardInterrupt()))
             with pytest.raises(KeyboardInterrupt):
-                write_cache(model, text, cut, SMALL, resume=n > 0)
+                make("cut", resume=n > 0)
         manifest = json.loads((cut / "manifest.json").read_text())
         assert len(manifest["shards"]) == n
         assert not manifest["complete"]
-    result = write_cache(model, text, cut, SMALL, resume=True, provenance={"command": "again"})
+    result = make("cut", resume=True, provenance={"command": "again"})
     assert contents(cut) == contents(whole)
     assert result.n_tokens_run == (42 - 18) * 16
     first, second = (json.loads((folder / "manifest.json").read_text()) for folder in (whole, cut))
@@ -249,9 +272,8 @@ def test_resumed_is_as_uninterrupted(
     assert first == second
 
 
-def test_damaged_shards_are_made_anew(model: LanguageModel, text: Text, tmp_path: Path) -> None:
-    folder = tmp_path / "cache"
-    write_cache(model, text, folder, SMALL)
+def test_damaged_shards_are_made_again(make: Make, cached: Path) -> None:
+    folder = cached
     before, manifest = contents(folder), (folder / "manifest.json").read_text()
     (folder / "shard-00000.safetensors").write_bytes(before["shard-00000.safetensors"][:-1])
     (folder / "shard-00002.safetensors").unlink()
@@ -261,7 +283,7 @@ def test_damaged_shards_are_made_anew(model: LanguageModel, text: Text, tmp_path
     flipped = bytearray(before["shard-00001.safetensors"])
     flipped[-1000] ^= 1
     (folder / "shard-00001.safetensors").write_bytes(flipped)
-    result = write_cache(model, text, folder, SMALL, resume=True)
+    result = make(resume=True)
     assert contents(folder) == before
     assert result.n_remade == 4
     assert result.n_tokens_run == (9 + 9 + 9 + 6) * 16
@@ -272,31 +294,26 @@ def test_damaged_shards_are_made_anew(model: LanguageModel, text: Text, tmp_path
     ]
 
 
-def test_a_cache_is_extended(model: LanguageModel, text: Text, tmp_path: Path) -> None:
-    write_cache(model, text, tmp_path / "long", SMALL)
-    write_cache(model, text, tmp_path / "short", replace(SMALL, n_tokens=200))
+def test_a_cache_is_extended(make: Make, finished: Path, tmp_path: Path) -> None:
+    make("short", n_tokens=200)
     kept = contents(tmp_path / "short")
     assert len(kept) == 2
-    write_cache(model, text, tmp_path / "short", SMALL, resume=True)
-    extended, long = contents(tmp_path / "short"), read(tmp_path / "long")[1]
+    make("short", resume=True)
+    extended, long = contents(tmp_path / "short"), read(finished)[1]
     assert {name: extended[name] for name in kept} == kept
     manifest, found = read(tmp_path / "short")
     assert manifest["tokens"] == 600
     n = len(long.activations)
     assert torch.equal(found.activations[:n], long.activations)
     with pytest.raises(ValueError, match="600, not 500"):
-        write_cache(model, text, tmp_path / "short", replace(SMALL, n_tokens=500), resume=True)
+        make("short", n_tokens=500, resume=True)
 
 
-def test_what_cannot_be_resumed(
-    model: LanguageModel, text: Text, tmp_path: Path, tiny_model: Path
-) -> None:
-    folder = tmp_path / "cache"
+def test_what_cannot_be_resumed(make: Make, cached: Path, tmp_path: Path, tiny_model: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no cache to resume"):
-        write_cache(model, text, folder, SMALL, resume=True)
-    write_cache(model, text, folder, SMALL)
+        make("none", resume=True)
     with pytest.raises(FileExistsError, match="is not empty"):
-        write_cache(model, text, folder, SMALL)
+        make()
     for changed, message in (
         ({"context_size": 32}, "context_size 16, not 32"),
         ({"dtype": "bfloat16"}, 'dtype "float32", not "bfloat16"'),
@@ -305,123 +322,93 @@ def test_what_cannot_be_resumed(
         ({"batch_size": 4}, "batch_size 3, not 4"),
     ):
         with pytest.raises(ValueError, match=message):
-            write_cache(model, text, folder, replace(SMALL, **changed), resume=True)
+            make(resume=True, **changed)
     other = open_language_model(str(tiny_model), "model.layers.1")
     with pytest.raises(ValueError, match=r'hook "model.layers.0", not "model.layers.1"'):
-        write_cache(other, text, folder, SMALL, resume=True)
+        make(model=other, resume=True)
     other_text = read_text([write_text(tmp_path / "other", seed=1)])
     with pytest.raises(ValueError, match=r'made with text \{"kind": "files"'):
-        write_cache(model, other_text, folder, SMALL, resume=True)
-    with (
-        atomic.locked(folder),
-        pytest.raises(ValueError, match="another process is working in"),
-    ):
-        write_cache(model, text, folder, SMALL, resume=True)
+        make(text=other_text, resume=True)
+    with atomic.locked(cached), pytest.raises(ValueError, match="another process"):
+        make(resume=True)
 
 
-def test_other_text_behind_the_same_description(
-    model: LanguageModel, text: Text, tmp_path: Path
-) -> None:
-    folder = tmp_path / "cache"
-    write_cache(model, text, folder, SMALL)
+def test_other_text_behind_the_same_description(make: Make, cached: Path, text: Text) -> None:
     shorter = replace(text, rows=[{"text": " ".join(WORDS)}])
     with pytest.raises(ValueError, match=r"4 sequences, .* 42"):
-        write_cache(model, shorter, folder, replace(SMALL, n_tokens=700), resume=True)
-    (folder / "shard-00000.safetensors").unlink()
+        make(text=shorter, n_tokens=700, resume=True)
+    (cached / "shard-00000.safetensors").unlink()
     with pytest.raises(ValueError, match=r"135 samples of 9 .*60 of 4"):
-        write_cache(model, shorter, folder, replace(SMALL, n_tokens=700), resume=True)
+        make(text=shorter, n_tokens=700, resume=True)
 
 
-def as_format_1(folder: Path) -> None:
-    """Take out of a manifest what the first format did not have."""
-    manifest = json.loads((folder / "manifest.json").read_text())
+def test_a_cache_of_the_first_format_is_resumed(make: Make, finished: Path, tmp_path: Path) -> None:
+    old = tmp_path / "cache"
+    make(n_tokens=200)
+    manifest = json.loads((old / "manifest.json").read_text())
     del manifest["piece_size"]
     for shard in manifest["shards"]:
         del shard["sha256"], shard["n_tokens"]
-    (folder / "manifest.json").write_text(json.dumps(manifest | {"format_version": 1}))
-
-
-def test_a_cache_of_the_first_format_is_gone_on_with(
-    model: LanguageModel, text: Text, tmp_path: Path
-) -> None:
-    whole, old = tmp_path / "whole", tmp_path / "old"
-    write_cache(model, text, whole, SMALL)
-    write_cache(model, text, old, replace(SMALL, n_tokens=200))
-    as_format_1(old)
+    (old / "manifest.json").write_text(json.dumps(manifest | {"format_version": 1}))
     assert open_activations(old).n_samples == 224
     (old / "shard-00000.safetensors").unlink()
-    result = write_cache(model, text, old, SMALL, resume=True)
-    assert result.n_remade == 1
-    manifest = json.loads((old / "manifest.json").read_text())
-    assert manifest["format_version"] == 2
-    assert manifest["piece_size"] is None
+    assert make(resume=True).n_remade == 1
+    manifest, found = read(old)
+    assert (manifest["format_version"], manifest["piece_size"]) == (2, None)
     assert [shard["sha256"] for shard in manifest["shards"]] == [
         sha256(content).hexdigest() for _, content in sorted(contents(old).items())
     ]
-    n = len(read(whole)[1].activations)
-    assert torch.equal(read(old)[1].activations[:n], read(whole)[1].activations)
+    wanted = read(finished)[1].activations
+    assert torch.equal(found.activations[: len(wanted)], wanted)
+
+
+WRONG_SHARDS = {
+    "file": ["../precious.txt", "precious.txt", "manifest.json", "shard-00001.safetensors", 3],
+    "n_samples": [-135, 135.0, True, 10**9],
+    "n_sequences": [10**12, 0],
+    "first_sequence": [-1, 10**400],
+    "bytes": ["1"],
+    "mean_norm": [float("nan"), None],
+    "max_norm": [10**400],
+    "sha256": ["0"],
+    "n_tokens": [-3],
+}
+WRONG = {
+    "shards": [{}, [3]],
+    "tokens": [600.5],
+    "text_ended": ["no"],
+    "provenance": [[]],
+    "resumed": [1],
+    "piece_size": [0],
+    "format_version": [True, 3],
+    "format": ["another"],
+}
 
 
 @pytest.mark.parametrize(
-    ("changes", "of_shard"),
-    [
-        ({}, {"file": "../precious.txt"}),
-        ({}, {"file": "precious.txt"}),
-        ({}, {"file": "manifest.json"}),
-        ({}, {"file": "shard-00001.safetensors"}),
-        ({}, {"file": 3}),
-        ({}, {"n_samples": -135}),
-        ({}, {"n_samples": 135.0}),
-        ({}, {"n_samples": True}),
-        ({}, {"n_samples": 10**9}),
-        ({}, {"n_sequences": 10**12}),
-        ({}, {"n_sequences": 0}),
-        ({}, {"first_sequence": -1}),
-        ({}, {"first_sequence": 10**400}),
-        ({}, {"bytes": "1"}),
-        ({}, {"mean_norm": float("nan")}),
-        ({}, {"max_norm": 10**400}),
-        ({}, {"sha256": "0"}),
-        ({}, {"n_tokens": -3}),
-        ({"shards": {}}, {}),
-        ({"shards": [3]}, {}),
-        ({"tokens": 600.5}, {}),
-        ({"text_ended": "no"}, {}),
-        ({"provenance": []}, {}),
-        ({"resumed": 1}, {}),
-        ({"piece_size": 0}, {}),
-        ({"format_version": True}, {}),
-        ({"format_version": 3}, {}),
-        ({"format": "another"}, {}),
-        ({}, {"max_norm": None}),
-    ],
+    ("change", "of_shard"),
+    [({name: value}, {}) for name, values in WRONG.items() for value in values]
+    + [({}, {name: value}) for name, values in WRONG_SHARDS.items() for value in values],
 )
 def test_a_manifest_that_lies_is_refused_and_nothing_written(
-    finished: Path, model: LanguageModel, text: Text, changes: Any, of_shard: Any, tmp_path: Path
+    cached: Path, make: Make, change: Any, of_shard: Any, tmp_path: Path
 ) -> None:
-    folder, precious = shutil.copytree(finished, tmp_path / "cache"), tmp_path / "precious.txt"
+    precious, file = tmp_path / "precious.txt", cached / "manifest.json"
     precious.write_text("mine")
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = json.loads(file.read_text())
     manifest["shards"][0] |= of_shard
-    (folder / "manifest.json").write_text(json.dumps(manifest | changes))
-    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    file.write_text(json.dumps(manifest | change))
+    before = {file.name: file.read_bytes() for file in cached.iterdir()}
     with pytest.raises(ValueError, match=r"manifest\.json"):
-        write_cache(model, text, folder, SMALL, resume=True)
+        make(resume=True)
     assert precious.read_text() == "mine"
-    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
-
-
-@pytest.fixture(scope="module")
-def finished(model: LanguageModel, text: Text, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("finished") / "cache"
-    write_cache(model, text, folder, SMALL)
-    return folder
+    assert {file.name: file.read_bytes() for file in cached.iterdir()} == before
 
 
 def test_links_are_replaced_and_not_followed(
-    finished: Path, model: LanguageModel, text: Text, tmp_path: Path
+    finished: Path, cached: Path, make: Make, tmp_path: Path
 ) -> None:
-    folder, precious = shutil.copytree(finished, tmp_path / "cache"), tmp_path / "precious.txt"
+    folder, precious = cached, tmp_path / "precious.txt"
     precious.write_text("mine")
     manifest = tmp_path / "manifest.json"
     (folder / "manifest.json").rename(manifest)
@@ -430,7 +417,7 @@ def test_links_are_replaced_and_not_followed(
     shard = folder / "shard-00002.safetensors"
     shard.unlink()
     shard.symlink_to(precious)
-    assert write_cache(model, text, folder, SMALL, resume=True).n_remade == 1
+    assert make(resume=True).n_remade == 1
     assert precious.read_text() == "mine"
     assert manifest.read_bytes() == before
     assert contents(folder) == contents(finished)
@@ -438,13 +425,8 @@ def test_links_are_replaced_and_not_followed(
 
 
 def test_the_manifest_is_read_under_the_lock(
-    finished: Path,
-    model: LanguageModel,
-    text: Text,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    cached: Path, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = shutil.copytree(finished, tmp_path / "cache")
     seen: list[Path] = []
 
     def read_locked(where: Path, settings: Any) -> Any:
@@ -455,12 +437,12 @@ def test_the_manifest_is_read_under_the_lock(
 
     read_cache = writing.read_cache
     monkeypatch.setattr(writing, "read_cache", read_locked)
-    write_cache(model, text, folder, SMALL, resume=True)
-    assert seen == [folder]
+    make(resume=True)
+    assert seen == [cached]
 
 
 def test_a_cache_that_somebody_else_begins_meanwhile_is_left_alone(
-    model: LanguageModel, text: Text, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between the first look at the folder and the lock."""
     folder = tmp_path / "cache"
@@ -476,7 +458,7 @@ def test_a_cache_that_somebody_else_begins_meanwhile_is_left_alone(
     with monkeypatch.context() as patched:
         patched.setattr(writing, "locked", at_work)
         with pytest.raises(ValueError, match="another process is working"):
-            write_cache(model, text, folder, SMALL)
+            make()
     assert (folder / "manifest.json").read_text() == "theirs"
 
     @contextmanager
@@ -488,49 +470,47 @@ def test_a_cache_that_somebody_else_begins_meanwhile_is_left_alone(
     (folder / "manifest.json").unlink()
     monkeypatch.setattr(writing, "locked", done)
     with pytest.raises(FileExistsError, match="is not empty"):
-        write_cache(model, text, folder, SMALL)
+        make()
     assert (folder / "manifest.json").read_text() == "theirs"
 
 
 def test_folders_that_cannot_be_written_to(
-    model: LanguageModel, text: Text, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     with pytest.raises(NotADirectoryError, match="link is"):
-        write_cache(model, text, tmp_path / "link", SMALL)
+        make("link")
     (tmp_path / "file").write_text("mine")
     with pytest.raises(NotADirectoryError, match="file is"):
-        write_cache(model, text, tmp_path / "file/below", SMALL)
+        make("file/below")
     monkeypatch.setattr(atomic.os, "access", lambda *_: False)
     with pytest.raises(PermissionError, match="cannot be written to"):
-        write_cache(model, text, tmp_path / "a/b", SMALL)
+        make("a/b")
     assert not (tmp_path / "a").exists()
 
 
-def test_a_full_disk(
-    model: LanguageModel, text: Text, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "cache"
     full = OSError(errno.ENOSPC, "No space left on device")
     with monkeypatch.context() as patched:
         patched.setattr(writing, "save_shard", _StopAfter(2, full))
         with pytest.raises(OSError, match=r"is full.*\(samples: \d+ of 600\).* --resume"):
-            write_cache(model, text, folder, SMALL)
+            make()
     usage = shutil.disk_usage(tmp_path)
     with monkeypatch.context() as patched:
         patched.setattr(writing.shutil, "disk_usage", lambda _: usage._replace(free=1000))
         needs = r"needs \d\S* kB more, but .*cache has only 1 kB free"
         with pytest.raises(OSError, match=needs):
-            write_cache(model, text, folder, SMALL, resume=True)
+            make(resume=True)
         with pytest.raises(OSError, match=r"needs 79\.2 kB more, but .* has only 1 kB free"):
-            write_cache(model, text, tmp_path / "a/b", SMALL)
+            make("a/b")
     assert not (tmp_path / "a").exists()
-    write_cache(model, text, folder, SMALL, resume=True)
+    make(resume=True)
     assert len(contents(folder)) == 5
 
 
 def test_a_shard_that_could_not_be_written_leaves_nothing(
-    model: LanguageModel, text: Text, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(path: Path, content: bytes) -> int:
         with path.open("wb") as file:
@@ -542,11 +522,11 @@ def test_a_shard_that_could_not_be_written_leaves_nothing(
         Path, "write_bytes", lambda p, c: (fail if p.suffix == ".safetensors" else write)(p, c)
     )
     with pytest.raises(OSError, match=r"samples: 0 of 600"):
-        write_cache(model, text, tmp_path / "cache", SMALL)
+        make()
     assert {file.name for file in (tmp_path / "cache").iterdir()} <= {"manifest.json", ".lock"}
 
 
-def test_what_is_not_finite(tiny_model: Path, text: Text, tmp_path: Path) -> None:
+def test_what_is_not_finite(tiny_model: Path, make: Make) -> None:
     broken = open_language_model(str(tiny_model), "model.layers.0")
     weights: Any = broken.model
     with torch.no_grad():
@@ -555,30 +535,29 @@ def test_what_is_not_finite(tiny_model: Path, text: Text, tmp_path: Path) -> Non
         r"shard-00000\.safetensors: .*model\.layers\.0 are not all finite in the sequences 0 to 2"
     )
     with pytest.raises(ValueError, match=message):
-        write_cache(broken, text, tmp_path / "cache", SMALL)
-    half = replace(broken, dtype="float16")
-    with pytest.raises(ValueError, match="float16 overflows; run the model with --model-dtype"):
-        write_cache(half, text, tmp_path / "half", SMALL)
+        make(model=broken)
+    with pytest.raises(ValueError, match=r"float16 overflows.* --model-dtype"):
+        make("half", model=replace(broken, dtype="float16"))
 
 
-def test_nothing_to_keep(model: LanguageModel, tmp_path: Path) -> None:
+def test_nothing_to_keep(make: Make, tmp_path: Path) -> None:
     short = tmp_path / "short.txt"
     short.write_text("ba be bi")
     with pytest.raises(ValueError, match="no full sequence of 16"):
-        write_cache(model, read_text([short]), tmp_path / "cache", SMALL)
+        make(text=read_text([short]))
     # Nothing is in the way of another try.
     assert not (tmp_path / "cache").exists()
     with pytest.raises(ValueError, match="64 tokens at once"):
-        write_cache(model, read_text([short]), tmp_path / "other", CacheOptions())
+        make("other", context_size=128)
 
 
-def test_a_data_set_of_tokens(tiny_model: Path, model: LanguageModel, tmp_path: Path) -> None:
+def test_a_dataset_of_tokens(tiny_model: Path, make: Make, tmp_path: Path) -> None:
     ids = torch.randint(4, 64, (20, 20), generator=torch.Generator().manual_seed(0))
     ids[:, 5] = EOS
     Dataset.from_dict({"tokens": ids.tolist()}).save_to_disk(str(tmp_path / "data"))
     read_ = open_text_dataset(str(tmp_path / "data"))
     assert read_.column == "tokens"
-    write_cache(model, read_, tmp_path / "cache", replace(SMALL, n_tokens=10_000))
+    make(text=read_, n_tokens=10_000)
     _, found = read(tmp_path / "cache")
     # A row is cut in two: its first 16 ids, and the 4 that are left.
     wanted = by_row(expected(tiny_model, ids[i : i + 1, part]) for i in range(20) for part in CUTS)
@@ -586,25 +565,21 @@ def test_a_data_set_of_tokens(tiny_model: Path, model: LanguageModel, tmp_path: 
     torch.testing.assert_close(found.activations, wanted.activations, rtol=1e-5, atol=1e-5)
     ragged = replace(read_, rows=[{"tokens": [5] * 16}, {"tokens": [5] * 9}])
     with pytest.raises(ValueError, match=r"row 1 of .* has 9 tokens"):
-        write_cache(model, ragged, tmp_path / "ragged", SMALL)
+        make("ragged", ragged)
     foreign = replace(read_, rows=[{"tokens": [64] * 16}])
     with pytest.raises(ValueError, match=r"token ids outside of the 64 of .* another tokenizer"):
-        write_cache(model, foreign, tmp_path / "foreign", SMALL)
+        make("foreign", foreign)
 
 
-def test_a_stream_that_breaks_off(model: LanguageModel, text: Text, tmp_path: Path) -> None:
-    class Broken:
-        def __init__(self) -> None:
-            self.n = 0
+class Broken:
+    def __iter__(self) -> Iterator[dict[str, str]]:
+        yield from repeat({"text": " ".join(WORDS)}, 20)
+        raise RuntimeError("connection reset")
 
-        def __iter__(self) -> Iterator[dict[str, str]]:
-            yield from repeat({"text": " ".join(WORDS)}, 20)
-            raise RuntimeError("connection reset")
 
-    broken = replace(text, rows=Broken(), name="stream")
-    options = replace(SMALL, n_tokens=10_000)
+def test_a_stream_that_breaks_off(make: Make, text: Text, tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"stream cannot be read after \d+ sequences .*reset"):
-        write_cache(model, broken, tmp_path / "cache", options)
+        make(text=replace(text, rows=Broken(), name="stream"), n_tokens=10_000)
     assert len(read(tmp_path / "cache")[0]["shards"]) == 8
 
 

@@ -18,10 +18,9 @@ from sae_lens.training.activations_store import ActivationsStore
 from safetensors.torch import load_file
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
-from transformer_lens import HookedTransformer, HookedTransformerConfig
-from transformers import AutoTokenizer, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
-from sparse_but_wrong.activations import language_model, texts
+from sparse_but_wrong.activations import texts
 from sparse_but_wrong.activations.language_model import LanguageModel, open_language_model
 from sparse_but_wrong.activations.texts import (
     LongText,
@@ -100,30 +99,6 @@ def test_padded_rows_are_as_unpadded_ones(
     wanted = torch.cat([by_itself(tiny_model, ten), by_itself(tiny_model, full)])
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
     assert result.n_tokens_run == result.cache.n_tokens == 26
-
-
-def test_padding_with_transformer_lens(
-    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(str(tiny_model))
-    config = HookedTransformerConfig(
-        n_layers=2, d_model=8, n_ctx=16, d_head=4, n_heads=2, d_vocab=64, act_fn="relu", seed=0
-    )
-    made: list[HookedTransformer] = []
-
-    def load(*_: object) -> HookedTransformer:
-        made.append(HookedTransformer(config, tokenizer=tokenizer))
-        return made[-1]
-
-    monkeypatch.setattr(language_model, "load_model", load)
-    monkeypatch.setattr(language_model, "get_pretrained_model_config", lambda _: config)
-    opened = open_language_model("gpt2", "blocks.0.hook_resid_post")
-    ten = ids(10)
-    text = masked(([40] * 6 + ten, [0] * 6 + [1] * 10), (ten + [40] * 6, [1] * 10 + [0] * 6))
-    _, found, tokens = run(opened, text, tmp_path / "cache")
-    assert tokens == ten[1:] * 2
-    wanted = made[0].run_with_cache(torch.tensor([ten]))[1]["blocks.0.hook_resid_post"][0, 1:]
-    torch.testing.assert_close(found, torch.cat([wanted, wanted]), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -376,13 +376,6 @@ def test_tensors_that_share_their_numbers_are_loaded(tmp_path: Path) -> None:
     assert torch.equal(sae.W_dec, sae.W_enc.T)
 
 
-def test_weights_that_are_not_finite_are_let_through(tmp_path: Path) -> None:
-    weights = LINEAR["encoder.weight"].clone()
-    weights[0, 0] = float("nan")
-    sae = load_sae(save(tmp_path, {**TOPK, "encoder.weight": weights}, "AutoEncoderTopK"))
-    assert sae.W_enc.isnan().sum() == 1
-
-
 def test_loading_draws_no_random_numbers(tmp_path: Path) -> None:
     save(tmp_path, TOPK, "AutoEncoderTopK")
     before = torch.get_rng_state()
