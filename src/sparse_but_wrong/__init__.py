@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         EnchancedBatchTopKTrainingSAE as EnchancedBatchTopKTrainingSAE,
         EnhancedBatchTopKTrainingSAEConfig as EnhancedBatchTopKTrainingSAEConfig,
     )
+    from sparse_but_wrong.experiments.runner import run_experiment as run_experiment
     from sparse_but_wrong.figures.published import (
         plot_sae_feat_cos_sims as plot_sae_feat_cos_sims,
         plot_sae_feat_cos_sims_seaborn as plot_sae_feat_cos_sims_seaborn,
@@ -74,6 +75,7 @@ _NAMES = {
     "activations.stored": "open_activations",
     "api": "FoundL0 find_l0 recommend_l0",
     "enchanced_batch_topk_sae": "EnchancedBatchTopKTrainingSAE EnhancedBatchTopKTrainingSAEConfig",
+    "experiments.runner": "run_experiment",
     "figures.published": "plot_sae_feat_cos_sims plot_sae_feat_cos_sims_seaborn",
     "figures.recommendation": "plot_recommendation",
     "figures.sweep": "plot_projections",

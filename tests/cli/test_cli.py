@@ -19,9 +19,8 @@ import torch
 
 from sparse_but_wrong.cli import main as cli_main
 from sparse_but_wrong.cli.main import main
-from sparse_but_wrong.experiments.jumprelu import JUMPRELU
-from sparse_but_wrong.experiments.runner import RunSettings
-from sparse_but_wrong.runs.folder import RunFolder
+from sparse_but_wrong.experiments.sweep import JUMPRELU
+from sparse_but_wrong.runs.checkpoint import Checkpoint
 from sparse_but_wrong.runs.spec_file import to_yaml
 from tests.experiments import tiny
 from tests.experiments.tiny import started
@@ -129,8 +128,7 @@ def test_resume_finds_the_run_that_is_meant(
 ) -> None:
     tiny.register(monkeypatch)
     monkeypatch.chdir(tmp_path)
-    settings = RunSettings(seed=0, progress=False)
-    started(tiny.TINY, Path("runs/tiny"), settings)
+    started(tiny.TINY, Path("runs/tiny"))
     (tmp_path / "runs" / "tiny-2").mkdir()
     (tmp_path / "runs" / "tiny-2" / "manifest.json").write_text("{")  # damaged: not this one
     code, out, err = sbw(["run", "tiny", "--resume"], monkeypatch, capsys)
@@ -195,8 +193,7 @@ def test_sigterm_in_a_real_process_leaves_a_checkpoint(tmp_path: Path) -> None:
     assert process.returncode == 143, err
     assert "sbw run spec.yaml --out run --resume" in err
     assert "Traceback" not in err
-    checkpoint = RunFolder.open(tmp_path / "run").read_checkpoint()
-    assert checkpoint is not None
+    checkpoint = Checkpoint.read(tmp_path / "run/checkpoint.safetensors")
     assert checkpoint.sae_ids == [sae.sae_id for sae in spec.saes]
     assert checkpoint.state.n_steps[0] > 1000
 

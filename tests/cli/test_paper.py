@@ -53,9 +53,9 @@ def test_a_shown_spec_can_be_changed_and_run(monkeypatch: Patch, capsys: Output)
     [
         (["run", "no.yaml"], "there is no file no.yaml"),
         (["run", "bad.yaml"], "bad.yaml: claim is missing; worlds is not a field."),
-        (["show", "nonsense"], "there is no experiment 'nonsense'"),
+        (["show", "nonsense"], "'nonsense'"),
         (["report", "nowhere"], "there is no run in nowhere"),
-        (["paper", "nonsense"], "there is no experiment 'nonsense'"),
+        (["paper", "nonsense"], "'nonsense'"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_a_line(

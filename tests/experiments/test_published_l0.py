@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from sae_lens.loading.pretrained_saes_directory import PretrainedSAELookup
 
-from sparse_but_wrong.experiments.published_l0 import PUBLISHED_L0, judge_shares, with_elbows
-from sparse_but_wrong.experiments.published_saes import published_saes
-from sparse_but_wrong.experiments.registry import ANALYSES, EXPERIMENTS
-from sparse_but_wrong.experiments.runner import RunSettings, finish_run
-from sparse_but_wrong.experiments.small import SMALL
-from sparse_but_wrong.runs.spec import ExperimentSpec
-from tests.experiments.tiny import started
+from sparse_but_wrong.experiments.published_l0 import (
+    PUBLISHED_L0,
+    judge_shares,
+    published_saes,
+    with_elbows,
+)
+from tests.experiments.tiny import finished
 
 
 def release(
@@ -182,21 +180,9 @@ def test_unknown_l0s_are_counted_and_said_where_they_could_overturn_the_claim() 
     assert "none of known L0" in judge_shares(published({5: [math.nan]})).remarks[0]
 
 
-def test_the_spec_has_nothing_to_train() -> None:
-    assert ExperimentSpec.from_dict(json.loads(json.dumps(PUBLISHED_L0.to_dict()))) == PUBLISHED_L0
-    assert EXPERIMENTS["published-l0"] is PUBLISHED_L0
-    assert (PUBLISHED_L0.worlds, PUBLISHED_L0.saes) == ({}, ())
-    analysis = ANALYSES[PUBLISHED_L0.analysis]
-    analysis.check(PUBLISHED_L0)
-    with pytest.raises(ValueError, match="has 2 worlds and 4 SAEs"):
-        analysis.check(replace(SMALL, analysis="published-l0"))
-
-
 def test_it_runs_on_the_directory_that_is_installed(tmp_path: Path) -> None:
-    settings = RunSettings(progress=False)
-    folder = started(PUBLISHED_L0, tmp_path / "run", settings)
-    results = finish_run(folder, PUBLISHED_L0, settings)
-    table = results.tables["published_saes"].frame
+    run = finished(PUBLISHED_L0, tmp_path / "run")
+    table = run.tables["published_saes"].frame
     known = table.loc[table["l0"].notna()]
     assert len(known) > 1000
     assert min(known["l0"].tolist()) > 0
@@ -209,10 +195,8 @@ def test_it_runs_on_the_directory_that_is_installed(tmp_path: Path) -> None:
     ].to_dict("records")
     assert (scope["l0"], scope["site"], scope["layer"]) == (82, "residual", 12)
     assert (scope["architecture"], scope["elbow"]) == ("jumprelu", 250)
-    assert [
-        check.claim.split(" have ")[0].rsplit(" of ")[-1] for check in results.verdict.checks
-    ] == [
+    assert [check.claim.split(" have ")[0].rsplit(" of ")[-1] for check in run.verdict.checks] == [
         "gemma-2-2b layer 5",
         "gemma-2-2b layer 12",
     ]
-    assert (folder.plots_path / "overview.png").stat().st_size > 1000
+    assert (run.folder.plots_path / "overview.png").stat().st_size > 1000

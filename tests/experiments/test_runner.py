@@ -6,6 +6,7 @@ import errno
 import json
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,17 +19,15 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+import sparse_but_wrong as sbw
 from sparse_but_wrong.experiments import registry, runner
-from sparse_but_wrong.experiments.analysis import NamedFigure, Results, evaluation_samples
-from sparse_but_wrong.experiments.runner import (
-    RunSettings,
-    finish_run,
-    resume_run,
-    start_run,
-)
+from sparse_but_wrong.experiments.analysis import NamedFigure, Run, RunSettings
+from sparse_but_wrong.experiments.runner import finish_run, resume_run, start_run
 from sparse_but_wrong.experiments.verdict import Check, Verdict
-from sparse_but_wrong.metrics.score import score_sae
+from sparse_but_wrong.metrics.evaluate import evaluate
+from sparse_but_wrong.metrics.projection_table import join_projections, split_projections
 from sparse_but_wrong.report.write import write_report
+from sparse_but_wrong.runs.checkpoint import Checkpoint
 from sparse_but_wrong.runs.folder import RunFolder
 from sparse_but_wrong.runs.spec import ONLY_WORLD, ExperimentSpec
 from sparse_but_wrong.training.controls import KTransition
@@ -36,25 +35,34 @@ from sparse_but_wrong.training.loop import Training
 from sparse_but_wrong.training.native import bindings
 from sparse_but_wrong.worlds.world import ToyWorld
 from tests.experiments import tiny
-from tests.experiments.tiny import resumed, started
+from tests.experiments.tiny import SETTINGS, TINY, finished, resumed, started
 
-SETTINGS = RunSettings(seed=3, progress=False)
+Patch = pytest.MonkeyPatch
 
 
 @pytest.fixture(autouse=True)
-def _known(monkeypatch: pytest.MonkeyPatch) -> None:
+def _known(monkeypatch: Patch) -> None:
     tiny.register(monkeypatch)
 
 
-def run(out: Path, settings: RunSettings = SETTINGS) -> tuple[Results, RunFolder]:
-    folder = started(tiny.TINY, out, settings)
-    return finish_run(folder, tiny.TINY, settings), folder
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A whole run, to compare with and to be copied."""
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.register(patch)
+        return finished(TINY, tmp_path_factory.mktemp("whole") / "run")
+
+
+@pytest.fixture
+def copy(whole: Run, tmp_path: Path) -> RunFolder:
+    shutil.copytree(whole.folder.path, tmp_path / "run")
+    return RunFolder.open(tmp_path / "run")
 
 
 def weights(folder: RunFolder) -> dict[str, dict[str, torch.Tensor]]:
     return {
         sae.sae_id: load_file(folder.sae_path(sae.sae_id) / "sae_weights.safetensors")
-        for sae in tiny.TINY.saes
+        for sae in TINY.saes
     }
 
 
@@ -64,74 +72,83 @@ def assert_same_weights(a: RunFolder, b: RunFolder) -> None:
             assert torch.equal(tensor, weights(b)[sae_id][name]), (sae_id, name)
 
 
-def test_what_a_run_leaves_behind(tmp_path: Path) -> None:
-    results, folder = run(tmp_path / "run")
-
+def test_what_a_run_leaves_behind(whole: Run) -> None:
+    folder = whole.folder
     manifest = json.loads((folder.path / "manifest.json").read_text())
     assert manifest["status"] == "finished"
-    assert manifest["seed"] == 3
-    assert manifest["device"] == "cpu"
-    assert manifest["spec"] == json.loads(json.dumps(tiny.TINY.to_dict()))
+    assert (manifest["seed"], manifest["device"]) == (3, "cpu")
+    assert manifest["spec"] == json.loads(json.dumps(TINY.to_dict()))
     assert manifest["provenance"]["versions"]["sae-lens"] == sae_lens.__version__
-    assert manifest["timings"]["training_seconds"] > 0
+    timings = manifest["timings"]
+    assert min(timings[f"{what}_seconds"] for what in ("training", "evaluation", "figures")) > 0
     step = "pytorch" if bindings.kernels() is None else "compiled"
-    assert manifest["steps"] == {sae.sae_id: step for sae in tiny.TINY.saes}
-    assert manifest["verdict"]["outcome"] in ("holds", "fails", "not judged")
-    assert manifest["verdict"] == json.loads(json.dumps(results.verdict.to_dict()))
+    assert manifest["steps"] == {sae.sae_id: step for sae in TINY.saes}
+    assert manifest["verdict"] == json.loads(json.dumps(whole.verdict.to_dict()))
     assert manifest["tables"] == {"widths": "How wide the SAEs are."}
     assert pd.read_csv(folder.path / "widths.csv")["width"].tolist() == [4, 4, 4]
     assert manifest["shown_figures"] == [{"name": "projections/s_1", "caption": "s_1 against L0."}]
 
-    table = pd.read_parquet(folder.path / "results.parquet")
-    pd.testing.assert_frame_equal(table, results.table)
+    saved = pd.read_parquet(folder.path / "results.parquet")
+    table, projections = split_projections(saved)
+    pd.testing.assert_frame_equal(table, whole.table)
+    pd.testing.assert_frame_equal(projections, whole.projections)
+    pd.testing.assert_frame_equal(join_projections(table, projections), saved)
     from_csv = pd.read_csv(folder.path / "results.csv")
     assert from_csv["l0"].tolist() == pytest.approx(table["l0"].tolist())
     assert table["sae_id"].tolist() == ["c_0.05", "c_0.5", "c_2"]
     assert table["added"].tolist() == [False, False, True]
-    assert {"l0", "mse", "mcc", "c_dec", "c_enc", "shrinkage", "s_0", "s_3"} <= set(table.columns)
 
-    world = ToyWorld.load(folder.world_path(ONLY_WORLD))
-    activations, true_l0 = evaluation_samples(tiny.TINY, world, ONLY_WORLD, 3)
-    assert results.true_l0 == {ONLY_WORLD: true_l0}
+    activations, true_l0 = whole.samples(ONLY_WORLD)
+    assert whole.true_l0 == {ONLY_WORLD: true_l0}
     assert true_l0 == pytest.approx(1.4, abs=0.1)
-    for row in table.to_dict("records"):
+    directions = whole.world(ONLY_WORLD).directions
+    for row, s in zip(table.to_dict("records"), projections.to_numpy(), strict=True):
         sae = sae_lens.SAE.load_from_disk(folder.sae_path(row["sae_id"]))
         assert sae.cfg.normalize_activations == "none"  # the scale is folded in
-        score = score_sae(sae, activations, world.directions).as_row()
-        for name, value in score.items():
-            assert row[name] == pytest.approx(value, rel=1e-5), name
+        found = evaluate(sae, activations, directions)
+        assert found.projections.tolist() == pytest.approx(s.tolist())
+        for name in ("l0", "shrinkage", "mse", "variance_explained", "c_dec", "c_enc", "mcc"):
+            assert row[name] == pytest.approx(getattr(found, name), rel=1e-5), name
 
     curves = pd.read_parquet(folder.path / "training_curves.parquet")
     for sae_id in table["sae_id"]:
         steps = curves.loc[curves["sae_id"] == sae_id, "step"]
         assert list(steps) == [0, 50, 100, 150, 200, 250, 300, 350, 399]
-    assert (folder.path / "training_curves.csv").is_file()
     assert not folder.checkpoint_path.exists()
     for name in ("projections/s_1", "training_curves"):
         assert (folder.plots_path / f"{name}.pdf").stat().st_size > 2000
         assert (folder.plots_path / f"{name}.png").stat().st_size > 2000
 
 
-def test_the_same_seed_is_the_same_run_and_another_is_not(tmp_path: Path) -> None:
-    first, a = run(tmp_path / "a")
-    again, b = run(tmp_path / "b", RunSettings(seed=3, threads=1, progress=False))
-    other, c = run(tmp_path / "c", RunSettings(seed=4, progress=False))
-    assert_same_weights(a, b)
-    pd.testing.assert_frame_equal(first.table, again.table)
-    assert not torch.equal(weights(a)["c_0.5"]["W_dec"], weights(c)["c_0.5"]["W_dec"])
-    directions = [results.world(ONLY_WORLD).directions for results in (first, other)]
+def test_run_experiment(whole: Run, tmp_path: Path) -> None:
+    run = sbw.run_experiment("tiny", out=tmp_path / "run", seed=3, progress=False)
+    pd.testing.assert_frame_equal(run.table, whole.table)
+    assert run.verdict.outcome in repr(run)
+    assert "c_0.5" in run._repr_html_()
+    assert list(run.saes) == ["c_0.05", "c_0.5", "c_2"]
+    assert torch.equal(run.saes["c_0.5"].W_dec, weights(whole.folder)["c_0.5"]["W_dec"])
+    with pytest.raises(KeyError):
+        run.saes["c_9"]
+    again = sbw.run_experiment(TINY, run.folder.path, seed=3, resume=True, progress=False)
+    pd.testing.assert_frame_equal(again.table, run.table)
+    with pytest.raises(ValueError, match="seed 3"):
+        sbw.run_experiment("tiny", run.folder.path, resume=True)
+    with pytest.raises(ValueError, match=r"'nonsense'.*tiny"):
+        sbw.run_experiment("nonsense")
+
+
+def test_the_same_seed_is_the_same_run_and_another_is_not(whole: Run, tmp_path: Path) -> None:
+    again = finished(TINY, tmp_path / "b", replace(SETTINGS, threads=1))
+    other = finished(TINY, tmp_path / "c", replace(SETTINGS, seed=4))
+    assert_same_weights(whole.folder, again.folder)
+    pd.testing.assert_frame_equal(whole.table, again.table)
+    assert not torch.equal(whole.saes["c_0.5"].W_dec, other.saes["c_0.5"].W_dec)
+    directions = [run.world(ONLY_WORLD).directions for run in (whole, other)]
     assert not torch.equal(*directions)
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole run, to be copied."""
-    with pytest.MonkeyPatch.context() as patch:
-        tiny.register(patch)
-        return run(tmp_path_factory.mktemp("finished") / "run")[1].path
-
-
-def interrupt_after(monkeypatch: pytest.MonkeyPatch, samples: int) -> None:
+def interrupt(spec: ExperimentSpec, path: Path, samples: int = 100 * 64) -> RunFolder:
+    """A run, a new one or one that is there, that stops after so many samples."""
     original = Training.run
 
     def run(self: Training, *_: Any, **__: Any) -> None:
@@ -141,79 +158,64 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch, samples: int) -> None:
 
         original(self, stop)
 
-    monkeypatch.setattr(Training, "run", run)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Training, "run", run)
+        with pytest.raises(KeyboardInterrupt):
+            resumed(path) if path.exists() else finished(spec, path)
+    return RunFolder.open(path)
 
 
 def test_ctrl_c_and_resume_give_the_run_that_was_never_interrupted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Run, tmp_path: Path, monkeypatch: Patch
 ) -> None:
-    straight, whole = run(tmp_path / "whole")
-
-    folder = started(tiny.TINY, tmp_path / "broken", SETTINGS)
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 100 * 64)
-        with pytest.raises(KeyboardInterrupt):
-            finish_run(folder, tiny.TINY, SETTINGS)
+    folder = interrupt(TINY, tmp_path / "broken")
     assert folder.checkpoint_path.is_file()
     assert not folder.has_sae("c_0.5")
+    n_first: list[int] = []
+    original = Training.load_state
 
-    folder, spec, settings = resumed(tmp_path / "broken")
-    assert spec == tiny.TINY
-    assert settings.seed == 3
-    with monkeypatch.context() as patch:
-        n_first: list[int] = []
-        original = Training.load_state
+    def load_state(self: Training, state: Any) -> None:
+        original(self, state)
+        n_first.append(self.n_samples)
 
-        def load_state(self: Training, state: Any) -> None:
-            original(self, state)
-            n_first.append(self.n_samples)
-
-        patch.setattr(Training, "load_state", load_state)
-        again = finish_run(folder, spec, SETTINGS)
-    assert n_first
+    monkeypatch.setattr(Training, "load_state", load_state)
+    again = resumed(folder.path)
+    assert again.spec == TINY
     assert n_first[0] >= 100 * 64
-    assert_same_weights(whole, folder)
-    pd.testing.assert_frame_equal(straight.table, again.table)
-    pd.testing.assert_frame_equal(straight.curves, again.curves)
+    assert_same_weights(whole.folder, again.folder)
+    pd.testing.assert_frame_equal(whole.table, again.table)
+    pd.testing.assert_frame_equal(whole.curves, again.curves)
 
 
 def test_killed_while_training_it_goes_on_from_the_last_checkpoint(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Run, tmp_path: Path, monkeypatch: Patch
 ) -> None:
-    _, whole = run(tmp_path / "whole")
-    folder = started(tiny.TINY, tmp_path / "killed", SETTINGS)
     with monkeypatch.context() as patch:
         patch.setattr(runner, "CHECKPOINT_EVERY_SECONDS", 0.0)
-        original = RunFolder.write_checkpoint
-        n_written = 0
+        original, written = Checkpoint.write, []
 
-        def write(self: RunFolder, checkpoint: Any) -> None:
-            nonlocal n_written
-            original(self, checkpoint)
-            n_written += 1
-            if n_written == 3:
+        def write(self: Checkpoint, path: Path) -> None:
+            original(self, path)
+            written.append(path)
+            if len(written) == 3:
                 raise SystemError("as if killed")  # nothing after this line runs
 
-        patch.setattr(RunFolder, "write_checkpoint", write)
+        patch.setattr(Checkpoint, "write", write)
         with pytest.raises(SystemError):
-            finish_run(folder, tiny.TINY, SETTINGS)
+            finished(TINY, tmp_path / "killed")
     # What a process killed in the middle of writing leaves behind (tests/test_atomic.py):
-    (folder.path / "saes" / ".unfinished-1").mkdir(parents=True)
-    (folder.path / ".unfinished-2.safetensors").write_bytes(b"half")
-
-    folder, spec, _ = resumed(folder.path)
-    finish_run(folder, spec, SETTINGS)
-    assert_same_weights(whole, folder)
-    assert not list(folder.path.rglob(".unfinished-*"))
+    (tmp_path / "killed/saes/.unfinished-1").mkdir(parents=True)
+    (tmp_path / "killed/.unfinished-2.safetensors").write_bytes(b"half")
+    run = resumed(tmp_path / "killed")
+    assert_same_weights(whole.folder, run.folder)
+    assert not list(run.folder.path.rglob(".unfinished-*"))
 
 
 def test_finished_saes_are_kept_and_only_the_others_trained(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Run, copy: RunFolder, monkeypatch: Patch
 ) -> None:
-    _, whole = run(tmp_path / "whole")
-    _, folder = run(tmp_path / "run")
-    shutil.rmtree(folder.sae_path("c_0.5"))
-    kept = (folder.sae_path("c_2") / "sae_weights.safetensors").stat().st_mtime_ns
+    shutil.rmtree(copy.sae_path("c_0.5"))
+    kept = (copy.sae_path("c_2") / "sae_weights.safetensors").stat().st_mtime_ns
     trained: list[int] = []
     original = Training.__init__
 
@@ -222,52 +224,47 @@ def test_finished_saes_are_kept_and_only_the_others_trained(
         original(self, saes, *rest, **named)
 
     monkeypatch.setattr(Training, "__init__", init)
-    folder, spec, _ = resumed(folder.path)
-    finish_run(folder, spec, SETTINGS)
+    resumed(copy.path)
     assert trained == [1]
-    assert (folder.sae_path("c_2") / "sae_weights.safetensors").stat().st_mtime_ns == kept
-    assert_same_weights(whole, folder)
+    assert (copy.sae_path("c_2") / "sae_weights.safetensors").stat().st_mtime_ns == kept
+    assert_same_weights(whole.folder, copy)
 
 
-def test_a_run_in_use_is_left_alone(tmp_path: Path) -> None:
+def test_a_run_in_use_is_left_alone(tmp_path: Path, monkeypatch: Patch) -> None:
     """From before there is a manifest to be taken up, until the last file is written."""
-    folder = started(tiny.TINY, tmp_path / "run", SETTINGS)
-    other, spec, settings = resumed(folder.path)
-    with folder.locked(), pytest.raises(ValueError, match="another process is working"):
-        finish_run(other, spec, settings)
-    with resume_run(folder.path), pytest.raises(ValueError, match="another process is working"):
-        resumed(folder.path)
-    with start_run(tiny.TINY, tmp_path / "new", SETTINGS, quick=False) as run:
-        for at_work in (resumed, partial(started, tiny.TINY, settings=SETTINGS)):
-            with pytest.raises((ValueError, OSError), match=r"another process|--resume"):
-                at_work(tmp_path / "new")
-        finish_run(*run)
+    original = ToyWorld.save
 
-
-def test_a_world_is_saved_by_who_holds_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
     def save(self: ToyWorld, folder: Path) -> None:
         original(self, folder)
-        with pytest.raises(ValueError, match="another process is working"):
-            resumed(tmp_path / "run")
+        with pytest.raises(ValueError, match="another process"):
+            resumed(tmp_path / "new")
 
-    original = ToyWorld.save
     monkeypatch.setattr(ToyWorld, "save", save)
-    started(tiny.TINY, tmp_path / "run", SETTINGS)
+    with start_run(TINY, tmp_path / "new", SETTINGS) as run:
+        for at_work in (resumed, partial(started, TINY)):
+            with pytest.raises((ValueError, OSError), match=r"another process|--resume"):
+                at_work(tmp_path / "new")
+        finish_run(run)
+    with resume_run(tmp_path / "new"), pytest.raises(ValueError, match="another process"):
+        resumed(tmp_path / "new")
 
 
 def flip(file: Path) -> None:
     """Change a bit of a number, so that the file looks whole."""
     content = bytearray(file.read_bytes())
+    at = -8
     if file.suffix == ".json":
-        last_digit = max(i for i, byte in enumerate(content) if chr(byte).isdigit())
-        content[last_digit] ^= 1
-    else:
-        content[-8] ^= 1
+        at = max(i for i, byte in enumerate(content) if chr(byte).isdigit())
+    content[at] ^= 1
     file.write_bytes(content)
 
 
+def halve(file: Path) -> None:
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+
+
+@pytest.mark.parametrize("damage", [flip, halve])
 @pytest.mark.parametrize(
     "file",
     [
@@ -278,81 +275,89 @@ def flip(file: Path) -> None:
         "logs/c_0.5.json",
     ],
 )
-def test_a_flipped_bit_is_named_and_what_is_deleted_is_made_again(
-    tmp_path: Path, file: str, finished: Path
+def test_damage_is_named_before_training_and_what_is_deleted_is_made_again(
+    whole: Run, copy: RunFolder, file: str, damage: Callable[[Path], None], monkeypatch: Patch
 ) -> None:
-    shutil.copytree(finished, tmp_path / "run")
-    folder = RunFolder.open(tmp_path / "run")
-    before = (folder.path / "results.csv").read_bytes()
-    flip(folder.path / file)
+    damage(copy.path / file)
+    shutil.rmtree(copy.sae_path("c_2"))  # so that there is something to train
     message = rf"{re.escape(file)} is damaged .* delete (\S+) and --resume"
-    with pytest.raises(ValueError, match=message) as refused:
-        finish_run(*resumed(folder.path))
-    if not file.startswith("logs"):  # which a report does not read
-        with pytest.raises(ValueError, match=message):
-            write_report(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "run", lambda *_: pytest.fail("trained before looking"))
+        with pytest.raises(ValueError, match=message) as refused:
+            resumed(copy.path)
+    if damage is halve:
+        return
     found = re.search(r"delete (\S+) and", str(refused.value))
     assert found
     shutil.rmtree(found[1])
-    folder, spec, settings = resumed(folder.path)
-    finish_run(folder, spec, replace(settings, progress=False))
-    assert (folder.path / "results.csv").read_bytes() == before
-    assert_same_weights(RunFolder.open(finished), folder)
+    resumed(copy.path)
+    before = (whole.folder.path / "results.csv").read_bytes()
+    assert (copy.path / "results.csv").read_bytes() == before
+    assert_same_weights(whole.folder, copy)
 
 
-def test_a_flipped_bit_in_a_checkpoint_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = started(tiny.TINY, tmp_path / "run", SETTINGS)
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 100 * 64)
-        with pytest.raises(KeyboardInterrupt):
-            finish_run(folder, tiny.TINY, SETTINGS)
-    assert folder.read_checkpoint() is not None
-    flip(folder.checkpoint_path)
+def test_damage_is_named_by_a_report(copy: RunFolder) -> None:
+    flip(copy.path / "saes/c_0.5/cfg.json")
+    with pytest.raises(ValueError, match=r"cfg\.json is damaged .* delete \S+ and --resume"):
+        write_report(copy)
+
+
+@pytest.mark.parametrize("damage", [flip, halve])
+def test_a_damaged_checkpoint_is_named(damage: Callable[[Path], None], tmp_path: Path) -> None:
+    folder = interrupt(TINY, tmp_path / "run")
+    assert Checkpoint.read(folder.checkpoint_path).sae_ids == ["c_0.05", "c_0.5", "c_2"]
+    damage(folder.checkpoint_path)
     with pytest.raises(ValueError, match=r"checkpoint\.safetensors is damaged .*delete it"):
-        finish_run(*resumed(folder.path))
+        resumed(folder.path)
 
 
-def test_a_run_without_checksums_is_taken_up_and_gets_them(tmp_path: Path, finished: Path) -> None:
-    shutil.copytree(finished, tmp_path / "run")
-    file = tmp_path / "run/manifest.json"
-    manifest = json.loads(file.read_text())
-    sums = manifest.pop("sha256")
-    file.write_text(json.dumps(manifest))
-    folder, spec, settings = resumed(tmp_path / "run")
-    finish_run(folder, spec, replace(settings, progress=False))
-    again = json.loads(file.read_text())["sha256"]
-    assert again == sums
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"evaluation_samples"', '"evaluation_sample"', "evaluation_sample is not a field"),
+        ('"d_in": 8,', "", r"worlds\.world\.d_in is missing"),
+        ('"timings": {', '"timing": {', "timings"),
+    ],
+)
+def test_a_spec_that_is_damaged_is_named(old: str, new: str, message: str, copy: RunFolder) -> None:
+    manifest = copy.path / "manifest.json"
+    manifest.write_text(manifest.read_text().replace(old, new))
+    with pytest.raises(ValueError, match=rf"manifest\.json.*{message}"):
+        resumed(copy.path)
+    manifest.unlink()
+    with pytest.raises(FileNotFoundError, match="there is no run in"):
+        resumed(copy.path)
+
+
+def test_a_run_without_checksums_is_taken_up_and_gets_them(copy: RunFolder) -> None:
+    sums = copy.manifest.pop("sha256")
+    copy.write_manifest()
+    again = resumed(copy.path).folder.manifest["sha256"]
     assert {"logs/c_2.json", "saes/c_2/cfg.json", "results.parquet"} <= set(again)
+    assert again == sums
 
 
 def test_a_finished_run_that_lost_an_sae_is_not_judged_without_it(
-    tmp_path: Path, finished: Path
+    whole: Run, copy: RunFolder
 ) -> None:
-    shutil.copytree(finished, tmp_path / "run")
-    folder = RunFolder.open(tmp_path / "run")
-    assert folder.finished_saes() == ["c_0.05", "c_0.5", "c_2"]
-    shutil.rmtree(folder.sae_path("c_0.5"))
-    with pytest.raises(ValueError, match=r"c_0\.5 are missing.*--resume"):
-        write_report(folder)
-    folder, spec, settings = resumed(folder.path)
-    finish_run(folder, spec, replace(settings, progress=False))
-    assert_same_weights(RunFolder.open(finished), folder)
-    # Until they are trained again, the run is one that is not finished.
-    shutil.rmtree(folder.sae_path("c_0.5"))
-    with pytest.MonkeyPatch.context() as patch:
-        interrupt_after(patch, 64)
-        with pytest.raises(KeyboardInterrupt):
-            finish_run(*resumed(folder.path))
-    again = RunFolder.open(folder.path)
+    assert copy.finished_saes() == ["c_0.05", "c_0.5", "c_2"]
+    shutil.rmtree(copy.sae_path("c_0.5"))
+    with pytest.raises(ValueError, match=r"c_0\.5 .*missing.*--resume"):
+        write_report(copy)
+    # Until it is trained again, the run is one that is not finished.
+    again = interrupt(TINY, copy.path, 64)
     assert again.manifest["status"] == "unfinished"
     assert again.finished_saes() == ["c_0.05", "c_2"]
+    resumed(copy.path)
+    assert_same_weights(whole.folder, copy)
 
 
-@pytest.mark.parametrize("through", ["write_checkpoint", "save_sae", "write_table"])
+@pytest.mark.parametrize(
+    ("owner", "through"),
+    [(Checkpoint, "write"), (RunFolder, "save_sae"), (RunFolder, "write_table")],
+)
 def test_a_full_disk_is_said_with_what_is_kept(
-    tmp_path: Path, through: str, monkeypatch: pytest.MonkeyPatch
+    owner: type, through: str, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     def full(*_: object) -> None:
         if through == "save_sae":  # which sae_lens writes with safetensors
@@ -360,221 +365,141 @@ def test_a_full_disk_is_said_with_what_is_kept(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(runner, "CHECKPOINT_EVERY_SECONDS", 0.0)
-    folder = started(tiny.TINY, tmp_path / "run", SETTINGS)
+    started(TINY, tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr(RunFolder, through, full)
+        patch.setattr(owner, through, full)
         with pytest.raises(OSError, match=r"disk of .*run is full.* kept.*--resume"):
-            finish_run(*resumed(folder.path))
-    finish_run(*resumed(folder.path))
+            resumed(tmp_path / "run")
+    resumed(tmp_path / "run")
 
 
-def damage(file: Path) -> None:
-    content = file.read_bytes()
-    file.write_bytes(content[: len(content) // 2])
+SAE = TINY.saes[0]
 
 
 @pytest.mark.parametrize(
-    ("file", "message"),
+    ("changes", "message"),
     [
-        ("worlds/world/features.safetensors", "features.safetensors is damaged"),
-        ("worlds/world/toy_model/toy_model.safetensors", "toy_model.safetensors"),
-        ("saes/c_0.5/sae_weights.safetensors", r"c_0\.5.* is damaged .*--resume to train"),
-        ("saes/c_0.5/cfg.json", r"c_0\.5.* is damaged .*--resume to train"),
-        ("logs/c_0.5.json", r"c_0\.5\.json is damaged"),
+        ({"worlds": {ONLY_WORLD: replace(tiny.WORLD, firing_probabilities=(1.2,) * 4)}}, "1.2"),
+        ({"analysis": "no_such"}, "'no_such'.*sweep"),
+        ({"worlds": {ONLY_WORLD: tiny.WORLD, "other": tiny.WORLD}}, "one world"),
+        ({"saes": (replace(SAE, control=KTransition(3.0, 1, 2)),)}, "no k that a KTransition"),
+        ({"saes": (replace(SAE, init="true_features", config={"d_sae": 5}),)}, "d_sae=4"),
+        ({"saes": (replace(SAE, architecture="no_such"),)}, "no_such"),
+        ({"saes": (replace(SAE, factors={"world": 1}),)}, "factor 'world'"),
+        ({"saes": (replace(SAE, factors={"mcc": 1}),)}, "factor 'mcc'"),
+        ({"saes": (replace(SAE, factors={"s_3": 1}),)}, "factor 's_3'"),
+        *(
+            ({"saes": (replace(SAE, config={**SAE.config, field: value}),)}, f"c_0.05': .*{field}")
+            for field, value in {
+                "nope": 1,
+                "l0_coefficient": -1,
+                "d_in": 9,
+                "device": "cuda",
+                "d_sae": 10**12,
+                "target_l0": "x",
+            }.items()
+        ),
     ],
 )
-def test_a_damaged_run_folder_is_named_before_any_training(
-    tmp_path: Path, file: str, message: str, monkeypatch: pytest.MonkeyPatch
+def test_bad_input_is_refused_before_anything_is_written(
+    changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    _, folder = run(tmp_path / "run")
-    damage(folder.path / file)
-    shutil.rmtree(folder.sae_path("c_2"))  # so that there is something left to train
-    folder, spec, _ = resumed(folder.path)
-    monkeypatch.setattr(Training, "run", lambda *_: pytest.fail("trained before looking"))
     with pytest.raises(ValueError, match=message):
-        finish_run(folder, spec, SETTINGS)
+        started(replace(TINY, **changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
-def test_a_damaged_manifest_or_checkpoint_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    folder = started(tiny.TINY, tmp_path / "run", SETTINGS)
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 100 * 64)
-        with pytest.raises(KeyboardInterrupt):
-            finish_run(folder, tiny.TINY, SETTINGS)
-    whole = folder.checkpoint_path.read_bytes()
-    damage(folder.checkpoint_path)
-    with pytest.raises(ValueError, match=r"checkpoint\.safetensors is damaged .* delete it"):
-        finish_run(folder, tiny.TINY, SETTINGS)
-    folder.checkpoint_path.write_bytes(whole)
-
-    manifest = folder.path / "manifest.json"
-    text = manifest.read_text()
-    for wrong, message in (
-        (text[:100], "manifest.json is damaged"),
-        ("[]", "manifest.json holds a list"),
-        (text.replace('"format_version": 2', '"format_version": 9'), "not a manifest of format"),
-        (
-            text.replace('"evaluation_samples"', '"evaluation_sample"'),
-            "evaluation_sample is not a field",
-        ),
-        (text.replace('"d_in": 8,', ""), r"worlds\.world\.d_in is missing"),
-        (text.replace('"timings": {', '"timing": {'), "timings"),
-        (text.replace('"quick": false', '"quick": 0'), "quick"),
-        ('{"format_version": 2, "spec": {"saes": 3}}', "experiment"),
-    ):
-        manifest.write_text(wrong)
-        with pytest.raises(ValueError, match=message):
-            resumed(folder.path)
-    manifest.unlink()
-    with pytest.raises(FileNotFoundError, match="there is no run in"):
-        resumed(folder.path)
+@pytest.mark.parametrize("device", ["nonsense", "meta"])
+def test_a_device_that_is_not_there_is_refused(device: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"'{device}' cannot be used"):
+        started(TINY, tmp_path / "run", RunSettings(device=device))
+    assert not (tmp_path / "run").exists()
 
 
-def test_bad_input_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    out = tmp_path / "run"
-
-    def refuse(message: str, **changes: Any) -> None:
-        with pytest.raises(ValueError, match=message):
-            started(replace(tiny.TINY, **changes), out, SETTINGS)
-        assert not out.exists()
-
-    sae = tiny.TINY.saes[0]
-    world = replace(tiny.WORLD, firing_probabilities=(0.4, 1.2, 0.2, 0.5))
-    refuse("1.2", worlds={ONLY_WORLD: world})
-    refuse("no analysis 'no_such'", analysis="no_such")
-    refuse("looks at one world", worlds={ONLY_WORLD: tiny.WORLD, "other": tiny.WORLD})
-    refuse(
-        "has no k that a KTransition could move",
-        saes=(replace(sae, control=KTransition(3.0, 1, 2)),),
-    )
-    refuse("d_sae=4", saes=(replace(sae, init="true_features", config={"d_sae": 5}),))
-    refuse("nope", saes=(replace(sae, config={**sae.config, "nope": 1}),))
-    for field, value in (
-        ("l0_coefficient", -1),
-        ("d_in", 9),
-        ("device", "cuda"),
-        ("d_sae", 10**12),
-    ):
-        config = {**sae.config, field: value}
-        refuse(f"'c_0.05': .*{field}", saes=(replace(sae, config=config),))
-    refuse("no_such", saes=(replace(sae, architecture="no_such"),))
-    refuse(
-        "target_l0",
-        saes=(replace(sae, config={"d_sae": 4, "jumprelu_sparsity_loss_mode": "quadratic"}),),
-    )
-    for device in ("nonsense", "meta"):
-        with pytest.raises(ValueError, match=f"the device '{device}' cannot be used"):
-            started(tiny.TINY, out, RunSettings(device=device))
-    assert not out.exists()
-
-
-def test_a_folder_that_cannot_be_a_run_folder(tmp_path: Path) -> None:
-    used = tmp_path / "used"
+def test_a_folder_that_cannot_be_a_run_folder(tmp_path: Path, monkeypatch: Patch) -> None:
+    used, file = tmp_path / "used", tmp_path / "file"
     used.mkdir()
-    (used / "thesis.tex").write_text("mine")
+    for mine in (used / "thesis.tex", file):
+        mine.write_text("mine")
     with pytest.raises(FileExistsError, match="not empty"):
-        started(tiny.TINY, used, SETTINGS)
+        started(TINY, used)
     assert [f.name for f in used.iterdir()] == ["thesis.tex"]
-    file = tmp_path / "file"
-    file.write_text("mine")
     for place in (file, file / "below"):
         with pytest.raises(NotADirectoryError, match="file is a file"):
-            started(tiny.TINY, place, SETTINGS)
-    started(tiny.TINY, tmp_path / "run", SETTINGS)
+            started(TINY, place)
+    started(TINY, tmp_path / "run")
     with pytest.raises(FileExistsError, match="add --resume"):
-        started(tiny.TINY, tmp_path / "run", SETTINGS)
+        started(TINY, tmp_path / "run")
 
-
-def test_a_folder_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # The superuser may write anywhere, so the answer of the system is stood in for.
     def refused(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "touch", refused)
     with pytest.raises(PermissionError, match="cannot be written to"):
-        started(tiny.TINY, tmp_path / "run", SETTINGS)
-
-
-def two_worlds() -> ExperimentSpec:
-    """The tiny experiment's middle SAE, begun in two ways, in worlds that differ in their name."""
-    sae = tiny.TINY.saes[1]
-    return replace(
-        tiny.TINY,
-        worlds={"a": tiny.WORLD, "b": tiny.WORLD},
-        saes=(
-            replace(sae, sae_id="of_a", world="a"),
-            replace(sae, sae_id="of_b", world="b", init="true_features"),
-        ),
-        analysis="of_two_worlds",
-    )
+        started(TINY, tmp_path / "other")
 
 
 class OfTwoWorlds(tiny.TinyAnalysis):
     def check(self, spec: ExperimentSpec) -> None:
         del spec
 
-    def judge(self, results: Results) -> Verdict:
-        return Verdict((Check("there are two", str(len(results.true_l0)), True),))
+    def judge(self, run: Run) -> Verdict:
+        return Verdict((Check("there are two", str(len(run.true_l0)), True),))
 
-    def draw(self, results: Results) -> list[NamedFigure]:
-        del results
+    def draw(self, run: Run) -> list[NamedFigure]:
+        del run
         return []
 
 
-def test_each_world_has_its_own_directions_data_and_saes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def two_worlds(monkeypatch: Patch) -> ExperimentSpec:
+    """The tiny experiment's middle SAE, begun in two ways, in worlds that differ in their name."""
     monkeypatch.setitem(registry.ANALYSES, "of_two_worlds", OfTwoWorlds())
-    spec = two_worlds()
-    folder = started(spec, tmp_path / "run", SETTINGS)
-    monkeypatch.setattr(runner, "CHECKPOINT_EVERY_SECONDS", 0.0)
-    with monkeypatch.context() as patch:
-        interrupt_after(patch, 100 * 64)
-        with pytest.raises(KeyboardInterrupt):
-            finish_run(folder, spec, SETTINGS)
-    results = finish_run(folder, spec, SETTINGS)
-    assert results.table["world"].tolist() == ["a", "b"]
-    assert results.true_l0["a"] != results.true_l0["b"]
-    assert not torch.equal(results.world("a").directions, results.world("b").directions)
-    assert results.verdict.outcome == "holds"
+    sae = TINY.saes[1]
+    saes = (
+        replace(sae, sae_id="of_a", world="a"),
+        replace(sae, sae_id="of_b", world="b", init="true_features"),
+    )
+    worlds = {"a": tiny.WORLD, "b": tiny.WORLD}
+    return replace(TINY, worlds=worlds, saes=saes, analysis="of_two_worlds")
 
-    whole = started(spec, tmp_path / "whole", SETTINGS)
-    pd.testing.assert_frame_equal(finish_run(whole, spec, SETTINGS).table, results.table)
+
+def test_each_world_has_its_own_directions_data_and_saes(
+    two_worlds: ExperimentSpec, tmp_path: Path
+) -> None:
+    interrupt(two_worlds, tmp_path / "run")
+    run = resumed(tmp_path / "run")
+    assert run.table["world"].tolist() == ["a", "b"]
+    assert run.true_l0["a"] != run.true_l0["b"]
+    assert not torch.equal(run.world("a").directions, run.world("b").directions)
+    assert run.verdict.outcome == "holds"
+    pd.testing.assert_frame_equal(finished(two_worlds, tmp_path / "whole").table, run.table)
 
     # The SAE that starts at its world's features is the one that still lies near them.
-    one_step = replace(tiny.TINY.training, total_training_samples=64, lr=1e-6)
-    short = replace(spec, training=one_step)
-    folder = started(short, tmp_path / "short", SETTINGS)
-    random, true = finish_run(folder, short, SETTINGS).table["mcc"]
+    one_step = replace(TINY.training, total_training_samples=64, lr=1e-6)
+    random, true = finished(replace(two_worlds, training=one_step), tmp_path / "short").table["mcc"]
     assert true == pytest.approx(1.0, abs=1e-4)
     assert random < 0.9
 
 
-def test_a_quick_run_judges_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(registry.ANALYSES, "of_two_worlds", OfTwoWorlds())
-    folder = started(two_worlds(), tmp_path / "run", SETTINGS, quick=True)
-    results = finish_run(folder, two_worlds().quick(), SETTINGS)
-    assert results.verdict.outcome == "not judged"
-    assert results.verdict.checks[0].measured == "2"
-    assert "its figures mean nothing" in results.verdict.remarks[0]
+def test_a_quick_run_judges_nothing(two_worlds: ExperimentSpec, tmp_path: Path) -> None:
+    started(two_worlds, tmp_path / "run", quick=True)
+    run = resumed(tmp_path / "run")
+    assert run.spec == two_worlds.quick()
+    assert run.verdict.outcome == "not judged"
+    assert run.verdict.checks[0].measured == "2"
+    assert "numbers mean nothing" in run.verdict.remarks[0]
 
 
-def test_a_batchtopk_sae_is_scored_as_it_is_exported(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_batchtopk_sae_is_evaluated_as_it_is_exported(
+    two_worlds: ExperimentSpec, tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(registry.ANALYSES, "of_two_worlds", OfTwoWorlds())
-    config = {"d_sae": 4, "k": 1.5}
-    spec = replace(
-        tiny.TINY,
-        saes=(replace(tiny.TINY.saes[0], architecture="batchtopk", config=config),),
-        analysis="of_two_worlds",
-    )
-    folder = started(spec, tmp_path / "run", SETTINGS)
-    results = finish_run(folder, spec, SETTINGS)
-    sae = results.sae("c_0.05")
-    assert sae.cfg.architecture() == "jumprelu"
-    score = score_sae(sae, results.activations(ONLY_WORLD))
-    assert results.table["l0"].item() == pytest.approx(score.sparsity.l0)
-    assert score.sparsity.l0 != 1.5  # that of the threshold, not that of training
+    sae = replace(SAE, architecture="batchtopk", config={"d_sae": 4, "k": 1.5})
+    spec = replace(two_worlds, worlds=TINY.worlds, saes=(sae,))
+    run = finished(spec, tmp_path / "run")
+    used = run.saes["c_0.05"]
+    assert used.cfg.architecture() == "jumprelu"
+    l0 = evaluate(used, run.samples(ONLY_WORLD)[0]).l0
+    assert run.table["l0"].item() == pytest.approx(l0)
+    assert l0 != 1.5  # that of the threshold, not that of training

@@ -1,18 +1,19 @@
-"""A tiny experiment, to try the runner on: 4 features in 8 dimensions, two JumpReLU SAEs."""
+"""Tiny experiments to try the runner and the analyses on."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from sparse_but_wrong.experiments import registry
-from sparse_but_wrong.experiments.analysis import MeasuredTable, NamedFigure, Results
-from sparse_but_wrong.experiments.runner import RunSettings, resume_run, start_run
-from sparse_but_wrong.experiments.sweep import Sweep
+from sparse_but_wrong.experiments.analysis import MeasuredTable, NamedFigure, Run, RunSettings
+from sparse_but_wrong.experiments.runner import finish_run, resume_run, start_run
+from sparse_but_wrong.experiments.sweep import Sweep, draw_curves
 from sparse_but_wrong.figures.sweep import projection_vs_l0
-from sparse_but_wrong.figures.training import training_curves
 from sparse_but_wrong.runs.folder import RunFolder
 from sparse_but_wrong.runs.spec import (
     ONLY_WORLD,
@@ -22,6 +23,8 @@ from sparse_but_wrong.runs.spec import (
     WorldSpec,
 )
 from sparse_but_wrong.training.options import TrainOptions
+
+SETTINGS = RunSettings(seed=3, progress=False)
 
 
 def _sae(coefficient: float, added: bool = False) -> SAESpec:
@@ -64,6 +67,20 @@ TINY = ExperimentSpec(
     projection_n=(1, 2),
     analysis="tiny",
 )
+"""4 features in 8 dimensions, three JumpReLU SAEs."""
+
+
+class TinyAnalysis(Sweep):
+    """A sweep with two figures and a table of its own."""
+
+    def measure(self, run: Run) -> dict[str, MeasuredTable]:
+        widths = [run.saes[sae_id].cfg.d_sae for sae_id in run.table["sae_id"]]
+        frame = run.table[["sae_id", "l0"]].assign(width=widths)
+        return {"widths": MeasuredTable(frame, "How wide the SAEs are.")}
+
+    def draw(self, run: Run) -> list[NamedFigure]:
+        figure = projection_vs_l0(run.table, run.projections, 1, run.true_l0[run.only_world])
+        return [NamedFigure("projections/s_1", figure, "s_1 against L0."), draw_curves(run)]
 
 
 def register(monkeypatch: pytest.MonkeyPatch, name: str = "tiny") -> None:
@@ -73,32 +90,74 @@ def register(monkeypatch: pytest.MonkeyPatch, name: str = "tiny") -> None:
 
 
 def started(
-    spec: ExperimentSpec, out: Path, settings: RunSettings, *, quick: bool = False
+    spec: ExperimentSpec, out: Path, settings: RunSettings = SETTINGS, *, quick: bool = False
 ) -> RunFolder:
     """A run that was started, and on which nobody works."""
-    with start_run(spec, out, settings, quick=quick) as (folder, _, _):
-        return folder
+    with start_run(spec, out, settings, quick=quick) as run:
+        return run.folder
 
 
-def resumed(path: Path) -> tuple[RunFolder, ExperimentSpec, RunSettings]:
-    """A run as it is taken up, on which nobody works."""
+def finished(spec: ExperimentSpec, out: Path, settings: RunSettings = SETTINGS) -> Run:
+    """A run from its start to its end."""
+    with start_run(spec, out, settings) as run:
+        return finish_run(run)
+
+
+def resumed(path: Path) -> Run:
+    """A run that is taken up and finished."""
     with resume_run(path) as run:
-        return run
+        run.settings = replace(run.settings, progress=False)
+        return finish_run(run)
 
 
-class TinyAnalysis(Sweep):
-    """A sweep with two figures and a table of its own."""
+N_FEATURES = 6
+SIX_FEATURES = WorldSpec(
+    d_in=12,
+    firing_probabilities=(0.5, 0.5, 0.5, 0.5, 0.4, 0.6),  # true L0 3
+    std_firing_magnitudes=(0.15,) * N_FEATURES,
+    mean_firing_magnitudes=(1.0,) * N_FEATURES,
+    correlation=CorrelationSpec(seed=1),
+    ortho_num_steps=200,
+)
 
-    def measure(self, results: Results) -> dict[str, MeasuredTable]:
-        frame = results.table[["sae_id", "l0"]].assign(
-            width=[results.sae(sae_id).cfg.d_sae for sae_id in results.table["sae_id"]]
-        )
-        return {"widths": MeasuredTable(frame, "How wide the SAEs are.")}
 
-    def draw(self, results: Results) -> list[NamedFigure]:
-        table, true_l0 = results.table, results.true_l0[results.only_world]
-        s_1 = projection_vs_l0(table, results.projections, 1, true_l0)
-        return [
-            NamedFigure("projections/s_1", s_1, "s_1 against L0."),
-            NamedFigure("training_curves", training_curves(results.curves, true_l0)),
-        ]
+def shrunk(
+    spec: ExperimentSpec,
+    keep: Callable[[SAESpec], bool],
+    change: Callable[[SAESpec], SAESpec],
+    projection_n: Sequence[int] = (),
+) -> ExperimentSpec:
+    """A spec on worlds of six features with some of its SAEs, changed to fit them."""
+    return replace(
+        spec,
+        worlds=dict.fromkeys(spec.worlds, SIX_FEATURES),
+        saes=tuple(change(sae) for sae in spec.saes if keep(sae)),
+        training=replace(
+            TINY.training,
+            total_training_samples=100 * 32,
+            train_batch_size_samples=32,
+            n_batches_for_norm_estimate=5,
+            log_every=10,
+        ),
+        evaluation_samples=500,
+        projection_n=tuple(projection_n),
+    )
+
+
+def with_k(sae: SAESpec, k: float | int) -> SAESpec:
+    """The SAE with another k, and a latent for each of six features."""
+    factors = {**sae.factors, "k": k} if "k" in sae.factors else sae.factors
+    return replace(sae, config={**sae.config, "k": k, "d_sae": N_FEATURES}, factors=factors)
+
+
+def assert_run_is_whole(run: Run, tables: Sequence[str] = ()) -> None:
+    """The tables and the figures of a run are there, and the first shown figure is the overview."""
+    for name in ("results", "training_curves", *tables):
+        assert len(pd.read_parquet(run.folder.path / f"{name}.parquet")) > 0
+    shown = run.folder.manifest["shown_figures"]
+    assert shown[0]["name"] == "overview"
+    assert all(figure["caption"] for figure in shown)
+    for figure in shown:
+        for suffix in ("pdf", "png"):
+            file = run.folder.plots_path / f"{figure['name']}.{suffix}"
+            assert file.stat().st_size > 2000

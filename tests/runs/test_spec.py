@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from sparse_but_wrong.experiments.jumprelu import JUMPRELU
-from sparse_but_wrong.runs.make import make_saes, make_world
-from sparse_but_wrong.runs.seeds import world_seed
+from sparse_but_wrong.experiments.sweep import JUMPRELU
+from sparse_but_wrong.runs.make import make_saes, make_world, world_seed
 from sparse_but_wrong.runs.spec import ONLY_WORLD, CorrelatedPairs, ExperimentSpec, SAESpec
 from sparse_but_wrong.seeds import derive_seed
 from sparse_but_wrong.training.controls import KTransition
@@ -23,31 +22,6 @@ from tests.experiments.tiny import TINY, WORLD
 @pytest.mark.parametrize("spec", [TINY, JUMPRELU], ids=lambda spec: spec.name)
 def test_a_spec_survives_json(spec: ExperimentSpec) -> None:
     assert ExperimentSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
-
-
-def test_the_jumprelu_experiment_is_the_notebooks() -> None:
-    published = [sae for sae in JUMPRELU.saes if not sae.added]
-    assert [sae.config["l0_coefficient"] for sae in published] == [
-        *(0.05, 0.07, 0.09, 0.1, 0.3, 0.5, 0.75, 1.0, 1.2, 1.3, 1.4, 1.5)
-    ]
-    for sae in JUMPRELU.saes:
-        assert {**sae.config, "l0_coefficient": None} == {
-            "d_sae": 50,
-            "l0_coefficient": None,
-            "jumprelu_bandwidth": 2.0,
-            "jumprelu_init_threshold": 0.1,
-            "jumprelu_sparsity_loss_mode": "tanh",
-            "l0_warm_up_steps": 10_000,
-            "normalize_activations": "expected_average_only_in",
-        }
-    added = [sae.config["l0_coefficient"] for sae in JUMPRELU.saes if sae.added]
-    assert sum(coefficient > 1.5 for coefficient in added) >= 5  # the side below the truth
-    probabilities = JUMPRELU.toy_world(ONLY_WORLD).firing_probabilities
-    assert probabilities[0] == pytest.approx(0.3881)
-    assert probabilities[-1] == pytest.approx(0.05)
-    assert sum(probabilities) == pytest.approx(10.9525)
-    assert JUMPRELU.training.total_training_samples == 15_000_000
-    assert JUMPRELU.training.train_batch_size_samples == 1024
 
 
 def test_quick_is_a_fiftieth_with_its_warm_up() -> None:
@@ -115,16 +89,13 @@ TOY = DATA["worlds"][ONLY_WORLD]
         ({**DATA, "saes": {}}, "saes should be a valid"),
         ({**DATA, "saes": [{**SAE, "config": 5}]}, r"saes\[0\]\.config should be"),
         ({**DATA, "saes": [{"sae_id": "x"}]}, r"saes\[0\]\.architecture is missing"),
-        ({**DATA, "saes": [{**SAE, "world": "x"}]}, "of the world 'x', which is not there"),
+        ({**DATA, "saes": [{**SAE, "world": "x"}]}, "unknown world 'x'"),
         ({**DATA, "saes": [{**SAE, "init": "x"}]}, r"saes\[0\]\.init should be 'random' or"),
         (
             {**DATA, "saes": [{**SAE, "control": {"initial_k": 3.0, "start_step": 1}}]},
             r"^saes\[0\]\.control\.duration_steps is missing\.$",
         ),
-        ({**DATA, "evaluation_samples": 0}, "evaluation_samples is 0; it must be 1 or more"),
-        ({**DATA, "saes": [{**SAE, "factors": {"world": 1}}]}, "has a factor 'world', which is a"),
-        ({**DATA, "saes": [{**SAE, "factors": {"s_3": 1}}]}, "has a factor 's_3', which is a"),
-        ({**DATA, "saes": [{**SAE, "config": {"d_sae": "x"}}]}, "d_sae = 'x'; it must be a whole"),
+        ({**DATA, "evaluation_samples": 0}, "evaluation_samples should .* not 0"),
         ({**DATA, "projection_n": [1, 4]}, "projection_n has 4, but SAE 'c_0.05' has d_sae = 4"),
         ({**DATA, "training": {"lr": -1.0}}, r"training: TrainOptions\.lr must be positive"),
         ({**DATA, "training": {"lr": "x"}}, r"training\.lr should be a valid number"),
@@ -138,7 +109,7 @@ TOY = DATA["worlds"][ONLY_WORLD]
         ({**DATA, "saes": [{**SAE, "added": 1}]}, r"saes\[0\]\.added .* not 1"),
         ({**DATA, "saes": [{**SAE, "factors": {"k": True}}]}, r"factors\.k"),
         ({**DATA, "worlds": {"world": {**TOY, "d_in": "8"}}}, r"worlds\.world\.d_in .* not '8'"),
-        ({**DATA, "worlds": {"world": {**TOY, "d_in": 0}}}, "d_in is 0"),
+        ({**DATA, "worlds": {"world": {**TOY, "d_in": 0}}}, r"worlds\.world\.d_in .* not 0"),
         ({**DATA, "saes": [{**SAE, "config": {"k": date(2020, 1, 1)}}]}, "date"),
     ],
 )

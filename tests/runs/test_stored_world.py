@@ -16,8 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from sparse_but_wrong.activations.shuffled import ShuffledActivations
 from sparse_but_wrong.activations.stored import open_activations
-from sparse_but_wrong.experiments.analysis import inference_sae
-from sparse_but_wrong.experiments.runner import RunSettings, finish_run
+from sparse_but_wrong.experiments.analysis import RunSettings
 from sparse_but_wrong.metrics.stream import measure_stream
 from sparse_but_wrong.runs.folder import RunFolder
 from sparse_but_wrong.runs.spec import ActivationsSpec, ExperimentSpec, SAESpec
@@ -25,7 +24,7 @@ from sparse_but_wrong.runs.stored_world import StoredWorld, fingerprint
 from sparse_but_wrong.training.loop import Training
 from sparse_but_wrong.training.options import TrainOptions
 from sparse_but_wrong.untrusted import sha256
-from tests.experiments.tiny import resumed, started
+from tests.experiments.tiny import finished, resumed, started
 
 SETTINGS = RunSettings(seed=1, progress=False)
 
@@ -73,21 +72,20 @@ def spec_of(shards: Path) -> ExperimentSpec:
 
 def test_what_a_run_on_activations_leaves_behind(shards: Path, tmp_path: Path) -> None:
     spec = spec_of(shards)
-    folder = started(spec, tmp_path / "run", SETTINGS)
-    results = finish_run(folder, spec, SETTINGS)
+    run = finished(spec, tmp_path / "run", SETTINGS)
     table = pd.read_parquet(tmp_path / "run/results.parquet")
     assert table["sae_id"].tolist() == ["k_1", "k_2", "k_4"]
     assert table["n_samples"].tolist() == [800] * 3
     assert table["n_batches"].tolist() == [16] * 3
     # The row is what measuring the saved SAE on the held-out samples gives, s_n for every n.
     world = StoredWorld(str(shards), None, 800)
-    (score,) = measure_stream([inference_sae(folder, "k_2", "cpu")], world.held_out())
+    (score,) = measure_stream([run.saes["k_2"]], world.held_out())
     row = table.set_index("sae_id").loc["k_2"]
     assert row["l0"] == score.l0.value
     assert row["s_7"] == pytest.approx(float(score.projections.values[7]))
     assert row["variance_explained"] > 0.5
-    assert results.verdict.checks == ()
-    assert "find-l0" in results.verdict.remarks[0]
+    assert run.verdict.checks == ()
+    assert "find-l0" in run.verdict.remarks[0]
     manifest = json.loads((tmp_path / "run/manifest.json").read_text())
     assert manifest["status"] == "finished"
     assert manifest["true_l0"] == {}
@@ -111,8 +109,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = spec_of(shards)
-    whole = started(spec, tmp_path / "whole", SETTINGS)
-    finish_run(whole, spec, SETTINGS)
+    finished(spec, tmp_path / "whole", SETTINGS)
     started(spec, tmp_path / "cut", SETTINGS)
 
     original = ShuffledActivations.__next__
@@ -125,14 +122,12 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
         return original(self)
 
     monkeypatch.setattr(ShuffledActivations, "__next__", stops)
-    folder, again, settings = resumed(tmp_path / "cut")
     with pytest.raises(KeyboardInterrupt):
-        finish_run(folder, again, settings)
-    assert folder.checkpoint_path.exists()
+        resumed(tmp_path / "cut")
+    assert (tmp_path / "cut/checkpoint.safetensors").exists()
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
-    folder, again, settings = resumed(tmp_path / "cut")
-    finish_run(folder, again, replace(settings, progress=False))
+    resumed(tmp_path / "cut")
     for sae_id in ("k_1", "k_2", "k_4"):
         a, b = (
             load_file(RunFolder.open(tmp_path / name).sae_path(sae_id) / "sae_weights.safetensors")
@@ -178,16 +173,16 @@ def test_a_run_goes_on_with_the_activations_it_was_started_with(
 
         patch.setattr(ShuffledActivations, "__next__", stops)
         with pytest.raises(KeyboardInterrupt):
-            finish_run(folder, spec, SETTINGS)
+            resumed(folder.path)
     assert folder.checkpoint_path.exists()
     npy(file, 1)
     monkeypatch.setattr(Training, "run", lambda *_, **__: pytest.fail("trained on other data"))
     with pytest.raises(ValueError, match=r"acts\.npy have changed since"):
-        finish_run(*resumed(folder.path))
+        resumed(folder.path)
     # Nor does it help to have the world made again.
     shutil.rmtree(folder.world_path("acts"))
     with pytest.raises(ValueError, match="not the world that the run was started with"):
-        finish_run(*resumed(folder.path))
+        resumed(folder.path)
 
 
 def test_runs_from_before_there_were_fingerprints_go_on(tmp_path: Path) -> None:
@@ -261,7 +256,7 @@ def test_the_home_folder_may_be_written_short(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"analysis": "sweep"}, "for those write analysis: activations"),
+        ({"analysis": "sweep"}, "analysis: activations"),
         ({"saes": ()}, "has no SAEs"),
         ({"worlds": {"acts": ActivationsSpec("missing.npy")}}, "missing.npy"),
         ({"evaluation_samples": 3000}, "3,000 cannot be held out"),

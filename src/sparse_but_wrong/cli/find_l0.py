@@ -120,8 +120,7 @@ def _search(
     from sparse_but_wrong.experiments.registry import get_experiment
     from sparse_but_wrong.l0.find import find_l0
     from sparse_but_wrong.l0.source import BATCH_SIZE
-    from sparse_but_wrong.runs.make import make_world
-    from sparse_but_wrong.runs.seeds import world_seed
+    from sparse_but_wrong.runs.make import make_world, world_seed
     from sparse_but_wrong.runs.spec import ActivationsSpec
     from sparse_but_wrong.runs.spec_file import is_spec_file, read_spec
 
@@ -180,9 +179,8 @@ def _judge_run(path: Path, world: str | None, seed: int) -> tuple[str, L0Recomme
     from sparse_but_wrong.l0.recommend import recommend_l0
     from sparse_but_wrong.l0.source import BATCH_SIZE, in_random_order
     from sparse_but_wrong.l0.sweep import EVALUATION_SAMPLES, measure_sweep
-    from sparse_but_wrong.runs.data import load_data
     from sparse_but_wrong.runs.folder import RunFolder
-    from sparse_but_wrong.runs.seeds import world_seed
+    from sparse_but_wrong.runs.make import load_data, world_seed
     from sparse_but_wrong.runs.stored_world import StoredWorld
 
     folder = RunFolder.open(path)

@@ -8,7 +8,6 @@ from pathlib import Path
 import click
 
 from sparse_but_wrong.cli.options import PATH, device, quick, threads
-from sparse_but_wrong.cli.run import check_same
 
 
 @click.command()
@@ -41,8 +40,7 @@ def paper(
     for spec in specs:  # before hours are spent on the others
         if is_run(out / spec.name):
             folder = RunFolder.open(out / spec.name)
-            check_same(folder, seed=seed, device=device, quick=quick)
-            runner.check_same_spec(folder, spec)
+            runner.check_same(folder, spec, seed=seed, device=device, quick=quick)
             folder.finished_saes()  # refused where some are lost
     settings = runner.RunSettings(seed=seed, device=device)
     for spec in specs:
@@ -55,9 +53,10 @@ def paper(
             if is_run(path)
             else runner.start_run(spec, path, settings, quick=quick)
         )
-        with started as (folder, of_run, of_settings):
-            results = runner.finish_run(folder, of_run, replace(of_settings, threads=threads))
-        click.echo("\n".join(in_lines(results.verdict)))
+        with started as run:
+            run.settings = replace(run.settings, threads=threads)
+            runner.finish_run(run)
+        click.echo("\n".join(in_lines(run.verdict)))
         _write_index(out)
     click.echo("")
     for path in _finished(out):

@@ -12,8 +12,7 @@ import click
 from sparse_but_wrong.cli.options import NAME_OR_PATH, RUNS, out, quick, threads
 
 if TYPE_CHECKING:
-    from sparse_but_wrong.experiments.analysis import Results
-    from sparse_but_wrong.runs.folder import RunFolder
+    from sparse_but_wrong.experiments.analysis import Run
 
 _MOST_ROWS = 40
 """A longer table does not help in a terminal."""
@@ -81,22 +80,24 @@ def run(
     else:
         settings = runner.RunSettings(seed=seed or 0, device=device or "cpu")
         started = runner.start_run(spec, out or fresh_path(RUNS, spec.name), settings, quick=quick)
-    with started as (folder, of_run, settings):
+    with started as of_spec:
         if resume:
-            check_same(folder, experiment=spec.name, seed=seed, device=device, quick=quick or None)
-            runner.check_same_spec(folder, spec)
+            asked = {"seed": seed, "device": device, "quick": quick or None}
+            runner.check_same(of_spec.folder, spec, **asked)
+        settings, budget = of_spec.settings, of_spec.spec.training.total_training_samples
+        of_spec.settings = replace(settings, threads=threads)
         click.echo(
-            f"{of_run.title}\n{len(of_run.saes)} SAEs, "
-            f"{of_run.training.total_training_samples:,} samples each, seed {settings.seed}, "
-            f"{settings.device} → {folder.path}"
+            f"{of_spec.spec.title}\n{len(of_spec.spec.saes)} SAEs, {budget:,} samples each, seed "
+            f"{settings.seed}, {settings.device} → {of_spec.folder.path}"
         )
         try:
-            results = runner.finish_run(folder, of_run, replace(settings, threads=threads))
+            runner.finish_run(of_spec)
         except KeyboardInterrupt:
-            command = shlex.join(["sbw", "run", name, "--out", str(folder.path), "--resume"])
+            path = str(of_spec.folder.path)
+            command = shlex.join(["sbw", "run", name, "--out", path, "--resume"])
             click.echo(f"\nStopped. Continue with: {command}", err=True)
             raise
-    _print(results, folder)
+    _print(of_spec)
 
 
 def _latest_unfinished(name: str) -> Path:
@@ -115,24 +116,10 @@ def _latest_unfinished(name: str) -> Path:
     return max(candidates, key=lambda path: (path / "manifest.json").stat().st_mtime)
 
 
-def check_same(folder: RunFolder, **asked: object) -> None:
-    """Refuse options that contradict those a run was started with; None was not asked for.
-
-    Raises:
-        ValueError: one does.
-    """
-    for name, value in asked.items():
-        have = folder.manifest.get(name)
-        if value is not None and value != have:
-            raise ValueError(
-                f"The run in {folder.path} was started with {name} {have}, not {value}. Give the "
-                "same to continue it, or name another folder with --out."
-            )
-
-
-def _print(results: Results, folder: RunFolder) -> None:
+def _print(results: Run) -> None:
     from sparse_but_wrong.experiments.verdict import in_lines
 
+    folder = results.folder
     if 0 < len(results.table) <= _MOST_ROWS:
         click.echo(_table(results))
     click.echo("\n".join((f"Claim: {results.spec.claim}", *in_lines(results.verdict))))
@@ -142,11 +129,14 @@ def _print(results: Results, folder: RunFolder) -> None:
     click.echo(f"Run folder: {folder.path}\nReport: {folder.report_path}")
 
 
-def _table(results: Results) -> str:
+def _table(results: Run) -> str:
     """A row per SAE in order of L0: what sets it apart, and the metrics people ask for."""
     import pandas as pd
 
-    spec, table = results.spec, results.table.sort_values(by="l0")
+    from sparse_but_wrong.metrics.projection_table import join_projections
+
+    spec = results.spec
+    table = join_projections(results.table, results.projections).sort_values(by="l0")
     factors = list(dict.fromkeys(name for sae in spec.saes for name in sae.factors)) or ["sae_id"]
     formats = {
         **{name: _COLUMNS.get(name, (name, "")) for name in factors},

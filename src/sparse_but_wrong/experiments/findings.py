@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -70,21 +69,24 @@ class ProjectionFinding:
         return low >= true_l0 - NEAR or high <= true_l0 + NEAR
 
 
-def find_projection_minima(table: pd.DataFrame, ns: Sequence[int]) -> list[ProjectionFinding]:
+def find_projection_minima(
+    table: pd.DataFrame, projections: pd.DataFrame, ns: Sequence[int]
+) -> list[ProjectionFinding]:
     """For each n, the SAE with the smallest s_n^dec, and how wide the bottom of the curve is.
 
     Args:
-        table: a row per SAE with columns `l0` and `s_0` … `s_{d_sae−1}`. SAEs that diverged are
-            left out; where nothing is left, there is no finding.
+        table: a row per SAE with a column `l0`. SAEs that diverged are left out; where none
+            remains, there is no finding.
+        projections: s_n^dec of the same SAEs, a column per n.
         ns: which n. Those from d_sae / 2 on are left out: there s_n is the median or beyond, which
             is blind to how far the projections spread.
     """
-    d_sae = sum(re.fullmatch(r"s_\d+", str(name)) is not None for name in table.columns)
+    d_sae = projections.shape[1]
     findings = []
     for n in (n for n in ns if n < d_sae / 2):
         points = [
             (l0, value)
-            for l0, value in zip(table["l0"].tolist(), table[f"s_{n}"].tolist(), strict=True)
+            for l0, value in zip(table["l0"].tolist(), projections[n].tolist(), strict=True)
             if math.isfinite(l0) and math.isfinite(value)
         ]
         if not points:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparse_but_wrong.experiments.analysis import Analysis, NamedFigure, Results
+from sparse_but_wrong.experiments.analysis import Analysis, NamedFigure, Run
 from sparse_but_wrong.experiments.verdict import Verdict
 from sparse_but_wrong.experiments.worlds import FIFTY_FEATURES
 from sparse_but_wrong.runs.spec import ONLY_WORLD, ExperimentSpec
@@ -39,29 +39,9 @@ INTUITION = ExperimentSpec(
 class Intuition(Analysis):
     """Draws the decoder projections of the true features and of a mixed copy of them."""
 
-    def check(self, spec: ExperimentSpec) -> None:
-        """As the base class: one correlated world with more than twice the drawing's n, no SAEs.
-
-        Raises:
-            ValueError: what is missing in the spec.
-        """
-        where = f"the analysis {spec.analysis!r} of the spec {spec.name!r}"
-        if spec.saes:
-            raise ValueError(f"{where} trains nothing, but there are {len(spec.saes)} SAEs.")
-        if len(spec.worlds) != 1:
-            raise ValueError(f"{where} looks at one world, and there are {len(spec.worlds)}.")
-        (world,) = map(spec.toy_world, spec.worlds)
-        if world.correlation is None:
-            raise ValueError(f"{where} needs a world whose features are correlated.")
-        if world.n_features <= 2 * _N:
-            raise ValueError(
-                f"{where} draws n = {_N}, for which a world needs more than {2 * _N} features; "
-                f"it has {world.n_features}."
-            )
-
-    def judge(self, results: Results) -> Verdict:
+    def judge(self, run: Run) -> Verdict:
         """As the base class: there is nothing to judge."""
-        del results
+        del run
         return Verdict(
             remarks=(
                 "This is a drawing. Nothing is trained and nothing is judged: the right SAE is the "
@@ -70,15 +50,15 @@ class Intuition(Analysis):
             )
         )
 
-    def draw(self, results: Results) -> list[NamedFigure]:
+    def draw(self, run: Run) -> list[NamedFigure]:
         """As the base class."""
         from sparse_but_wrong.figures.distributions import (
             ProjectionPanel,
             projection_histograms,
         )
 
-        world = results.world(results.only_world)
-        activations = results.activations(results.only_world)
+        world = run.world(run.only_world)
+        activations = run.samples(run.only_world)[0]
         right = world.directions.T
         panels = [
             ProjectionPanel(

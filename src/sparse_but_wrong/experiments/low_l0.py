@@ -11,24 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sparse_but_wrong.experiments.analysis import Analysis, MeasuredTable, NamedFigure, Results
-from sparse_but_wrong.experiments.findings import NEAR
-from sparse_but_wrong.experiments.rank_correlation import pearson, rank_correlation
-from sparse_but_wrong.experiments.requirements import (
-    require_k_around_the_truth,
-    require_k_as_trained,
-    require_latent_per_feature,
+from sparse_but_wrong.experiments.analysis import (
+    MeasuredTable,
+    NamedFigure,
+    Run,
+    rank_correlation,
 )
-from sparse_but_wrong.experiments.sweep import RECOVERED, require_one_world
+from sparse_but_wrong.experiments.findings import NEAR
+from sparse_but_wrong.experiments.sweep import RECOVERED, draw_curves
+from sparse_but_wrong.experiments.true_features import TrueFeatures, by_k
 from sparse_but_wrong.experiments.verdict import Check, Verdict
 from sparse_but_wrong.experiments.worlds import BUDGET, FIFTY_FEATURES, batchtopk
-from sparse_but_wrong.metrics.recovery import matched_cosines
-from sparse_but_wrong.runs.spec import ONLY_WORLD, ExperimentSpec, SAESpec
+from sparse_but_wrong.runs.spec import ONLY_WORLD, ExperimentSpec
 from sparse_but_wrong.worlds.correlations import firing_correlation
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import pandas as pd
 
 RIGHT_K, TOO_LOW, TOO_HIGH = 11, (9, 5), (14, 18)
@@ -51,129 +48,82 @@ LOW_L0 = ExperimentSpec(
     claim="the right k recovers every feature; too low a k mixes correlated features, too high a "
     "k loses some",
     worlds={ONLY_WORLD: FIFTY_FEATURES},
-    saes=tuple(
-        SAESpec(sae_id=f"k_{k}", architecture="batchtopk", config=batchtopk(k), factors={"k": k})
-        for k in sorted((RIGHT_K, *TOO_LOW, *TOO_HIGH))
-    ),
+    saes=tuple(batchtopk(f"k_{k}", k) for k in sorted((RIGHT_K, *TOO_LOW, *TOO_HIGH))),
     training=BUDGET,
     analysis="low-l0",
 )
 
 
-class LowL0(Analysis):
+class LowL0(TrueFeatures):
     """SAEs below, at and above the true L0, each against the true features."""
 
-    def check(self, spec: ExperimentSpec) -> None:
-        """As the base class: one world with correlations, BatchTopK SAEs on both sides of its L0.
-
-        Raises:
-            ValueError: what is missing in the spec.
-        """
-        require_one_world(spec)
-        require_k_as_trained(spec)
-        require_latent_per_feature(spec)
-        require_k_around_the_truth(spec, NEAR, above=True)
-        (world,) = map(spec.toy_world, spec.worlds)
-        if world.correlation is None:
-            raise ValueError(
-                f"the analysis {spec.analysis!r} compares what is mixed with what is correlated, "
-                f"but the world of the spec {spec.name!r} has no correlation."
-            )
-        for i, p in enumerate(world.firing_probabilities):
-            if not 0 < p < 1:
-                raise ValueError(
-                    f"the analysis {spec.analysis!r} needs the correlation of every two firings, "
-                    f"but firing_probabilities[{i}] is {p}: such a feature is correlated with none."
-                )
-
-    def measure(self, results: Results) -> dict[str, MeasuredTable]:
+    def measure(self, run: Run) -> dict[str, MeasuredTable]:
         """As the base class: how well each feature was recovered, and what each pair mixed."""
         import pandas as pd
 
-        between = firing_correlations(results)
-        (world,) = map(results.spec.toy_world, results.spec.worlds)
+        between = firing_correlations(run)
+        i, j = np.nonzero(~np.eye(len(between), dtype=bool))
+        world = run.spec.toy_world(run.only_world)
         recovered, mixed = [], []
-        for sae in results.spec.saes:
-            cosines = _cosines(results, sae.sae_id)
-            factors = {"sae_id": sae.sae_id, "k": sae.factors["k"]}
-            n_features = len(between)
-            features = np.arange(n_features)
-            recovered.append(
-                pd.DataFrame(
-                    {
-                        **factors,
-                        "feature": features,
-                        "firing_probability": world.firing_probabilities,
-                        "cosine": cosines.diagonal(),
-                    }
-                )
-            )
-            i, j = np.nonzero(~np.eye(n_features, dtype=bool))
-            mixed.append(
-                pd.DataFrame(
-                    {
-                        **factors,
-                        "feature": i,
-                        "other": j,
-                        "firing_correlation": between[i, j],
-                        "cosine": cosines[i, j],
-                    }
-                )
-            )
+        for sae in run.spec.saes:
+            of_sae = {"sae_id": sae.sae_id, "k": sae.factors["k"]}
+            matrix = self.cosines(run, run.saes[sae.sae_id], run.only_world)
+            features = {
+                "feature": np.arange(len(between)),
+                "firing_probability": world.firing_probabilities,
+                "cosine": matrix.diagonal(),
+            }
+            pairs = {
+                "feature": i,
+                "other": j,
+                "firing_correlation": between[i, j],
+                "cosine": matrix[i, j],
+            }
+            recovered.append(pd.DataFrame({**of_sae, **features}))
+            mixed.append(pd.DataFrame({**of_sae, **pairs}))
+        recovery, mixing = (pd.concat(f, ignore_index=True) for f in (recovered, mixed))
         return {
+            "by_k": MeasuredTable(
+                summarise(recovery, mixing),
+                f"Features recovered (matched cosine > {RECOVERED:g}); over all pairs, how the "
+                "cosine with the other feature goes with the correlation of the firings; of clear "
+                f"pairs (|correlation| > {CLEAR:g}), and of those that are mixed (|cosine| > "
+                f"{MIXED:g}), the share with the sign of their correlation.",
+            ),
             "recovery": MeasuredTable(
-                pd.concat(recovered, ignore_index=True),
-                "Cosine of the latent matched to each feature with that feature.",
+                recovery, "Cosine of the latent matched to each feature with that feature."
             ),
             "mixing": MeasuredTable(
-                pd.concat(mixed, ignore_index=True),
+                mixing,
                 "Cosine of the latent matched to one feature with each other feature, and how the "
                 "firings of the two are correlated.",
             ),
         }
 
-    def judge(self, results: Results) -> Verdict:
+    def judge(self, run: Run) -> Verdict:
         """As the base class."""
-        return judge_low_l0(
-            results.tables["recovery"].frame,
-            results.tables["mixing"].frame,
-            results.true_l0[results.only_world],
-        )
+        by_k, recovery, mixing = (run.tables[n].frame for n in ("by_k", "recovery", "mixing"))
+        return judge_low_l0(by_k, recovery, mixing, run.true_l0[run.only_world])
 
-    def draw(self, results: Results) -> list[NamedFigure]:
+    def draw(self, run: Run) -> list[NamedFigure]:
         """As the base class."""
-        from sparse_but_wrong.figures.heatmaps import (
-            correlation_heatmap,
-            cosines_vs_correlation,
-            decoder_cosines,
-        )
-        from sparse_but_wrong.figures.training import training_curves
+        from sparse_but_wrong.figures.heatmaps import correlation_heatmap, cosines_vs_correlation
 
-        true_l0 = results.true_l0[results.only_world]
-        saes = sorted(results.spec.saes, key=lambda sae: float(sae.factors["k"]))
-        panels = []
-        for sae in saes:
-            title = f"$k = {sae.factors['k']:g}$: {_side(float(sae.factors['k']), true_l0)}"
-            panels.append((title, _cosines(results, sae.sae_id)))
-        figures = []
-        finite = [(title, matrix) for title, matrix in panels if np.isfinite(matrix).all()]
-        if finite:
-            figures.append(
-                NamedFigure(
-                    "overview",
-                    decoder_cosines(finite),
-                    "Cosine of every latent with every true feature, latents in the order of the "
-                    f"features they are matched to. The true L0 is {true_l0:.2f}.",
-                )
-            )
-            between = firing_correlations(results)
+        true_l0 = run.true_l0[run.only_world]
+        panels = self.panels(
+            run,
+            run.only_world,
+            [(f"$k = {k:g}$: {_side(k, true_l0)}", run.saes[s.sae_id]) for k, s in by_k(run.spec)],
+        )
+        figures = self.draw_decoders("overview", panels, true_l0)
+        if panels:
+            between = firing_correlations(run)
             apart = ~np.eye(len(between), dtype=bool)
+            points = [(title, between[apart], matrix[apart]) for title, matrix in panels]
             figures += [
                 NamedFigure(
                     "cosines_vs_correlation",
-                    cosines_vs_correlation(
-                        [(title, between[apart], matrix[apart]) for title, matrix in finite]
-                    ),
+                    cosines_vs_correlation(points),
                     "What each latent holds of each other feature, against how the firings of the "
                     "two are correlated.",
                 ),
@@ -182,98 +132,112 @@ class LowL0(Analysis):
                     correlation_heatmap(between, title="Correlation of the firings"),
                 ),
             ]
-        curves = training_curves(results.curves, true_l0)
-        return [*figures, NamedFigure("training_curves", curves)]
+        return [*figures, draw_curves(run)]
 
 
-def judge_low_l0(recovery: pd.DataFrame, mixing: pd.DataFrame, true_l0: float) -> Verdict:
-    """Whether the right k recovers all features, and what those below and above it do.
-
-    Nothing is judged by an SAE that diverged, nor of a side that has no SAE.
+def summarise(recovery: pd.DataFrame, mixing: pd.DataFrame) -> pd.DataFrame:
+    """A row per k: how many features are recovered, and what latents mix in.
 
     Args:
-        recovery: a row per SAE and feature with columns `k`, `feature`, `firing_probability` and
-            `cosine`.
+        recovery: a row per SAE and feature with columns `k`, `feature` and `cosine`.
         mixing: a row per SAE and ordered pair of features with columns `k`, `feature`, `other`,
             `cosine` and `firing_correlation`.
+    """
+    import pandas as pd
+
+    rows = []
+    for k in sorted({float(k) for k in recovery["k"]}):
+        own = recovery.loc[recovery["k"] == k, "cosine"].to_numpy(float)
+        pairs = mixing.loc[mixing["k"] == k]
+        firings = pairs["firing_correlation"].to_numpy(float)
+        cosines = pairs["cosine"].to_numpy(float)
+        order = rank_correlation(firings, cosines)
+        same = np.sign(firings) == np.sign(cosines)
+        clear = np.abs(firings) > CLEAR
+        mixed = clear & (np.abs(cosines) > MIXED)
+        rows.append(
+            {
+                "k": k,
+                "diverged": not (np.isfinite(own).all() and np.isfinite(cosines).all()),
+                "features": len(own),
+                "recovered": int((own > RECOVERED).sum()),
+                "mean_cosine": np.nanmean(own) if np.isfinite(own).any() else math.nan,
+                "mean_abs_cosine_with_others": np.abs(cosines).mean(),
+                "rank_correlation": order,
+                "pearson": np.corrcoef(firings, cosines)[0, 1] if order == order else math.nan,
+                "clear_pairs": int(clear.sum()),
+                "clear_with_sign": same[clear].mean() if clear.any() else math.nan,
+                "mixed_pairs": int(mixed.sum()),
+                "mixed_with_sign": same[mixed].mean() if mixed.any() else math.nan,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def judge_low_l0(
+    summary: pd.DataFrame, recovery: pd.DataFrame, mixing: pd.DataFrame, true_l0: float
+) -> Verdict:
+    """Whether the right k recovers all features, and what those below and above it do.
+
+    Nothing is judged by an SAE that diverged, nor on a side that has no SAE.
+
+    Args:
+        summary: what `summarise` makes of the other two.
+        recovery, mixing: as for `summarise`, recovery with `firing_probability` too.
         true_l0: of the world; k within NEAR of it is right, of several the nearest.
     """
-    ks = sorted({float(k) for k in recovery["k"]})
-    right = min(ks, key=lambda k: abs(k - true_l0))
-    of_right = recovery.loc[recovery["k"] == right]
+    rows = {row["k"]: row for row in summary.to_dict("records")}
+    right = rows[min(rows, key=lambda k: abs(k - true_l0))]
+    of_right = recovery.loc[recovery["k"] == right["k"]]
     worst = of_right.loc[of_right["cosine"].fillna(-math.inf).idxmin()]
-    n_right = int((of_right["cosine"] > RECOVERED).sum())
-    diverged = [k for k in ks if _diverged(recovery, k) or _diverged(mixing, k)]
-    is_right = abs(right - true_l0) <= NEAR
-    lows = [k for k in ks if k < true_l0 - NEAR]
-    highs = [k for k in ks if k > true_l0 + NEAR]
+    is_right = abs(right["k"] - true_l0) <= NEAR
+    lows = [row for k, row in rows.items() if k < true_l0 - NEAR]
+    highs = [row for k, row in rows.items() if k > true_l0 + NEAR]
     checks = [
         Check(
-            f"at k = {right:g} every feature has a latent of its own with cosine > {RECOVERED:g}",
-            _why_not([right], diverged)
-            or f"{n_right} of {len(of_right)}; the smallest is {worst['cosine']:.4f} "
-            f"(feature {worst['feature']:g})"
-            + ("" if is_right else f"; k = {right:g} is not within {NEAR:g} of the true L0"),
-            n_right == len(of_right) if is_right and right not in diverged else None,
+            f"at k = {right['k']:g} every feature has a latent of its own with cosine > "
+            f"{RECOVERED:g}",
+            _diverged(right)
+            or f"{right['recovered']} of {right['features']}; the smallest is "
+            f"{worst['cosine']:.4f} (feature {worst['feature']:g})"
+            + ("" if is_right else f"; k = {right['k']:g} is not within {NEAR:g} of the true L0"),
+            right["recovered"] == right["features"] if is_right and not right["diverged"] else None,
         )
     ]
-    for k in lows:
-        checks += _judge_mixing(mixing.loc[mixing["k"] == k], k)
-    if not lows:
-        checks.append(_no_side("below", "latents mix in other features in order", true_l0))
-    for k in highs:
-        of_k = recovery.loc[recovery["k"] == k]
-        n = int((of_k["cosine"] > RECOVERED).sum())
+    for row in lows:
+        checks += _judge_mixing(row)
+    for row in highs:
+        is_judged = is_right and not (row["diverged"] or right["diverged"])
         checks.append(
             Check(
-                f"at k = {k:g} fewer features are recovered (cosine > {RECOVERED:g}) than at k = "
-                f"{right:g}",
-                _why_not([right, k], diverged)
-                or f"{n} of {len(of_k)} against {n_right}; the mean cosine is "
-                f"{of_k['cosine'].mean():.3f} against {of_right['cosine'].mean():.3f}",
-                n < n_right if is_right and not {right, k} & set(diverged) else None,
+                f"at k = {row['k']:g} fewer features are recovered (cosine > {RECOVERED:g}) than "
+                f"at k = {right['k']:g}",
+                _diverged(right, row)
+                or f"{row['recovered']} of {row['features']} against {right['recovered']}; the "
+                f"mean cosine is {row['mean_cosine']:.3f} against {right['mean_cosine']:.3f}",
+                row["recovered"] < right["recovered"] if is_judged else None,
             )
         )
-    if not highs:
-        checks.append(_no_side("above", "fewer features are recovered", true_l0))
-    control = mixing.loc[mixing["k"] == right]
-    remarks = []
-    if right not in diverged:
-        remarks.append(
-            f"For comparison, the rank correlation at k = {right:g} is {_order(control):+.2f}, "
-            f"with a mean |cosine| of {control['cosine'].abs().mean():.4f} between latents and "
-            "other features."
-        )
-    missed = of_right.loc[of_right["cosine"] <= RECOVERED]
-    remarks += [_of_missed(row, control) for row in missed.head(5).to_dict("records")]
-    for k in (k for k in lows if k not in diverged):
-        of_k = recovery.loc[recovery["k"] == k, "cosine"]
-        pairs = mixing.loc[mixing["k"] == k]
-        remarks.append(
-            f"At k = {k:g}, {int((of_k > RECOVERED).sum())} of {len(of_k)} features are recovered; "
-            f"the mean matched cosine is {of_k.mean():.3f}, and the mean |cosine| between latents "
-            f"and other features {pairs['cosine'].abs().mean():.4f}. {_of_mixed(pairs)}"
-        )
-    return Verdict(tuple(checks), tuple(remarks))
+    for side, there, what in (
+        ("below", lows, "latents mix in other features in order"),
+        ("above", highs, "fewer features are recovered"),
+    ):
+        if not there:
+            claim = f"at a k more than {NEAR:g} {side} the true L0 {true_l0:.2f} {what}"
+            checks.append(Check(claim, "there is no such SAE", None))
+    missed = of_right.loc[of_right["cosine"] <= RECOVERED].head(5).to_dict("records")
+    of_pairs = mixing.loc[mixing["k"] == right["k"]]
+    return Verdict(tuple(checks), tuple(_missed_in_words(row, of_pairs) for row in missed))
 
 
-def _diverged(table: pd.DataFrame, k: float) -> bool:
-    return not np.isfinite(table.loc[table["k"] == k, "cosine"].to_numpy(float)).all()
-
-
-def _why_not(ks: Sequence[float], diverged: Sequence[float]) -> str:
-    """Which of the SAEs a check looks at diverged; nothing if none did."""
-    which = " and ".join(f"k = {k:g}" for k in ks if k in diverged)
+def _diverged(*rows: dict[str, Any]) -> str:
+    """Which of the SAEs that a check looks at diverged; nothing if none did."""
+    which = " and ".join(f"k = {row['k']:g}" for row in rows if row["diverged"])
     return f"the SAE at {which} diverged" if which else ""
 
 
-def _no_side(side: str, what: str, true_l0: float) -> Check:
-    claim = f"at a k more than {NEAR:g} {side} the true L0 {true_l0:.2f} {what}"
-    return Check(claim, "there is no such SAE", None)
-
-
-def _of_missed(row: dict[str, Any], pairs: pd.DataFrame) -> str:
-    """Where the latent went that is left over for a feature without one of its own."""
+def _missed_in_words(row: dict[str, Any], pairs: pd.DataFrame) -> str:
+    """Where the latent went that is matched to a feature without one of its own."""
     others = pairs.loc[pairs["feature"] == row["feature"]]
     words = (
         f"Feature {row['feature']:g}, which fires with probability "
@@ -283,73 +247,40 @@ def _of_missed(row: dict[str, Any], pairs: pd.DataFrame) -> str:
         return f"{words}."
     strongest = others.loc[others["cosine"].abs().idxmax()]
     return (
-        f"{words}: the one left for it has a cosine of {strongest['cosine']:+.2f} with feature "
-        f"{strongest['other']:g}."
+        f"{words}: the latent matched to it has a cosine of {strongest['cosine']:+.2f} with "
+        f"feature {strongest['other']:g}."
     )
 
 
-def _of_mixed(pairs: pd.DataFrame) -> str:
-    """How often the sign is right where something was clearly mixed in."""
-    clear = pairs["firing_correlation"].abs() > CLEAR
-    mixed = pairs.loc[clear & (pairs["cosine"].abs() > MIXED)]
-    if mixed.empty:
-        return f"No pair with a clear correlation has a |cosine| > {MIXED:g}."
-    same = (np.sign(mixed["firing_correlation"]) == np.sign(mixed["cosine"])).mean()
-    return (
-        f"Of the {len(mixed)} pairs with a clear correlation whose |cosine| is above {MIXED:g}, "
-        f"{same:.0%} have the sign of their correlation; among the others the |cosine| is at most "
-        f"{MIXED:g}."
-    )
-
-
-def _judge_mixing(pairs: pd.DataFrame, k: float) -> list[Check]:
-    order = _order(pairs)
-    clear = pairs.loc[pairs["firing_correlation"].abs() > CLEAR]
-    same = (np.sign(clear["firing_correlation"]) == np.sign(clear["cosine"])).mean()
-    why_not = "" if np.isfinite(pairs["cosine"].to_numpy(float)).all() else "the SAE diverged"
-    linear = pearson(pairs["firing_correlation"].to_numpy(float), pairs["cosine"].to_numpy(float))
-    sign_claim = (
-        f"at k = {k:g} of pairs with |firing correlation| > {CLEAR:g} more than {SAME_SIGN:.0%} "
-        "are mixed with the sign of their correlation"
-    )
+def _judge_mixing(row: dict[str, Any]) -> list[Check]:
+    order, same, n_clear = row["rank_correlation"], row["clear_with_sign"], row["clear_pairs"]
     return [
         Check(
-            f"at k = {k:g} latents mix in other features in the order of their correlation: rank "
-            f"correlation > {SAME_ORDER:g} over all pairs",
-            why_not or f"{order:.2f} (Spearman; Pearson {linear:.2f})",
+            f"at k = {row['k']:g} latents mix in other features in the order of their correlation: "
+            f"rank correlation > {SAME_ORDER:g} over all pairs",
+            _diverged(row) or f"{order:.2f} (Spearman; Pearson {row['pearson']:.2f})",
             None if math.isnan(order) else order > SAME_ORDER,
         ),
         Check(
-            sign_claim,
-            why_not or (f"{same:.0%} of {len(clear)}" if len(clear) else "there are no such pairs"),
-            bool(same > SAME_SIGN) if len(clear) and not why_not else None,
+            f"at k = {row['k']:g} more than {SAME_SIGN:.0%} of the pairs with |firing correlation| "
+            f"> {CLEAR:g} are mixed with the sign of their correlation",
+            _diverged(row)
+            or (f"{same:.0%} of {n_clear}" if n_clear else "there are no such pairs"),
+            bool(same > SAME_SIGN) if n_clear and not row["diverged"] else None,
         ),
     ]
 
 
-def _order(pairs: pd.DataFrame) -> float:
-    """Spearman's correlation of firing correlation and cosine."""
-    return rank_correlation(
-        pairs["firing_correlation"].to_numpy(float), pairs["cosine"].to_numpy(float)
-    )
-
-
-def firing_correlations(results: Results) -> np.ndarray:
+def firing_correlations(run: Run) -> np.ndarray:
     """How the firings of every two features of the world are correlated, shape [F, F]."""
-    world = results.world(results.only_world)
+    world = run.world(run.only_world)
     latent = world.correlation_matrix
     p = world.firing_probabilities.double().tolist()
     matrix = np.eye(len(p))
-    if latent is None:
-        return matrix
+    assert latent is not None
     for i, j in combinations(range(len(p)), 2):
         matrix[i, j] = matrix[j, i] = firing_correlation(float(latent[i, j]), p[i], p[j])
     return matrix
-
-
-def _cosines(results: Results, sae_id: str) -> np.ndarray:
-    directions = results.world(results.only_world).directions
-    return matched_cosines(results.sae(sae_id), directions).double().numpy()
 
 
 def _side(k: float, true_l0: float) -> str:

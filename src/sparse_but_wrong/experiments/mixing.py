@@ -1,31 +1,33 @@
-"""What the analyses of the small world measure: do latents take on a feature correlated to theirs?
+"""The four experiments on five features: do latents take on a feature correlated to theirs?
 
 Every SAE starts at the true features, so latent i is that of feature i; feature 0 is the one that
 is correlated with all others.
+
+Source: Chanin & Garriga-Alonso 2025, arXiv:2508.16560, the toy model of 5 features.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from statistics import fmean
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
-from sparse_but_wrong.experiments.analysis import Analysis, MeasuredTable, Results
-from sparse_but_wrong.experiments.requirements import require_k_as_trained
-from sparse_but_wrong.experiments.worlds import BUDGET, N_SMALL, batchtopk
-from sparse_but_wrong.metrics.recovery import feature_mixing, mean_abs_cosine
-from sparse_but_wrong.runs.spec import (
-    CorrelatedPairs,
-    ExperimentSpec,
-    SAESpec,
-    WorldSpec,
+from sparse_but_wrong.experiments.analysis import (
+    Analysis,
+    MeasuredTable,
+    NamedFigure,
+    Run,
+    rank_correlation,
 )
+from sparse_but_wrong.experiments.verdict import Check, Verdict
+from sparse_but_wrong.experiments.worlds import BUDGET, N_SMALL, batchtopk, small_world
+from sparse_but_wrong.metrics.recovery import feature_components, feature_mixing, mean_abs_cosine
+from sparse_but_wrong.runs.spec import ExperimentSpec, SAESpec
 from sparse_but_wrong.training.controls import KTransition
 from sparse_but_wrong.worlds.correlations import firing_correlation
 
@@ -37,45 +39,40 @@ TRUE_L0 = 2.0
 
 EVALUATION_SAMPLES = 20_000
 """Of experiments with many SAEs. Mixing is read off the weights; on samples only L0 and error are
-measured, and with 100,000 of them the scores would take a third of the time of such a run."""
+measured, and with 100,000 of them evaluation would take a third of the time of such a run."""
 
 NO_COMPONENT = 0.05
 """A latent with no more than this of another feature counts as clean. Exactly 0 is not to be had:
 BatchTopK keeps k·B values of every batch, and k is too low for one whose features fire more often
 than on average."""
 
-_FACTORS = ("correlation", "k", "seed")
+_SEEDS, _SIGNS = range(5), (0.4, -0.4)
+_CORRELATIONS = tuple(round(tenth / 10, 1) for tenth in range(-5, 6))
+_KS = (1.7, 1.75, 1.8, 1.85, 1.9, 1.95, 2.0)
 _COMPONENT = "component_"
 
 
-def small_sae(
+def _sae(
     k: float,
     correlation: float,
-    seed: int = 0,
-    *,
+    seed: int,
     world: str,
     sae_id: str,
     added: bool = False,
     lowered: bool = False,
 ) -> SAESpec:
-    """A BatchTopK SAE on a small world, at the true features when it starts.
+    """A BatchTopK SAE that starts at the true features.
 
     Args:
-        k: latents active per sample.
-        correlation: latent correlation of the world's feature 0 with each other.
-        seed: number of the world among those with the same correlation.
-        world: its name.
-        sae_id: of the SAE.
-        added: not part of the published grid.
         lowered: k comes down from the true L0 over the first half of training. That tells what a
             low k does from what starting at it does: a low k from the first step may lead to
             another minimum.
     """
-    return SAESpec(
-        sae_id=sae_id,
-        architecture="batchtopk",
-        config=batchtopk(k, N_SMALL),
-        added=added,
+    return batchtopk(
+        f"{sae_id}{'_lowered' if lowered else ''}",
+        k,
+        N_SMALL,
+        added=added or lowered,
         world=world,
         factors={"correlation": correlation, "k": k, "seed": seed},
         init="true_features",
@@ -83,88 +80,214 @@ def small_sae(
     )
 
 
+SMALL = ExperimentSpec(
+    name="small",
+    title="Five features, the first correlated with the others, at the true L0 and below it",
+    claim="at k = 1.8 every latent takes on a component of the correlated feature, of the sign of "
+    "the correlation; at k = 2, the true L0, none does",
+    worlds={f"c_{c:+g}": small_world(c) for c in _SIGNS},
+    saes=tuple(_sae(k, c, 0, f"c_{c:+g}", f"c_{c:+g}_k_{k:g}") for c in _SIGNS for k in (2.0, 1.8)),
+    training=BUDGET,
+    analysis="small",
+)
+
+CORRELATION_STRENGTH = ExperimentSpec(
+    name="correlation-strength",
+    title="How much latents mix at k = 1.8, over the strength of the correlation",
+    claim="mixing grows with the correlation and has its sign",
+    worlds={f"c_{c:+g}_seed_{seed}": small_world(c) for c in _CORRELATIONS for seed in _SEEDS},
+    saes=tuple(
+        _sae(1.8, c, seed, f"c_{c:+g}_seed_{seed}", f"c_{c:+g}_seed_{seed}")
+        for c in _CORRELATIONS
+        for seed in _SEEDS
+    ),
+    training=BUDGET,
+    evaluation_samples=EVALUATION_SAMPLES,
+    analysis="correlation-strength",
+)
+
+L0_STRENGTH = ExperimentSpec(
+    name="l0-strength",
+    title="How much latents mix, over how far k is below the true L0",
+    claim="the further k is below the true L0, the more latents mix",
+    worlds={f"c_{c:+g}_seed_{seed}": small_world(c) for c in _SIGNS for seed in _SEEDS},
+    saes=tuple(
+        _sae(k, c, seed, f"c_{c:+g}_seed_{seed}", f"c_{c:+g}_seed_{seed}_k_{k:g}", lowered=lowered)
+        for c in _SIGNS
+        for seed in _SEEDS
+        for lowered in (False, True)
+        for k in _KS
+        if k < TRUE_L0 or not lowered
+    ),
+    training=BUDGET,
+    evaluation_samples=EVALUATION_SAMPLES,
+    analysis="l0-strength",
+)
+
+# Without orthogonalisation the directions keep what random ones in 20 dimensions have in common,
+# √(2/20π) = 0.18 on average: noise whose strength is no number of ours. A few steps leave about a
+# quarter of it. In both the encoder can still tell features apart exactly. In 4 dimensions it
+# cannot, and all cosines are ±0.25 at best; the claim is not judged there.
+_NOISES: dict[str, dict[str, int]] = {
+    "": {"ortho_num_steps": 0},
+    "mild_": {"ortho_num_steps": 8},
+    f"d_in_{N_SMALL - 1}_": {"d_in": N_SMALL - 1},
+}
+
+SUPERPOSITION = ExperimentSpec(
+    name="superposition",
+    title="The same five features with superposition noise",
+    claim="with superposition noise as without, every latent takes on a component of the "
+    "correlated feature at k = 1.8, of the sign of the correlation, and none does at k = 2, over "
+    "and above what the true directions have in common",
+    worlds={
+        f"{prefix}c_{c:+g}_seed_{seed}": small_world(c, **noise)
+        for prefix, noise in _NOISES.items()
+        for c in _SIGNS
+        for seed in _SEEDS
+    },
+    saes=tuple(
+        _sae(
+            k,
+            c,
+            seed,
+            world=f"{prefix}c_{c:+g}_seed_{seed}",
+            sae_id=f"{prefix}c_{c:+g}_seed_{seed}_k_{k:g}",
+            added="d_in" in noise,
+            lowered=lowered,
+        )
+        for prefix, noise in _NOISES.items()
+        for c in _SIGNS
+        for seed in _SEEDS
+        for k, lowered in ((2.0, False), (1.8, False), (1.8, True))
+        if not (lowered and prefix)
+    ),
+    training=BUDGET,
+    evaluation_samples=EVALUATION_SAMPLES,
+    analysis="superposition",
+)
+
+
 class Mixing(Analysis):
-    """Measures how much of feature 0 the latents of the other features hold."""
+    """Measures how much of feature 0 the latents of the other features hold.
 
-    def check(self, spec: ExperimentSpec) -> None:
-        """As the base class: BatchTopK SAEs that start at the true features.
+    Args:
+        checks: what a table of mixing, with `ortho_num_steps` too, says about the claim.
+        figures: of such a table.
+    """
 
-        Their factors are to be what they are trained with: the k of their config (at which one
-        with a `KTransition` ends) and the correlation of feature 0 in their world.
+    def __init__(
+        self,
+        checks: Callable[[pd.DataFrame], Sequence[Check]],
+        figures: Callable[[Run, pd.DataFrame], list[NamedFigure]],
+    ) -> None:
+        self.checks, self.figures = checks, figures
 
-        Raises:
-            ValueError: what is missing in the spec.
-        """
-        where = f"the analysis {spec.analysis!r} of the spec {spec.name!r}"
-        if not spec.saes:
-            raise ValueError(f"{where} needs SAEs, and there are none.")
-        if all(sae.added for sae in spec.saes):
-            raise ValueError(f"{where} judges SAEs that are not added, and all of them are.")
-        for sae in spec.saes:
-            for name in _FACTORS:
-                if isinstance(sae.factors.get(name), str | None):
-                    raise ValueError(
-                        f"{where} needs the factors {', '.join(_FACTORS)} as numbers; SAE "
-                        f"{sae.sae_id!r} has {name} = {sae.factors.get(name)!r}."
-                    )
-            # Only then is latent i that of feature i.
-            if sae.init != "true_features":
-                raise ValueError(
-                    f"{where} needs SAEs that start at the true features; SAE {sae.sae_id!r} has "
-                    f"init = {sae.init!r}."
-                )
-            n_features = spec.toy_world(sae.world).n_features
-            if sae.config.get("d_sae") != n_features or n_features < 2:
-                raise ValueError(
-                    f"{where} needs as many latents as features, at least 2; SAE {sae.sae_id!r} "
-                    f"has d_sae = {sae.config.get('d_sae')}, its world {n_features} features."
-                )
-            _require_correlation_of_world(spec, sae)
-        require_k_as_trained(spec)
-        sizes = sorted({spec.toy_world(sae.world).n_features for sae in spec.saes})
-        if len(sizes) > 1:
-            raise ValueError(
-                f"{where} compares latents of worlds of one size, but the worlds of its SAEs have "
-                f"{', '.join(map(str, sizes))} features."
-            )
-
-    def measure(self, results: Results) -> dict[str, MeasuredTable]:
-        """As the base class: a row per SAE."""
+    def measure(self, run: Run) -> dict[str, MeasuredTable]:
+        """As the base class: a row per SAE, and a row per setting."""
+        table = measure_mixing(run)
+        came_down = lowering_in_words(run.spec)
         return {
             "mixing": MeasuredTable(
-                measure_mixing(results),
+                table,
                 "What the decoder rows of the latents of features 1, 2, … hold of feature 0, over "
                 "and above what the true directions have in common. mixing is the mean; elsewhere, "
                 "the largest that they hold of any third feature.",
-            )
+            ),
+            "by_setting": MeasuredTable(
+                by_setting(_with_steps(run, table)),
+                "The same over the seeds of each setting: means, with the spread of mixing, and "
+                f"how many latents hold more than {NO_COMPONENT:g} of feature 0, with the sign of "
+                "the correlation or against it. one_latent counts SAEs of which one latent holds "
+                "more of feature 0 than all others together; elsewhere, those whose latents hold "
+                "more of a third feature. correlation is latent, that of the copula; between the "
+                "0/1 firings it is the weaker firing_correlation. k is that of training, l0 that "
+                "of use, with thresholds. Added SAEs are not part of the published grid and not "
+                f"judged{f'; in the lowered ones k came down {came_down}' if came_down else ''}.",
+            ),
         }
 
+    def judge(self, run: Run) -> Verdict:
+        """As the base class."""
+        checks = self.checks(_with_steps(run, run.tables["mixing"].frame))
+        return Verdict(tuple(checks), tuple(remarks(run.tables["by_setting"].frame)))
 
-def measure_mixing(results: Results) -> pd.DataFrame:
+    def draw(self, run: Run) -> list[NamedFigure]:
+        """As the base class; SAEs that diverged are left out, which the verdict says."""
+        table = _with_steps(run, run.tables["mixing"].frame)
+        return self.figures(run, table.loc[np.isfinite(floats(table, "mixing"))])
+
+
+def _with_steps(run: Run, table: pd.DataFrame) -> pd.DataFrame:
+    steps = [run.spec.toy_world(name).ortho_num_steps for name in table["world"]]
+    return table.assign(ortho_num_steps=steps)
+
+
+def draw_components(run: Run, table: pd.DataFrame) -> list[NamedFigure]:
+    """What each latent holds of each feature: by the noise of the world, and what was added."""
+    few, lowered = floats(table, "d_in") < N_SMALL, table["lowered"].to_numpy(bool)
+    steps = floats(table, "ortho_num_steps")
+    strongest, *weaker = np.unique(steps[~few])
+    is_shown = ~few & ~lowered
+    drawn = [
+        (is_shown & (steps == strongest), "", ""),
+        (lowered, "lowered_", f", where k came down {lowering_in_words(run.spec)}"),
+        *(
+            (is_shown & (steps == n), f"weaker_{i}_", ", in worlds with weaker noise")
+            for i, n in enumerate(weaker, start=1)
+        ),
+        (few, "fewer_dimensions_", ", in worlds with fewer dimensions than features"),
+    ]
+    return [figure for rows, *words in drawn for figure in _heatmaps(run, table.loc[rows], *words)]
+
+
+def draw_by_correlation(run: Run, table: pd.DataFrame) -> list[NamedFigure]:
+    """Mixing against the correlation."""
+    from sparse_but_wrong.figures.mixing import mixing_vs_correlation
+
+    del run
+    return [NamedFigure("overview", mixing_vs_correlation(table), _DOTS)] if len(table) else []
+
+
+def draw_by_k(run: Run, table: pd.DataFrame) -> list[NamedFigure]:
+    """Mixing against k."""
+    from sparse_but_wrong.figures.mixing import mixing_vs_k
+
+    how = f"whose k came down {lowering_in_words(run.spec)}"
+    caption = f"{_DOTS} Dashed: SAEs added to the published ones, {how}."
+    figures = [mixing_vs_k(table, "$k$ lowered")] if len(table) else []
+    return [NamedFigure("overview", figure, caption) for figure in figures]
+
+
+_DOTS = (
+    "What the latents of the other features hold of feature 0: each latent (dots), and the mean "
+    "over latents with its mean and standard deviation over seeds."
+)
+
+
+def measure_mixing(run: Run) -> pd.DataFrame:
     """A row per SAE: its factors, both correlations, its L0, and what its latents hold."""
     import pandas as pd
 
-    scored = results.table
-    scores = {
-        sae_id: {"l0": l0, "mse": mse}
-        for sae_id, l0, mse in zip(scored["sae_id"], scored["l0"], scored["mse"], strict=True)
-    }
-    rows = {}
-    for name in results.spec.worlds:
-        world_spec = results.spec.toy_world(name)
-        directions = results.world(name).directions
-        for sae_spec in results.spec.of_world(name):
-            mixing = feature_mixing(results.sae(sae_spec.sae_id), directions)
-            rows[sae_spec.sae_id] = {
-                "sae_id": sae_spec.sae_id,
+    measured = run.table.set_index("sae_id")
+    rows: dict[str, dict[str, Any]] = {}
+    for name in run.spec.worlds:
+        world, directions = run.spec.toy_world(name), run.world(name).directions
+        first, *others = world.firing_probabilities
+        for sae in run.spec.of_world(name):
+            mixing = feature_mixing(run.saes[sae.sae_id], directions)
+            c = float(sae.factors["correlation"])
+            rows[sae.sae_id] = {
+                "sae_id": sae.sae_id,
                 "world": name,
-                "added": sae_spec.added,
-                "lowered": is_lowered(sae_spec),
-                "d_in": world_spec.d_in,
-                **{factor: sae_spec.factors[factor] for factor in _FACTORS},
-                "firing_correlation": _firing_correlation(world_spec),
-                "true_l0": sum(world_spec.firing_probabilities),
-                **scores[sae_spec.sae_id],
+                "added": sae.added,
+                "lowered": sae.control is not None,
+                "d_in": world.d_in,
+                **sae.factors,
+                "firing_correlation": fmean(firing_correlation(c, first, p) for p in others),
+                "true_l0": sum(world.firing_probabilities),
+                "l0": measured.at[sae.sae_id, "l0"],
+                "mse": measured.at[sae.sae_id, "mse"],
                 "mean_abs_cosine": mean_abs_cosine(directions),
                 "mixing": mixing.mean,
                 **{
@@ -174,7 +297,55 @@ def measure_mixing(results: Results) -> pd.DataFrame:
                 "elsewhere": mixing.elsewhere,
                 "smallest_own_cosine": mixing.own.min().item(),
             }
-    return pd.DataFrame([rows[sae.sae_id] for sae in results.spec.saes])
+    return pd.DataFrame([rows[sae.sae_id] for sae in run.spec.saes])
+
+
+def by_setting(table: pd.DataFrame) -> pd.DataFrame:
+    """A row per setting of a table of mixing that has `ortho_num_steps` too."""
+    import pandas as pd
+
+    keys = ["ortho_num_steps", "d_in", "correlation", "k", "lowered", "added"]
+    rows = []
+    for _, of in table.groupby(keys, sort=False):
+        components, elsewhere = of_components(of), floats(of, "elsewhere")
+        with_sign = components * np.sign(floats(of, "correlation"))[:, None]
+        largest = np.abs(components).max(1)
+        alone = (2 * largest > np.abs(components).sum(1)) & (components.shape[1] > 2)
+        means = ("firing_correlation", "mean_abs_cosine", "l0", "mse", "mixing")
+        rows.append(
+            {
+                **of.iloc[0][keys].to_dict(),
+                "saes": len(of),
+                **{name: floats(of, name).mean() for name in means},
+                "mixing_spread": floats(of, "mixing").std(ddof=1) if len(of) > 1 else math.nan,
+                "latents": components.size,
+                "with_sign": int((with_sign > NO_COMPONENT).sum()),
+                "against_sign": int((with_sign < -NO_COMPONENT).sum()),
+                "largest": largest.max(),
+                "one_latent": int((alone & (largest > NO_COMPONENT)).sum()),
+                "elsewhere": int(((elsewhere > largest) & (elsewhere > NO_COMPONENT)).sum()),
+                "largest_elsewhere": elsewhere.max(),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def remarks(settings: pd.DataFrame) -> list[str]:
+    """What the means over latents and seeds hide in the SAEs that are judged, as sentences."""
+    judged = settings.loc[~settings["added"]]
+    n_saes, alone, elsewhere = (int(judged[n].sum()) for n in ("saes", "one_latent", "elsewhere"))
+    said = []
+    if alone:
+        said.append(
+            f"In {alone} of {n_saes} SAEs one latent holds more of feature 0 than all others "
+            "together, which the mean over latents hides (see by_setting, one_latent)."
+        )
+    if elsewhere:
+        said.append(
+            f"In {elsewhere} of {n_saes} SAEs the latents mix, but mostly with features other than "
+            "feature 0, which the checks do not count (see by_setting, elsewhere)."
+        )
+    return said
 
 
 def of_components(table: pd.DataFrame) -> Float[np.ndarray, "rows others"]:
@@ -188,135 +359,181 @@ def floats(table: pd.DataFrame, column: str) -> Float[np.ndarray, " rows"]:
     return table[column].to_numpy(dtype=np.float64)
 
 
-def is_too_low(table: pd.DataFrame) -> Bool[np.ndarray, " rows"]:
-    """Which SAEs have a k below the true L0 of their world."""
+def judge_signs(table: pd.DataFrame, where: str = "") -> tuple[Check, ...]:
+    """Whether latents mix where k is below the true L0, and nowhere else.
+
+    Args:
+        table: of mixing; SAEs added to the published ones are left out.
+        where: which worlds the checks are about; every check begins with it.
+    """
+    table = table.loc[~table["added"]]
+    diverged = not_finite(table)
     # The firing probabilities are added up in floating point.
-    return floats(table, "k") < floats(table, "true_l0") - 1e-9
+    too_low = floats(table, "k") < floats(table, "true_l0") - 1e-9
+    checks = []
+    for sign, word, beyond in ((1, "positive", "above"), (-1, "negative", "below")):
+        rows = table.loc[too_low & (np.sign(floats(table, "correlation")) == sign)]
+        if rows.empty:
+            continue
+        values = sign * of_components(rows)
+        checks.append(
+            Check(
+                f"{where}below the true L0 (k = {_ks(rows)}), where the correlation is {word}, "
+                f"every latent of another feature takes on a {word} component of feature 0, "
+                f"{beyond} {sign * NO_COMPONENT:+g}",
+                diverged
+                or f"{int((values > NO_COMPONENT).sum())} of {values.size} latents; from "
+                f"{sign * values.min():+.3f} to {sign * values.max():+.3f}",
+                None if diverged else bool((values > NO_COMPONENT).all()),
+            )
+        )
+    rows = table.loc[~too_low]
+    if not rows.empty:
+        values = np.abs(of_components(rows))
+        checks.append(
+            Check(
+                f"{where}at the true L0 or above (k = {_ks(rows)}) none takes on more than "
+                f"{NO_COMPONENT:g} of it, of either sign",
+                diverged
+                or f"{int((values <= NO_COMPONENT).sum())} of {values.size} latents; the largest "
+                f"is {values.max():.3f}",
+                None if diverged else bool((values <= NO_COMPONENT).all()),
+            )
+        )
+    return tuple(checks)
 
 
-def mixing_by(table: pd.DataFrame, factor: str) -> dict[float, Float[np.ndarray, " _saes"]]:
-    """Mixing of the SAEs at each value of a factor, in ascending order of the factor."""
-    at, mixing = floats(table, factor), floats(table, "mixing")
-    return {float(value): mixing[at == value] for value in np.unique(at)}
+def judge_superposition(table: pd.DataFrame) -> tuple[Check, ...]:
+    """As `judge_signs`, for each strength of the noise by itself.
+
+    What the true directions have in common is subtracted from all that is judged.
+    """
+    checks: list[Check] = []
+    for _, noise in table.loc[~table["added"]].groupby("ortho_num_steps", sort=True):
+        cosine = floats(noise.drop_duplicates("world"), "mean_abs_cosine")
+        where = (
+            f"noise of mean |cosine| {cosine.mean():.3f} ({cosine.min():.3f} to "
+            f"{cosine.max():.3f}), "
+        )
+        checks += judge_signs(noise, where)
+    return tuple(checks)
 
 
-def not_finite(table: pd.DataFrame) -> str | None:
-    """Which SAEs diverged, in words; None if none did."""
-    diverged = [
-        str(sae_id)
-        for sae_id, mixing in zip(table["sae_id"], table["mixing"], strict=True)
-        if not math.isfinite(mixing)
-    ]
-    return f"SAEs that diverged: {', '.join(diverged)}" if diverged else None
+def judge_correlations(table: pd.DataFrame) -> tuple[Check, ...]:
+    """Whether mixing rises with the correlation and has its sign.
 
-
-def strictly_rising(values: Sequence[float]) -> bool:
-    """Whether each value is larger than the one before it."""
-    return all(before < after for before, after in pairwise(values))
-
-
-def mean_and_spread(values: Float[np.ndarray, " saes"]) -> str:
-    """Mean ± standard deviation over SAEs, as words."""
-    spread = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""
-    return f"{values.mean():+.3f}{spread}"
-
-
-def correlations_in_words(table: pd.DataFrame) -> str:
-    """The latent and the binary correlations of a table of mixing, in a sentence."""
-    pairs = set(zip(table["correlation"], table["firing_correlation"], strict=True))
-    said = ", ".join(f"{latent:+g} is {firing:+.2f}" for latent, firing in sorted(pairs))
+    Args:
+        table: of mixing, all SAEs of the same k.
+    """
+    rises = "the mean over seeds of mixing rises from each correlation to the next"
+    signs = (
+        "it has the sign of the correlation for every SAE, and without correlation it is at most "
+        f"{NO_COMPONENT:g} either way"
+    )
+    if diverged := not_finite(table):
+        return Check(rises, diverged, None), Check(signs, diverged, None)
+    said, means = _means(table, "correlation", "{:+g}")
+    falls = [f"{a:+g} to {b:+g}" for a, b in pairwise(means) if not means[a] < means[b]]
+    where = f"; it does not from {', '.join(falls)}" if falls else ""
+    correlation, mixing = floats(table, "correlation"), floats(table, "mixing")
+    rank = rank_correlation(correlation, mixing)
+    right = np.sign(mixing[correlation != 0]) == np.sign(correlation[correlation != 0])
+    without = np.abs(mixing[correlation == 0])
+    largest = f"; without correlation up to {without.max():.3f}" if without.size else ""
     return (
-        "Correlations are latent, those of the copula; between the 0/1 firings they are weaker: "
-        f"{said}."
+        Check(
+            rises,
+            f"{said}{where}; Spearman's rank correlation over all SAEs {rank:.3f}",
+            not falls,
+        ),
+        Check(
+            signs,
+            f"{int(right.sum())} of {len(right)} SAEs{largest}",
+            bool(right.all() and (without <= NO_COMPONENT).all()),
+        ),
     )
 
 
-def concentrated_in_words(table: pd.DataFrame) -> list[str]:
-    """SAEs of which one latent holds more of feature 0 than all others together: where and how."""
-    shares = np.abs(of_components(table))
-    is_one = (2 * shares.max(1) > shares.sum(1)) & (shares.max(1) > NO_COMPONENT)
-    if shares.shape[1] < 3 or not is_one.any():
-        return []
-    return [
-        f"Latents do not always mix alike: in {int(is_one.sum())} of {len(table)} SAEs one latent "
-        f"holds more of feature 0 than all others together (up to {shares[is_one].max():.2f}): "
-        f"{_where(table, is_one)}. The mean over latents hides that."
-    ]
+def judge_l0s(table: pd.DataFrame) -> tuple[Check, ...]:
+    """Whether mixing of the correlation's sign rises as k falls, for every correlation by itself.
+
+    Args:
+        table: of mixing, no correlation 0; SAEs added to the published ones are left out.
+    """
+    judged = table.loc[~table["added"]]
+    checks = []
+    for correlation in sorted(set(floats(judged, "correlation").tolist()), reverse=True):
+        rows = judged.loc[floats(judged, "correlation") == correlation]
+        claim = (
+            f"correlation {correlation:+g}: the mean over seeds of mixing, with the sign of the "
+            "correlation, rises from each k to the next lower one"
+        )
+        if diverged := not_finite(rows):
+            checks.append(Check(claim, diverged, None))
+            continue
+        said, means = _means(rows, "k", "k = {:g}", falling=True)
+        sign = float(np.sign(correlation))
+        rank = rank_correlation(floats(rows, "k"), sign * floats(rows, "mixing"))
+        holds = all(sign * a < sign * b for a, b in pairwise(means.values()))
+        said = f"{said}; Spearman's rank correlation with k over all SAEs {rank:.3f}"
+        checks.append(Check(claim, said, holds))
+    return tuple(checks)
 
 
-def elsewhere_in_words(table: pd.DataFrame) -> list[str]:
-    """SAEs whose latents hold more of a third feature than of feature 0: where and how much."""
-    elsewhere = floats(table, "elsewhere")
-    is_one = (elsewhere > np.abs(of_components(table)).max(1)) & (elsewhere > NO_COMPONENT)
-    if not is_one.any():
-        return []
-    return [
-        f"In {int(is_one.sum())} of {len(table)} SAEs the latents mix, but mostly with features "
-        "other than feature 0, which the numbers above do not count: they hold up to "
-        f"{elsewhere[is_one].max():.2f} of such a feature ({_where(table, is_one)})."
-    ]
+def _means(
+    table: pd.DataFrame, factor: str, label: str, *, falling: bool = False
+) -> tuple[str, dict[float, float]]:
+    """Mixing at each value of a factor, in order: in words, with its spread, and the means."""
+    at, mixing = floats(table, factor), floats(table, "mixing")
+    said, means = [], {}
+    for value in sorted(set(at.tolist()), reverse=falling):
+        values = mixing[at == value]
+        spread = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""
+        said.append(f"{label.format(value)}: {values.mean():+.3f}{spread}")
+        means[value] = float(values.mean())
+    return "; ".join(said), means
 
 
-def _where(table: pd.DataFrame, chosen: Bool[np.ndarray, " rows"]) -> str:
-    """How many of the chosen SAEs there are at each setting."""
-    settings = zip(floats(table, "correlation"), floats(table, "k"), strict=True)
-    counts = Counter(setting for setting, one in zip(settings, chosen, strict=True) if one)
-    return ", ".join(
-        f"{n} at correlation {c:+g} and k = {k:g}" for (c, k), n in sorted(counts.items())
-    )
-
-
-def is_lowered(sae: SAESpec) -> bool:
-    """Whether k came down to the config's own while the SAE trained."""
-    control = sae.control
-    return isinstance(control, KTransition) and control.initial_k > float(sae.factors["k"])
+def not_finite(table: pd.DataFrame) -> str:
+    """Which SAEs diverged, in words; empty if none did."""
+    diverged = table.loc[~np.isfinite(floats(table, "mixing")), "sae_id"].tolist()
+    return f"SAEs that diverged: {', '.join(diverged)}" if diverged else ""
 
 
 def lowering_in_words(spec: ExperimentSpec) -> str:
     """From where k came down, and when; to follow "came down". Empty if none did."""
-    controls = {
-        (sae.control.initial_k, sae.control.start_step, sae.control.duration_steps)
-        for sae in spec.saes
-        if isinstance(sae.control, KTransition) and is_lowered(sae)
-    }
-    return " or ".join(
-        f"from {initial_k:g} between steps {start:,} and {start + duration:,} of "
-        f"{spec.training.n_steps:,}"
-        for initial_k, start, duration in sorted(controls)
+    for sae in spec.saes:
+        if isinstance(sae.control, KTransition):
+            start, end = sae.control.start_step, sae.control.end_step
+            return (
+                f"from {sae.control.initial_k:g} between steps {start:,} and {end:,} of "
+                f"{spec.training.n_steps:,}"
+            )
+    return ""
+
+
+def _ks(rows: pd.DataFrame) -> str:
+    return ", ".join(f"{k:g}" for k in sorted(set(floats(rows, "k").tolist()), reverse=True))
+
+
+def _heatmaps(run: Run, table: pd.DataFrame, prefix: str, where: str) -> list[NamedFigure]:
+    """What each latent holds of each feature, in the first world of each correlation."""
+    from sparse_but_wrong.figures.heatmaps import feature_components_heatmaps
+
+    firsts = table.drop_duplicates("correlation")["world"].tolist()
+    shown = table.loc[table["world"].isin(firsts)]
+    panels = [
+        (
+            f"$k = {row['k']:g}$, correlation ${row['correlation']:+g}$",
+            feature_components(run.saes[row["sae_id"]], run.world(row["world"]).directions).numpy(),
+        )
+        for row in shown.to_dict("records")
+    ]
+    if not panels:
+        return []
+    caption = (
+        f"What the decoder row of each latent holds of each true feature{where}, over and above "
+        "what the true directions have in common. Feature 0 is correlated with all others; its "
+        "column is empty but for its own latent where latents are features."
     )
-
-
-def _require_correlation_of_world(spec: ExperimentSpec, sae: SAESpec) -> None:
-    correlation = _correlation_of(spec.toy_world(sae.world))
-    if correlation is None:
-        raise ValueError(
-            f"the analysis {spec.analysis!r} needs worlds where feature 0 has one correlation with "
-            f"all others, and these none with each other; world {sae.world!r} of SAE "
-            f"{sae.sae_id!r} is not one."
-        )
-    if correlation != sae.factors["correlation"]:
-        raise ValueError(
-            f"SAE {sae.sae_id!r} has the factor correlation = {sae.factors['correlation']}, but "
-            f"in its world {sae.world!r} the correlation of feature 0 with the others is "
-            f"{correlation:g}; the analysis {spec.analysis!r} takes one for the other."
-        )
-
-
-def _correlation_of(world: WorldSpec) -> float | None:
-    """The latent correlation of feature 0 with each other; None if it is not the only one."""
-    if world.correlation is None:
-        return 0.0
-    if not isinstance(world.correlation, CorrelatedPairs):
-        return None
-    pairs = {(min(i, j), max(i, j)): c for i, j, c in world.correlation.pairs}
-    with_first = {pairs.pop((0, j), 0.0) for j in range(1, world.n_features)}
-    return with_first.pop() if len(with_first) == 1 and not any(pairs.values()) else None
-
-
-def _firing_correlation(world: WorldSpec) -> float:
-    """The mean over the other features, where these do not all fire alike."""
-    correlation = _correlation_of(world)
-    if correlation is None:
-        return math.nan
-    first, *others = world.firing_probabilities
-    return fmean(firing_correlation(correlation, first, p) for p in others)
+    return [NamedFigure(f"{prefix}overview", feature_components_heatmaps(panels), caption)]

@@ -6,18 +6,45 @@ sae_lens for the SAEs.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from sparse_but_wrong.experiments.analysis import Analysis, MeasuredTable, NamedFigure, Results
-from sparse_but_wrong.experiments.published_saes import RESIDUAL, published_saes
+from sparse_but_wrong.experiments.analysis import Analysis, MeasuredTable, NamedFigure, Run
 from sparse_but_wrong.experiments.verdict import Check, Verdict
 from sparse_but_wrong.runs.spec import ExperimentSpec
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from sparse_but_wrong.sae_lens_compat import PretrainedSAELookup
+
+RESIDUAL = "residual"
+
+# "average_l0_71", "l0-40", "k_64", "topk_64". Not "l0_big", nor "l0r_8x" (layer 0, residual), nor
+# "width_16k_…" and "v5_32k_layer_0", where the k is a thousand.
+_L0_IN_NAME = re.compile(r"(?<![a-z0-9])(?:l0|(?:(?:batch)?top_?)?k)[_=-](\d+)(?![a-z0-9.])")
+
+# Of the training of one SAE many are kept; they are no SAEs that anyone offers for use.
+_CHECKPOINT = re.compile(r"_step_\d+$")
+
+_LAYER = re.compile(r"(?:layer[_.]?|blocks\.|^l)(\d+)(?![0-9])")
+
+_SITES = (
+    ("transcoder", re.compile(r"transcoder|(?<![a-z])clt(?![a-z])")),
+    ("embedding", re.compile(r"embedding")),
+    ("attention", re.compile(r"hook_z|(?<![a-z])att(?:n)?(?![a-z])|^l\d+a_|-l0a-")),
+    ("mlp", re.compile(r"(?<![a-z])mlp(?![a-z])|^l\d+m_")),
+    (RESIDUAL, re.compile(r"(?<![a-z])res(?:id(?:ual)?)?(?![a-z])|^l\d+r_")),
+)
+"""Tried in this order on the id of an SAE, then on its path, release and repository."""
+
+_ARCHITECTURES = (
+    ("jumprelu", re.compile(r"^google/gemma-scope")),
+    ("batchtopk", re.compile(r"batch[-_]?top[-_]?k")),
+)
 
 TYPICAL_ELBOW = 200.0
 """The lowest of the reported elbows, for models that have none of their own."""
@@ -59,22 +86,9 @@ ELBOWS = (
 class PublishedL0(Analysis):
     """Reads sae_lens' directory of pretrained SAEs; nothing is trained or downloaded."""
 
-    def check(self, spec: ExperimentSpec) -> None:
-        """As the base class: there is nothing to train.
-
-        Raises:
-            ValueError: the spec has worlds or SAEs.
-        """
-        if spec.worlds or spec.saes:
-            raise ValueError(
-                f"the analysis {spec.analysis!r} is about published SAEs, but the spec "
-                f"{spec.name!r} has {len(spec.worlds)} worlds and {len(spec.saes)} SAEs; it can "
-                "have none."
-            )
-
-    def measure(self, results: Results) -> dict[str, MeasuredTable]:
+    def measure(self, run: Run) -> dict[str, MeasuredTable]:
         """As the base class: a row per published SAE."""
-        del results
+        del run
         from sparse_but_wrong.sae_lens_compat import get_pretrained_saes_directory
 
         table = with_elbows(published_saes(get_pretrained_saes_directory()))
@@ -86,15 +100,15 @@ class PublishedL0(Analysis):
             )
         }
 
-    def judge(self, results: Results) -> Verdict:
+    def judge(self, run: Run) -> Verdict:
         """As the base class."""
-        return judge_shares(results.tables["published_saes"].frame)
+        return judge_shares(run.tables["published_saes"].frame)
 
-    def draw(self, results: Results) -> list[NamedFigure]:
+    def draw(self, run: Run) -> list[NamedFigure]:
         """As the base class."""
         from sparse_but_wrong.figures.distributions import l0_by_model
 
-        table = results.tables["published_saes"].frame
+        table = run.tables["published_saes"].frame
         residual = table.loc[(table["site"] == RESIDUAL) & table["l0"].notna()]
         if residual.empty:
             return []
@@ -189,3 +203,72 @@ def _bounds(elbow: Elbow, bounds: list[float]) -> str:
 
 def _share(part: int, whole: int) -> str:
     return f"{part} of {whole} ({part / whole:.0%})"
+
+
+def published_saes(directory: Mapping[str, PretrainedSAELookup]) -> pd.DataFrame:
+    """A row per published SAE.
+
+    Several entries of the directory can name the same file (the "canonical" releases); they are
+    one SAE, and the first entry whose L0 is known stands for it. Checkpoints of unfinished training
+    are left out.
+
+    Args:
+        directory: by release, as `get_pretrained_saes_directory` gives it.
+    Returns:
+        columns `release`, `model` (without the organisation), `sae_id`, `site` ("" where the names
+        do not say), `layer` (missing likewise), `architecture` ("" likewise), `l0` (NaN where
+        nothing says), `l0_source` ("directory", "name" or "") and `entries`, how many entries name
+        it.
+    """
+    import pandas as pd
+
+    rows: dict[tuple[str, str], dict[str, object]] = {}
+    for release, lookup in directory.items():
+        for sae_id, path in lookup.saes_map.items():
+            if _CHECKPOINT.search(sae_id):
+                continue
+            names = [text.lower() for text in (sae_id, path, release, lookup.repo_id)]
+            l0, source = _l0(lookup.expected_l0.get(sae_id), names)
+            row = {
+                "release": release,
+                "model": lookup.model.rsplit("/", 1)[-1],
+                "sae_id": sae_id,
+                "site": next(filter(None, map(_site, names)), ""),
+                "layer": next(
+                    (layer for layer in map(_layer, names[:2]) if layer is not None), None
+                ),
+                "architecture": _architecture(names),
+                "l0": l0,
+                "l0_source": source,
+                "entries": 1,
+            }
+            known = rows.setdefault((lookup.repo_id, path), row)
+            if known is not row:
+                entries = int(str(known["entries"])) + 1
+                better = row if source and not known["l0_source"] else known
+                rows[lookup.repo_id, path] = {**better, "entries": entries}
+    return pd.DataFrame(list(rows.values())).astype({"layer": "Int64", "l0": "float64"})
+
+
+def _l0(expected: float | int | None, names: list[str]) -> tuple[float, str]:
+    """The L0 and where it comes from; the directory has 0 for what it does not know."""
+    if expected:
+        return float(expected), "directory"
+    for name in names:
+        found = _L0_IN_NAME.findall(name)
+        if len(set(found)) == 1 and int(found[0]) > 0:
+            return float(found[0]), "name"
+    return float("nan"), ""
+
+
+def _layer(name: str) -> int | None:
+    found = _LAYER.search(name)
+    return int(found[1]) if found else None
+
+
+def _site(name: str) -> str:
+    return next((site for site, pattern in _SITES if pattern.search(name)), "")
+
+
+def _architecture(names: list[str]) -> str:
+    return next((kind for kind, pattern in _ARCHITECTURES if any(map(pattern.search, names))), "")

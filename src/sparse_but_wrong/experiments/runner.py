@@ -1,36 +1,42 @@
-"""The one runner of all experiments: spec → world → trained SAEs → tables → figures."""
+"""The one runner of all experiments: spec → worlds → trained SAEs → tables → figures → report."""
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from sparse_but_wrong import atomic
-from sparse_but_wrong.experiments.analysis import Results, evaluation_samples, inference_sae
+from sparse_but_wrong.experiments.analysis import Run, RunSettings
 from sparse_but_wrong.experiments.findings import (
     l0_change_at_end,
     log_every_that_tells,
     moving_in_words,
     sparsity_in_words,
 )
-from sparse_but_wrong.experiments.registry import get_analysis
+from sparse_but_wrong.experiments.registry import get_analysis, get_experiment
 from sparse_but_wrong.experiments.verdict import Verdict
 from sparse_but_wrong.figures.style import save_figure
-from sparse_but_wrong.metrics.score import score_sae
-from sparse_but_wrong.metrics.stream import StreamScore, measure_stream
+from sparse_but_wrong.metrics.evaluate import evaluate
+from sparse_but_wrong.metrics.projection_table import join_projections
+from sparse_but_wrong.metrics.stream import measure_stream
 from sparse_but_wrong.report.write import write_report
 from sparse_but_wrong.runs.checkpoint import Checkpoint
-from sparse_but_wrong.runs.data import load_data, make_data
-from sparse_but_wrong.runs.folder import RunFolder
-from sparse_but_wrong.runs.make import make_saes
+from sparse_but_wrong.runs.folder import RunFolder, fresh_path
+from sparse_but_wrong.runs.make import (
+    load_data,
+    make_data,
+    make_saes,
+    world_seed,
+)
 from sparse_but_wrong.runs.provenance import provenance
-from sparse_but_wrong.runs.seeds import world_seed
 from sparse_but_wrong.runs.spec import ExperimentSpec, SAESpec
 from sparse_but_wrong.runs.stored_world import StoredWorld
 from sparse_but_wrong.training.log import SAELog
@@ -41,25 +47,62 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CHECKPOINT_EVERY_SECONDS = 10.0
-_UNFINISHED, _FINISHED = "unfinished", "finished"
+
+_OWN_COLUMNS = ("sae_id", "world", "architecture", "added", "diverged_at_step", "l0_change_at_end")
+_TOY_METRICS = (
+    *("l0", "dead_latents", "shrinkage", "mse", "variance_explained", "c_dec", "c_enc"),
+    *("mean_max_cosine", "mcc"),
+)
+_STORED_METRICS = (
+    *("l0", "l0_standard_error", "l0_p05", "l0_median", "l0_p95", "dead_latents", "dense_latents"),
+    *("mse", "mse_standard_error", "variance_explained", "variance_explained_standard_error"),
+    *("c_dec", "c_enc", "d_sae", "n_samples", "n_batches"),
+)
+"""Columns of the table of results, in this order; between its own and these stand the factors."""
 
 
-@dataclass(frozen=True)
-class RunSettings:
-    """How to run a spec, apart from what it is."""
+def run_experiment(
+    experiment: str | ExperimentSpec,
+    out: str | Path | None = None,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    threads: int | None = None,
+    quick: bool = False,
+    resume: bool = False,
+    progress: bool = True,
+) -> Run:
+    """Run an experiment of the paper, or one of your own, as `sbw run` does.
 
-    seed: int = 0
-    device: str = "cpu"
-    threads: int | None = None
-    """CPU threads; PyTorch's own number if left out."""
-
-    progress: bool = True
+    Args:
+        experiment: the name of a built-in one (`sbw list`), or a spec.
+        out: the run folder; a new one below `runs/` if left out.
+        seed: everything random follows from it.
+        device: where SAEs are trained.
+        threads: CPU threads; PyTorch's own number if left out.
+        quick: run it at a fiftieth of its budget, to see that everything works.
+        resume: resume the run in `out`, or read it again where it is finished.
+        progress: show progress bars.
+    Returns:
+        the finished run: its `verdict`, its `table` (a row per SAE), its `saes` by id.
+    Raises:
+        ValueError: an unknown name, or a spec, folder or device that cannot be used.
+        OSError: a folder that is not empty or not writable.
+    """
+    spec = get_experiment(experiment) if isinstance(experiment, str) else experiment
+    path = fresh_path(Path("runs"), spec.name) if out is None else Path(out)
+    settings = RunSettings(seed, device, threads, progress)
+    with resume_run(path) if resume else start_run(spec, path, settings, quick=quick) as run:
+        if resume:
+            check_same(run.folder, spec, seed=seed, device=device, quick=quick)
+            run.settings = settings
+        return finish_run(run)
 
 
 @contextmanager
 def start_run(
-    spec: ExperimentSpec, out: Path, settings: RunSettings, *, quick: bool
-) -> Iterator[tuple[RunFolder, ExperimentSpec, RunSettings]]:
+    spec: ExperimentSpec, out: Path, settings: RunSettings, *, quick: bool = False
+) -> Iterator[Run]:
     """A new run folder for a spec, with its manifest and its worlds.
 
     No other process gets the folder while the block runs.
@@ -70,7 +113,7 @@ def start_run(
         settings: seed and device.
         quick: run it at a fiftieth of its budget.
     Yields:
-        what `finish_run` takes, with the spec as it is run.
+        the run, to be given to `finish_run`.
     Raises:
         ValueError: a world or SAEs that cannot be made or trained as asked, an analysis that
             cannot be done with them, or a device that is not there. Nothing is written then.
@@ -79,6 +122,7 @@ def start_run(
     spec = spec.quick() if quick else spec
     _check_device(settings.device)
     get_analysis(spec.analysis).check(spec)
+    _check_factors(spec)
     worlds = {name: make_data(spec, name, settings.seed, settings.device) for name in spec.worlds}
     for name, world in worlds.items():  # so that a bad SAE is refused now
         try:
@@ -88,7 +132,7 @@ def start_run(
             raise ValueError(f"the SAEs of the world {name!r} cannot be made: {error}") from error
     manifest = {
         "experiment": spec.name,
-        "status": _UNFINISHED,
+        "status": "unfinished",
         "quick": quick,
         "seed": settings.seed,
         "device": settings.device,
@@ -100,17 +144,17 @@ def start_run(
         for name, world in worlds.items():
             _save_world(folder, name, world)
         folder.write_manifest()
-        yield folder, spec, settings
+        yield Run(folder, spec, settings)
 
 
 @contextmanager
-def resume_run(path: Path) -> Iterator[tuple[RunFolder, ExperimentSpec, RunSettings]]:
-    """An existing run folder, with the spec and the seed that it was started with.
+def resume_run(path: Path) -> Iterator[Run]:
+    """The run in a folder, with the spec, seed and device that it was started with.
 
     No other process gets the folder while the block runs.
 
     Yields:
-        what `finish_run` takes.
+        the run, to be given to `finish_run`.
     Raises:
         FileNotFoundError: there is no run in it.
         ValueError: it is damaged, or another process works in it.
@@ -123,63 +167,80 @@ def resume_run(path: Path) -> Iterator[tuple[RunFolder, ExperimentSpec, RunSetti
             raise ValueError(
                 f"{path / 'manifest.json'} is damaged ({error}); start a new run in another folder."
             ) from error
-        yield folder, spec, RunSettings(seed=manifest["seed"], device=manifest["device"])
+        yield Run(folder, spec, RunSettings(seed=manifest["seed"], device=manifest["device"]))
 
 
-def check_same_spec(folder: RunFolder, spec: ExperimentSpec) -> None:
-    """Refuse to go on with, or to keep, a run of another spec than the one that is meant now.
+def check_same(folder: RunFolder, spec: ExperimentSpec, **options: object) -> None:
+    """Refuse to resume, or to keep, a run that was started otherwise than is meant now.
 
     Args:
         folder: of the run.
         spec: the experiment as it is now, at full budget.
+        options: `seed`, `device` and `quick` as they are meant now; None where nothing is said.
     Raises:
         ValueError: the run was started with another.
     """
-    meant = spec.quick() if folder.manifest.get("quick") else spec
-    if folder.manifest.get("spec") != meant.to_dict():
+    manifest = folder.manifest
+    for option, meant in {"experiment": spec.name, **options}.items():
+        if meant is not None and meant != manifest[option]:
+            raise ValueError(
+                f"The run in {folder.path} was started with {option} {manifest[option]}, not "
+                f"{meant}. Give the same to continue it, or name another folder with --out."
+            )
+    if manifest["spec"] != (spec.quick() if manifest["quick"] else spec).to_dict():
         raise ValueError(
             f"the spec of {spec.name!r} has changed since the run in {folder.path} was started; "
-            "undo the change to go on with that run, or start a new one in another folder."
+            "undo the change to resume that run, or start a new one in another folder."
         )
 
 
-def finish_run(folder: RunFolder, spec: ExperimentSpec, settings: RunSettings) -> Results:
-    """Do whatever is left to do in a run folder: train, score, draw.
+def finish_run(run: Run) -> Run:
+    """Do whatever is left to do in a run folder: train, evaluate, judge, draw, report.
 
     Raises:
-        ValueError: something in the folder is damaged, or another process works in it.
+        ValueError: something in the folder is damaged.
         KeyboardInterrupt: on Ctrl-C, with a checkpoint written.
     """
-    _check_device(settings.device)
-    with _disk_named(folder.path), folder.locked():
+    folder = run.folder
+    _check_device(run.settings.device)
+    with _disk_named(folder.path):
         atomic.remove_leftovers(folder.path)
-        _check_what_is_there(folder, spec, settings)
-        _train_all(folder, spec, settings)
-        results = _measure(folder, spec, settings)
-        _draw(folder, results)
-        folder.manifest["status"] = _FINISHED
+        _check_what_is_there(run)
+        _train_all(run)
+        started = time.perf_counter()
+        _evaluate(run)
+        _judge(run)
+        evaluated = time.perf_counter()
+        _draw(run)
+        folder.manifest["timings"] |= {
+            "evaluation_seconds": evaluated - started,
+            "figures_seconds": time.perf_counter() - evaluated,
+        }
+        folder.manifest["status"] = "finished"
         write_report(folder)  # before the manifest says so: a finished run has its report
         folder.write_manifest()
-    return results
+    return run
 
 
-def _check_what_is_there(folder: RunFolder, spec: ExperimentSpec, settings: RunSettings) -> None:
+def _check_what_is_there(run: Run) -> None:
     """Name what is damaged before hours of training, not after; make worlds that are missing."""
-    for name in spec.worlds:
+    folder = run.folder
+    for name in run.spec.worlds:
         path = folder.world_path(name)
         if path.exists():
             load_data(folder.checked_world_path(name))
             folder.seal(path)
         else:  # killed right after the manifest was written, or deleted because it was damaged
-            _save_world(folder, name, make_data(spec, name, settings.seed))
-    for sae in spec.saes:
+            _save_world(folder, name, make_data(run.spec, name, run.settings.seed))
+    for sae in run.spec.saes:
+        places = (folder.sae_path(sae.sae_id), folder.log_path(sae.sae_id))
         if folder.has_sae(sae.sae_id):
             folder.load_sae(sae.sae_id)
             folder.read_log(sae.sae_id)
-            folder.seal_sae(sae.sae_id)  # of a run that was killed before its manifest was written
+            folder.seal(*places)  # those of a run that was killed before its manifest was written
         else:
-            folder.forget_sae(sae.sae_id)
-            folder.manifest["status"] = _UNFINISHED
+            folder.forget(*places)
+            folder.manifest["status"] = "unfinished"
     folder.write_manifest()
 
 
@@ -194,85 +255,42 @@ def _save_world(folder: RunFolder, name: str, world: ToyWorld | StoredWorld) -> 
 def _disk_named(path: Path) -> AbstractContextManager[None]:
     return atomic.full_disk_named(
         path,
-        "SAEs that are finished and the last checkpoint are kept; make room, then go on with "
-        "`sbw run` and --resume.",
+        "Finished SAEs and the last checkpoint are kept; make room, then continue with `sbw run` "
+        "and --resume.",
     )
 
 
-def _measure(folder: RunFolder, spec: ExperimentSpec, settings: RunSettings) -> Results:
-    """Score the SAEs, and let the experiment's analysis measure and judge."""
-    started = time.perf_counter()
-    logs = {sae.sae_id: folder.read_log(sae.sae_id) for sae in spec.saes}
-    scored = _score_all(folder, spec, settings, logs)
-    table, true_l0 = scored.table, scored.true_l0
-    curves = _collect_curves(logs)
-    if spec.saes:
-        folder.write_table("results", table)
-        folder.write_table("training_curves", curves)
-    results = Results(folder, spec, settings.seed, settings.device, table, curves, true_l0)
-    results.scores.update(scored.streamed)
-    analysis = get_analysis(spec.analysis)
-    results.tables.update(analysis.measure(results))
-    for name, measured in results.tables.items():
-        folder.write_table(name, measured.frame)
-    verdict = analysis.judge(results)
-    if folder.manifest["quick"] and spec.saes:
-        verdict = verdict.unjudged("A quick run: everything works, and its figures mean nothing.")
-    moving = moving_in_words(table) if spec.saes else None
-    sparsity = sparsity_in_words(spec.saes, table) if spec.saes else []
-    remarks = (*verdict.remarks, *([moving] if moving else []), *sparsity)
-    results.verdict = Verdict(verdict.checks, remarks)
-    folder.manifest["timings"]["evaluation_seconds"] = time.perf_counter() - started
-    folder.manifest["true_l0"] = true_l0
-    folder.manifest["verdict"] = results.verdict.to_dict()
-    folder.manifest["tables"] = {name: table.caption for name, table in results.tables.items()}
-    return results
-
-
-def _draw(folder: RunFolder, results: Results) -> None:
-    """Write the experiment's figures."""
-    started = time.perf_counter()
-    figures = get_analysis(results.spec.analysis).draw(results)
-    for figure in figures:
-        save_figure(figure.figure, folder.plots_path / figure.name)
-    folder.manifest["shown_figures"] = [
-        {"name": figure.name, "caption": figure.caption} for figure in figures if figure.caption
-    ]
-    folder.manifest["timings"]["figures_seconds"] = time.perf_counter() - started
-
-
-def _train_all(folder: RunFolder, spec: ExperimentSpec, settings: RunSettings) -> None:
-    """Train what is not saved yet, world by world; of many worlds there is one bar of progress."""
+def _train_all(run: Run) -> None:
+    """Train what is not saved yet, world by world; many worlds share one progress bar."""
     from tqdm import tqdm
 
-    worlds = [name for name in spec.worlds if spec.of_world(name)]
+    worlds = [name for name in run.spec.worlds if run.spec.of_world(name)]
+    progress = run.settings.progress
     one_bar = len(worlds) > 1
-    bar = tqdm(worlds, desc="Training", unit=" worlds", disable=not (settings.progress and one_bar))
+    settings = replace(run.settings, progress=progress and not one_bar)
+    bar = tqdm(worlds, desc="Training", unit=" worlds", disable=not (progress and one_bar))
     for name in bar:
-        _train_missing(
-            folder, spec, name, replace(settings, progress=settings.progress and not one_bar)
-        )
+        _train_missing(run, name, settings)
 
 
-def _train_missing(
-    folder: RunFolder, spec: ExperimentSpec, world: str, settings: RunSettings
-) -> None:
+def _train_missing(run: Run, world: str, settings: RunSettings) -> None:
     """Train every SAE of a world that is not saved yet, from the checkpoint if it is theirs."""
-    by_id = {sae.sae_id: sae for sae in spec.of_world(world)}
-    missing = [sae_id for sae_id in by_id if not folder.has_sae(sae_id)]
-    checkpoint = folder.read_checkpoint()
+    path = run.folder.checkpoint_path
+    by_id = {sae.sae_id: sae for sae in run.spec.of_world(world)}
+    missing = [sae_id for sae_id in by_id if not run.folder.has_sae(sae_id)]
+    checkpoint = Checkpoint.read(path) if path.exists() else None
     is_ours = checkpoint is not None and set(checkpoint.sae_ids) <= set(by_id)
     if not missing:
         if is_ours:
-            folder.remove_checkpoint()
+            path.unlink()
         return
     if checkpoint is not None and not (is_ours and set(missing) <= set(checkpoint.sae_ids)):
         raise ValueError(
-            f"{folder.checkpoint_path} is of other SAEs than are missing here; delete it to train "
-            "them from their start."
+            f"{path} belongs to other SAEs than are missing here; delete it to train them from "
+            "their start."
         )
     group = [by_id[sae_id] for sae_id in (checkpoint.sae_ids if checkpoint else missing)]
-    run_group(folder, spec, group, world, settings, checkpoint)
+    run_group(run.folder, run.spec, group, world, settings, checkpoint)
 
 
 def _make_training(
@@ -310,11 +328,10 @@ def run_group(
     An SAE's result depends on the spec and the seed, not on the group it is trained in.
 
     Args:
-        checkpoint: of this very group, to go on from.
+        checkpoint: of this very group, to continue from.
     """
-    training = _make_training(
-        spec, group, world, load_data(folder.checked_world_path(world), settings.device), settings
-    )
+    data = load_data(folder.checked_world_path(world), settings.device)
+    training = _make_training(spec, group, world, data, settings)
     seconds_before = 0.0
     if checkpoint is not None:
         try:
@@ -328,10 +345,12 @@ def run_group(
     ids = [sae.sae_id for sae in group]
     started = time.perf_counter()
 
+    def seconds() -> float:
+        return seconds_before + time.perf_counter() - started
+
     def write_checkpoint(training: Training) -> None:
         if training.can_checkpoint:
-            seconds = seconds_before + time.perf_counter() - started
-            folder.write_checkpoint(Checkpoint(ids, seconds, training.state()))
+            Checkpoint(ids, seconds(), training.state()).write(folder.checkpoint_path)
 
     try:
         training.run(write_checkpoint, every_seconds=CHECKPOINT_EVERY_SECONDS)
@@ -344,52 +363,37 @@ def run_group(
     for sae_id, sae in zip(ids, training.saes, strict=True):
         if not folder.has_sae(sae_id):
             folder.save_sae(sae_id, sae)
-    folder.remove_checkpoint()
+    folder.checkpoint_path.unlink(missing_ok=True)
     folder.manifest.setdefault("steps", {}).update(zip(ids, training.steps, strict=True))
     timings = folder.manifest["timings"]
-    seconds = seconds_before + time.perf_counter() - started
-    timings["training_seconds"] = timings.get("training_seconds", 0.0) + seconds
+    timings["training_seconds"] = timings.get("training_seconds", 0.0) + seconds()
     folder.write_manifest()
 
 
-@dataclass(frozen=True, eq=False)
-class _Scored:
-    table: pd.DataFrame
-    """A row per SAE in the order of the spec."""
-
-    true_l0: dict[str, float]
-    """Of each toy world."""
-
-    streamed: dict[str, StreamScore]
-    """Of each SAE on stored activations."""
-
-
-def _score_all(
-    folder: RunFolder, spec: ExperimentSpec, settings: RunSettings, logs: Mapping[str, SAELog]
-) -> _Scored:
-    """Score the SAEs of every world, all of a world on the same samples."""
+def _evaluate(run: Run) -> None:
+    """Evaluate the SAEs of every world, all of a world on the same samples."""
     import pandas as pd
 
-    true_l0: dict[str, float] = {}
-    measured: dict[str, dict[str, Any]] = {}
-    streamed: dict[str, StreamScore] = {}
-    for name in spec.worlds:
-        world = load_data(folder.checked_world_path(name), settings.device)
-        saes = {
-            sae.sae_id: inference_sae(folder, sae.sae_id, settings.device)
-            for sae in spec.of_world(name)
-        }
+    logs = {sae.sae_id: run.folder.read_log(sae.sae_id) for sae in run.spec.saes}
+    run.true_l0 = {}
+    rows: dict[str, dict[str, Any]] = {}
+    projections: dict[str, np.ndarray] = {}
+    for name in run.spec.worlds:
+        world = load_data(run.folder.checked_world_path(name), run.settings.device)
+        saes = {sae.sae_id: run.saes[sae.sae_id] for sae in run.spec.of_world(name)}
         if isinstance(world, StoredWorld):
-            scores = dict(
-                zip(saes, measure_stream(list(saes.values()), world.held_out()), strict=True)
-            )
-            streamed |= scores
-            measured |= {sae_id: _as_row(score) for sae_id, score in scores.items()}
-        else:
-            activations, true_l0[name] = evaluation_samples(spec, world, name, settings.seed)
-            for sae_id, sae in saes.items():
-                measured[sae_id] = score_sae(sae, activations, world.directions).as_row()
-    rows = [
+            scores = measure_stream(list(saes.values()), world.held_out())
+            run.scores |= dict(zip(saes, scores, strict=True))
+            for sae_id, score in zip(saes, scores, strict=True):
+                rows[sae_id] = score.as_row()
+                projections[sae_id] = score.projections.values.numpy()
+            continue
+        activations, run.true_l0[name] = run.samples(name)
+        for evaluation in evaluate(saes, activations, world.directions) if saes else ():
+            row = evaluation.to_row()
+            rows[evaluation.name] = {column: row[column] for column in _TOY_METRICS}
+            projections[evaluation.name] = evaluation.projections
+    run.table = pd.DataFrame(
         {
             "sae_id": sae.sae_id,
             "world": sae.world,
@@ -400,19 +404,14 @@ def _score_all(
             "l0_change_at_end": l0_change_at_end(
                 logs[sae.sae_id].steps, logs[sae.sae_id].columns["l0"]
             ),
-            **measured[sae.sae_id],
+            **rows[sae.sae_id],
         }
-        for sae in spec.saes
-    ]
-    table = pd.DataFrame(rows)
-    return _Scored(
-        table.astype({"diverged_at_step": "Int64"}) if rows else table, true_l0, streamed
+        for sae in run.spec.saes
     )
-
-
-def _as_row(score: StreamScore) -> dict[str, float | int]:
-    values = score.projections.values.tolist()
-    return {**score.as_row(), **{f"s_{n}": value for n, value in enumerate(values)}}
+    if rows:
+        run.table = run.table.astype({"diverged_at_step": "Int64"})
+    run.projections = pd.DataFrame([projections[sae.sae_id].astype(float) for sae in run.spec.saes])
+    run.curves = _collect_curves(logs)
 
 
 def _collect_curves(logs: Mapping[str, SAELog]) -> pd.DataFrame:
@@ -423,6 +422,53 @@ def _collect_curves(logs: Mapping[str, SAELog]) -> pd.DataFrame:
         for sae_id, log in logs.items()
     ]
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def _judge(run: Run) -> None:
+    """Let the experiment's analysis measure and judge; write the tables."""
+    folder, manifest = run.folder, run.folder.manifest
+    if run.spec.saes:
+        folder.write_table("results", join_projections(run.table, run.projections))
+        folder.write_table("training_curves", run.curves)
+    analysis = get_analysis(run.spec.analysis)
+    run.tables.update(analysis.measure(run))
+    for name, measured in run.tables.items():
+        folder.write_table(name, measured.frame)
+    verdict = analysis.judge(run)
+    if run.spec.saes:
+        if manifest["quick"]:
+            verdict = verdict.unjudged(
+                "A quick run: everything works, and its numbers mean nothing."
+            )
+        moving = moving_in_words(run.table)
+        more = (*([moving] if moving else []), *sparsity_in_words(run.spec.saes, run.table))
+        verdict = Verdict(verdict.checks, (*verdict.remarks, *more))
+    run.verdict = verdict
+    manifest["true_l0"] = run.true_l0
+    manifest["verdict"] = verdict.to_dict()
+    manifest["tables"] = {name: table.caption for name, table in run.tables.items()}
+
+
+def _draw(run: Run) -> None:
+    """Write the experiment's figures."""
+    figures = get_analysis(run.spec.analysis).draw(run)
+    for figure in figures:
+        save_figure(figure.figure, run.folder.plots_path / figure.name)
+    run.folder.manifest["shown_figures"] = [
+        {"name": figure.name, "caption": figure.caption} for figure in figures if figure.caption
+    ]
+
+
+def _check_factors(spec: ExperimentSpec) -> None:
+    """Refuse factors that are named as a column of the results."""
+    taken = {*_OWN_COLUMNS, *_TOY_METRICS, *_STORED_METRICS}
+    for sae in spec.saes:
+        for name in sae.factors:
+            if name in taken or re.fullmatch(r"s_\d+", name):
+                raise ValueError(
+                    f"SAE {sae.sae_id!r} has a factor {name!r}, which is a column of the results "
+                    "already; give it another name."
+                )
 
 
 def _check_device(name: str) -> None:

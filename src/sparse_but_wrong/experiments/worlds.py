@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from sparse_but_wrong.runs.spec import CorrelatedPairs, CorrelationSpec, WorldSpec
+from sparse_but_wrong.runs.spec import CorrelatedPairs, CorrelationSpec, SAESpec, WorldSpec
 from sparse_but_wrong.training.options import TrainOptions
 
-N_FEATURES = 50
+N_FEATURES, N_SMALL = 50, 5
 
 FIFTY_FEATURES = WorldSpec(
     d_in=100,
@@ -23,14 +23,12 @@ FIFTY_FEATURES = WorldSpec(
 )
 """50 correlated features in 100 dimensions, 10.96 of them active at a time."""
 
-N_SMALL = 5
-
 BUDGET = TrainOptions(total_training_samples=15_000_000, train_batch_size_samples=1024, lr=3e-4)
 """The published budget of every toy SAE."""
 
 
 def small_world(correlation: float, *, d_in: int = 20, ortho_num_steps: int = 1000) -> WorldSpec:
-    """5 features, 2 of them active at a time, of which the first is correlated with all others.
+    """5 features, 2 of them active at a time; the first is correlated with all others.
 
     Args:
         correlation: latent correlation of feature 0 with each other feature, in [−0.5, 0.5].
@@ -48,10 +46,14 @@ def small_world(correlation: float, *, d_in: int = 20, ortho_num_steps: int = 10
     )
 
 
-def batchtopk(k: float | int, d_sae: int = N_FEATURES) -> dict[str, Any]:
-    """The config of a BatchTopK SAE of the toy experiments."""
-    return {
-        "d_sae": d_sae,
-        "k": k,
-        "normalize_activations": "expected_average_only_in",
-    }
+def batchtopk(sae_id: str, k: float | int, d_sae: int = N_FEATURES, **fields: Any) -> SAESpec:
+    """A BatchTopK SAE of the toy experiments, with k as its factor unless `fields` say otherwise.
+
+    Args:
+        sae_id: of the SAE.
+        k: latents active per sample.
+        d_sae: number of latents.
+        fields: others of the `SAESpec`.
+    """
+    config = {"d_sae": d_sae, "k": k, "normalize_activations": "expected_average_only_in"}
+    return SAESpec(sae_id, "batchtopk", config, **{"factors": {"k": k}, **fields})

@@ -11,6 +11,11 @@ if TYPE_CHECKING:
 _PROJECTION = re.compile(r"s_(\d+)")
 
 
+def join_projections(table: pd.DataFrame, projections: pd.DataFrame) -> pd.DataFrame:
+    """The form for files: s_n as columns `s_0`, `s_1`, … of the table of the same rows."""
+    return table.join(projections.add_prefix("s_"))
+
+
 def split_projections(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The scalars of a table, and its columns s_0, s_1, … as a table of the same rows by n."""
     found = {name: _PROJECTION.fullmatch(str(name)) for name in table.columns}

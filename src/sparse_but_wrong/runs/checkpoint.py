@@ -29,58 +29,54 @@ class Checkpoint:
 
     state: TrainingState
 
+    def write(self, path: Path) -> None:
+        """Write it to a file, replacing an older one whole or not at all."""
+        from safetensors.torch import save
 
-def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint, replacing an older one whole or not at all."""
-    from safetensors.torch import save
+        header = {
+            "sae_ids": self.sae_ids,
+            "seconds": self.seconds,
+            "n_drawn": self.state.n_drawn,
+            "n_steps": self.state.n_steps,
+            "n_samples": self.state.n_samples,
+        }
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in self.state.tensors.items()}
+        text = json.dumps(header)
+        # With it and not in the manifest, because the two cannot be replaced as one.
+        metadata = {"checkpoint": text, "sha256": _digest(text, tensors)}
+        atomic.write_bytes(path, save(tensors, metadata=metadata))
 
-    state = checkpoint.state
-    header = {
-        "sae_ids": checkpoint.sae_ids,
-        "seconds": checkpoint.seconds,
-        "n_drawn": state.n_drawn,
-        "n_steps": state.n_steps,
-        "n_samples": state.n_samples,
-    }
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in state.tensors.items()}
-    text = json.dumps(header)
-    # With it and not in the manifest, because the two cannot be replaced as one.
-    metadata = {"checkpoint": text, "sha256": _digest(text, tensors)}
-    atomic.write_bytes(path, save(tensors, metadata=metadata))
+    @classmethod
+    def read(cls, path: Path) -> Checkpoint:
+        """Read what `write` wrote.
 
+        Raises:
+            ValueError: the file is damaged; the message says what to do.
+        """
+        from safetensors import SafetensorError, safe_open
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Read what `write_checkpoint` wrote.
-
-    Raises:
-        ValueError: the file is damaged; the message says what to do.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            # Generator states have to be on the CPU; everything else is copied to where it belongs.
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        header = parse_json(metadata["checkpoint"])
-        # Those of earlier versions have none.
-        if metadata.get("sha256") not in (None, _digest(metadata["checkpoint"], tensors)):
-            raise ValueError("its content has changed")
-        return Checkpoint(
-            sae_ids=[str(sae_id) for sae_id in header["sae_ids"]],
-            seconds=float(header["seconds"]),
-            state=TrainingState(
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                # On the CPU, where generator states have to be; the rest is copied where it goes.
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            header = parse_json(metadata["checkpoint"])
+            # Those of earlier versions have no digest.
+            if metadata.get("sha256") not in (None, _digest(metadata["checkpoint"], tensors)):
+                raise ValueError("its content has changed")
+            state = TrainingState(
                 tensors=tensors,
                 n_drawn=int(header["n_drawn"]),
                 n_steps=[int(n) for n in header["n_steps"]],
                 n_samples=[int(n) for n in header["n_samples"]],
-            ),
-        )
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} is damaged ({one_line(error)}); delete it to train the unfinished SAEs from "
-            "their start."
-        ) from error
+            )
+            sae_ids = [str(sae_id) for sae_id in header["sae_ids"]]
+            return cls(sae_ids, float(header["seconds"]), state)
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"{path} is damaged ({one_line(error)}); delete it to train the unfinished SAEs "
+                "from their start."
+            ) from error
 
 
 def _digest(header: str, tensors: Mapping[str, Tensor]) -> str:

@@ -1,6 +1,6 @@
 """The folder of a run: everything that made it and everything it made.
 
-manifest.json          spec, seed, versions, device, timings, what was found
+manifest.json          spec, seed, versions, device, timings, verdict
 worlds/<name>/         the toy worlds
 saes/<sae_id>/         each SAE, as sae_lens saves it
 logs/<sae_id>.json     what was measured while it trained
@@ -13,6 +13,7 @@ checkpoint.safetensors only while SAEs are in training
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,7 +24,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import AfterValidator, FiniteFloat, TypeAdapter, ValidationError
 
 from sparse_but_wrong import atomic
-from sparse_but_wrong.runs.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from sparse_but_wrong.training.log import SAELog
 from sparse_but_wrong.untrusted import one_line, parse_json, plain_name, read_json, sha256
 
@@ -33,9 +33,7 @@ if TYPE_CHECKING:
 
 _MANIFEST = "manifest.json"
 _FORMAT_VERSION = 2
-_REMEDY = "the run cannot be taken up. Start a new one in another folder"
-_SUMS = "sha256"
-
+_REMEDY = "the run cannot be resumed. Start a new one in another folder"
 
 _Name = Annotated[str, AfterValidator(plain_name)]
 
@@ -86,7 +84,7 @@ class _Figure:
 
 @dataclass(frozen=True)
 class _Manifest:
-    """What those who read a manifest rely on; it may say more. Most comes once it is measured."""
+    """What readers of a manifest rely on; it may say more. Most comes once SAEs are evaluated."""
 
     experiment: str
     status: Literal["unfinished", "finished"]
@@ -108,9 +106,11 @@ class RunFolder:
     """A run on disk. Whatever is written appears whole or not at all."""
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
-        self.path = path
-        self.manifest = manifest
-        self._is_locked = False
+        self.path, self.manifest = path, manifest
+        self.plots_path = path / "plots"
+        self.report_path = path / "report.html"
+        self.checkpoint_path = path / "checkpoint.safetensors"
+        """It lies there while SAEs are in training."""
 
     @classmethod
     @contextmanager
@@ -125,7 +125,7 @@ class RunFolder:
         """
         folder = cls(path, {"format_version": _FORMAT_VERSION, **manifest})
         _make_free(path)
-        with folder.locked():
+        with atomic.locked(path):
             _make_free(path)  # another process may have been here before the lock
             folder.write_manifest()
             yield folder
@@ -163,105 +163,27 @@ class RunFolder:
         """
         _check_is_run(path)
         with atomic.locked(path):  # before the manifest is read, which the other may be changing
-            folder = cls.open(path)
-            folder._is_locked = True
-            try:
-                yield folder
-            finally:
-                folder._is_locked = False
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """As `atomic.locked`, for this folder; who holds it already goes on holding it."""
-        if self._is_locked:
-            yield
-            return
-        with atomic.locked(self.path):
-            self._is_locked = True
-            try:
-                yield
-            finally:
-                self._is_locked = False
+            yield cls.open(path)
 
     def write_manifest(self) -> None:
         """Write the manifest as it is now."""
         text = json.dumps(self.manifest, indent=2, ensure_ascii=False) + "\n"
         atomic.write_bytes(self.path / _MANIFEST, text.encode())
 
-    def world_path(self, name: str) -> Path:
-        """Where a world lies."""
-        return self.path / "worlds" / plain_name(name)
-
-    def checked_world_path(self, name: str) -> Path:
-        """Where a world lies that is to be read.
-
-        Raises:
-            ValueError: a file of it is not what it was when it was written.
-        """
-        path = self.world_path(name)
-        self.check(path, f"delete {path} and --resume to make the world again")
-        return path
-
-    @property
-    def plots_path(self) -> Path:
-        """Where the figures lie."""
-        return self.path / "plots"
-
-    @property
-    def report_path(self) -> Path:
-        """Where the report lies."""
-        return self.path / "report.html"
-
-    def sae_path(self, sae_id: str) -> Path:
-        """Where an SAE lies."""
-        return self.path / "saes" / plain_name(sae_id)
-
-    def has_sae(self, sae_id: str) -> bool:
-        """Whether an SAE is finished and saved."""
-        return self.sae_path(sae_id).is_dir()
-
-    def finished_saes(self, world: str | None = None) -> list[str]:
-        """The SAEs that are there, of one world or of all, in the order of the spec.
-
-        Raises:
-            ValueError: the run is finished, and some are not there any more.
-        """
-        saes = self.manifest["spec"]["saes"]
-        ids = [sae["sae_id"] for sae in saes if world in (None, sae["world"])]
-        there = [sae_id for sae_id in ids if self.has_sae(sae_id)]
-        if self.manifest["status"] == "finished" and len(there) < len(ids):
-            lost = ", ".join(sae_id for sae_id in ids if sae_id not in there)
-            raise ValueError(
-                f"the run in {self.path} is finished, but of its {len(ids)} SAEs {lost} are "
-                f"missing; put their folders back into {self.path / 'saes'}, or train them again "
-                f"with `sbw run`, --out {self.path} and --resume."
-            )
-        return there
-
-    def save_sae(self, sae_id: str, sae: sae_lens.TrainingSAE[Any]) -> None:
-        """Save a finished SAE as a sae_lens folder."""
-        with atomic.new_folder(self.sae_path(sae_id)) as unfinished:
-            sae.save_model(unfinished)
-        self.seal(self.sae_path(sae_id))
-
-    def seal_sae(self, sae_id: str) -> None:
-        """As `seal`, an SAE and its log."""
-        for place in (self.sae_path(sae_id), self._log_path(sae_id)):
-            self.seal(place)
-
-    def forget_sae(self, sae_id: str) -> None:
-        """Strike an SAE that is gone from the manifest, and its log, to train it again."""
-        for place in (self.sae_path(sae_id), self._log_path(sae_id)):
-            for name in self._sums_of(place):
-                del self.manifest[_SUMS][name]
-
-    def seal(self, place: Path) -> None:
-        """Take the SHA-256 of a file, or of all files of a folder, into the manifest.
+    def seal(self, *places: Path) -> None:
+        """Take the SHA-256 of files, or of all files of folders, into the manifest.
 
         It is not written yet. From then on `check` tells what has changed.
         """
-        sums = self.manifest.setdefault(_SUMS, {})
-        sums.update({self._name(file): sha256(file) for file in _files(place)})
+        sums = self.manifest.setdefault("sha256", {})
+        for place in places:
+            sums.update({self._name(file): sha256(file) for file in _files(place)})
+
+    def forget(self, *places: Path) -> None:
+        """Strike files that are gone, to be made again, from the manifest."""
+        for place in places:
+            for name in self._sums_of(place):
+                del self.manifest["sha256"][name]
 
     def check(self, place: Path, remedy: str) -> None:
         """Refuse files that are not what they were when they were written.
@@ -283,12 +205,69 @@ class RunFolder:
             raise ValueError(f"{place} is damaged ({name} is missing); {remedy}.")
 
     def _sums_of(self, place: Path) -> dict[str, str]:
-        name = self._name(place)
-        sums = self.manifest.get(_SUMS, {})
+        name, sums = self._name(place), self.manifest.get("sha256", {})
         return {key: sums[key] for key in sums if key == name or key.startswith(f"{name}/")}
 
     def _name(self, file: Path) -> str:
         return file.relative_to(self.path).as_posix()
+
+    def world_path(self, name: str) -> Path:
+        """Where a world lies."""
+        return self.path / "worlds" / plain_name(name)
+
+    def checked_world_path(self, name: str) -> Path:
+        """Where a world lies, once its files are what they were when they were written.
+
+        Raises:
+            ValueError: one is not.
+        """
+        path = self.world_path(name)
+        self.check(path, f"delete {path} and --resume to make the world again")
+        return path
+
+    def sae_path(self, sae_id: str) -> Path:
+        """Where an SAE lies."""
+        return self.path / "saes" / plain_name(sae_id)
+
+    def checked_sae_path(self, sae_id: str) -> Path:
+        """Where a finished SAE lies, once its files are what they were when they were written.
+
+        Raises:
+            ValueError: one is not, or is gone; the message says what to do.
+        """
+        path = self.sae_path(sae_id)
+        if not path.is_dir():
+            raise ValueError(f"{path} is missing; put it back, or --resume to train the SAE again.")
+        self.check(path, f"delete {path} and --resume to train the SAE again")
+        return path
+
+    def has_sae(self, sae_id: str) -> bool:
+        """Whether an SAE is finished and saved."""
+        return self.sae_path(sae_id).is_dir()
+
+    def finished_saes(self, world: str | None = None) -> list[str]:
+        """The SAEs that are there, of one world or of all, in the order of the spec.
+
+        Raises:
+            ValueError: the run is finished, and some are not there any more.
+        """
+        saes = self.manifest["spec"]["saes"]
+        ids = [sae["sae_id"] for sae in saes if world in (None, sae["world"])]
+        there = [sae_id for sae_id in ids if self.has_sae(sae_id)]
+        if self.manifest["status"] == "finished" and len(there) < len(ids):
+            lost = ", ".join(sae_id for sae_id in ids if sae_id not in there)
+            raise ValueError(
+                f"the run in {self.path} is finished, but {lost} of its {len(ids)} SAEs are "
+                f"missing; put their folders back into {self.path / 'saes'}, or train them again "
+                f"with `sbw run`, --out {self.path} and --resume."
+            )
+        return there
+
+    def save_sae(self, sae_id: str, sae: sae_lens.TrainingSAE[Any]) -> None:
+        """Save a finished SAE as a sae_lens folder."""
+        with atomic.new_folder(self.sae_path(sae_id)) as unfinished:
+            sae.save_model(unfinished)
+        self.seal(self.sae_path(sae_id))
 
     def load_sae(self, sae_id: str, device: str = "cpu") -> sae_lens.TrainingSAE[Any]:
         """Load a finished SAE.
@@ -308,22 +287,15 @@ class RunFolder:
                 "SAE again."
             ) from error
 
-    def checked_sae_path(self, sae_id: str) -> Path:
-        """Where a finished SAE lies, once its files are what they were when they were written.
-
-        Raises:
-            ValueError: one is not, or is gone; the message says what to do.
-        """
-        path = self.sae_path(sae_id)
-        if not path.is_dir():
-            raise ValueError(f"{path} is missing; put it back, or --resume to train the SAE again.")
-        self.check(path, f"delete {path} and --resume to train the SAE again")
-        return path
+    def log_path(self, sae_id: str) -> Path:
+        """Where the training log of an SAE lies."""
+        return self.path / "logs" / f"{plain_name(sae_id)}.json"
 
     def write_log(self, sae_id: str, log: SAELog) -> None:
         """Write the training log of an SAE."""
-        atomic.write_bytes(self._log_path(sae_id), json.dumps(asdict(log)).encode())
-        self.seal(self._log_path(sae_id))
+        path = self.log_path(sae_id)
+        atomic.write_bytes(path, json.dumps(asdict(log)).encode())
+        self.seal(path)
 
     def read_log(self, sae_id: str) -> SAELog:
         """Read the training log of an SAE.
@@ -331,7 +303,7 @@ class RunFolder:
         Raises:
             ValueError: it is missing or damaged; the message says what to do.
         """
-        path = self._log_path(sae_id)
+        path = self.log_path(sae_id)
         remedy = f"delete {self.sae_path(sae_id)} and --resume to train the SAE again"
         self.check(path, remedy)
         try:
@@ -346,44 +318,17 @@ class RunFolder:
             if any(abs(step) >= 2**63 for step in (*log.steps, log.diverged_at or 0)):
                 raise ValueError("it has a step that no table can hold")
             return log
-        except ValidationError as error:
-            raise ValueError(f"{path} is damaged ({_first_problem(error)}); {remedy}.") from error
         except (OSError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is damaged ({one_line(error)}); {remedy}.") from error
-
-    def _log_path(self, sae_id: str) -> Path:
-        return self.path / "logs" / f"{plain_name(sae_id)}.json"
-
-    @property
-    def checkpoint_path(self) -> Path:
-        """Where the checkpoint lies while SAEs are in training."""
-        return self.path / "checkpoint.safetensors"
-
-    def write_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Replace the checkpoint."""
-        write_checkpoint(self.checkpoint_path, checkpoint)
-
-    def read_checkpoint(self) -> Checkpoint | None:
-        """The checkpoint, if there is one.
-
-        Raises:
-            ValueError: it is damaged.
-        """
-        return read_checkpoint(self.checkpoint_path) if self.checkpoint_path.exists() else None
-
-    def remove_checkpoint(self) -> None:
-        """Forget the checkpoint, once its SAEs are saved."""
-        self.checkpoint_path.unlink(missing_ok=True)
+            why = _first_problem(error) if isinstance(error, ValidationError) else one_line(error)
+            raise ValueError(f"{path} is damaged ({why}); {remedy}.") from error
 
     def write_table(self, name: str, table: pd.DataFrame) -> None:
         """Write a table as CSV and as parquet."""
-        import io
-
-        buffer = io.BytesIO()
+        buffer, path = io.BytesIO(), self.path / f"{name}.parquet"
         table.to_parquet(buffer, index=False)
-        atomic.write_bytes(self.path / f"{name}.parquet", buffer.getvalue())
-        atomic.write_bytes(self.path / f"{name}.csv", table.to_csv(index=False).encode())
-        self.seal(self.path / f"{name}.parquet")
+        atomic.write_bytes(path, buffer.getvalue())
+        atomic.write_bytes(path.with_suffix(".csv"), table.to_csv(index=False).encode())
+        self.seal(path)
 
     def read_table(self, name: str) -> pd.DataFrame:
         """A table that `write_table` wrote.
@@ -441,7 +386,7 @@ def _make_free(path: Path) -> None:
         atomic.make_free_folder(path)
     except FileExistsError as error:
         if is_run(path):
-            raise FileExistsError(f"{error} To go on with the run in it, add --resume.") from error
+            raise FileExistsError(f"{error} To resume the run in it, add --resume.") from error
         raise
 
 

@@ -1,15 +1,22 @@
-"""From a spec and a seed to the world and the SAEs it describes."""
+"""From a spec and a seed to the worlds, the activations and the SAEs that it describes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sparse_but_wrong.runs.seeds import world_seed
-from sparse_but_wrong.runs.spec import ONLY_WORLD, CorrelatedPairs, SAESpec, WorldSpec
+from sparse_but_wrong.runs.spec import (
+    ONLY_WORLD,
+    CorrelatedPairs,
+    ExperimentSpec,
+    SAESpec,
+    WorldSpec,
+)
+from sparse_but_wrong.runs.stored_world import StoredWorld, is_stored_world
 from sparse_but_wrong.saes.initialization import init_sae_to_match_model
 from sparse_but_wrong.seeds import derive_seed
 from sparse_but_wrong.training.config_types import field_types, of_type
@@ -25,6 +32,41 @@ if TYPE_CHECKING:
     import sae_lens
 
 
+def world_seed(seed: int, purpose: str, world: str) -> int:
+    """The seed of a world's directions, stream or evaluation samples.
+
+    Args:
+        seed: of the run.
+        purpose: ``world``, ``stream`` or ``evaluation``.
+        world: its name. That of a world that is the only one does not enter.
+    """
+    return derive_seed(seed, purpose, *(() if world == ONLY_WORLD else (world,)))
+
+
+def make_data(
+    spec: ExperimentSpec, name: str, seed: int, device: torch.device | str = "cpu"
+) -> ToyWorld | StoredWorld:
+    """A world of a spec, made or opened.
+
+    Raises:
+        ValueError: a world that cannot be; stored activations that cannot be read.
+        OSError: stored activations that are not there.
+    """
+    world = spec.worlds[name]
+    if isinstance(world, WorldSpec):
+        return make_world(world, seed, device, name)
+    return StoredWorld(world.activations, world.column, spec.evaluation_samples)
+
+
+def load_data(folder: Path, device: torch.device | str = "cpu") -> ToyWorld | StoredWorld:
+    """A world as a run's folder holds it.
+
+    Raises:
+        ValueError, OSError: it is damaged, or stored activations are not what they were.
+    """
+    return StoredWorld.load(folder) if is_stored_world(folder) else ToyWorld.load(folder, device)
+
+
 def make_world(
     spec: WorldSpec, seed: int, device: torch.device | str = "cpu", name: str = ONLY_WORLD
 ) -> ToyWorld:
@@ -33,16 +75,15 @@ def make_world(
     Args:
         spec: the world.
         seed: of the run.
-        name: of the world within the run.
         device: where batches are drawn and embedded.
+        name: of the world within the run.
     Raises:
         ValueError: probabilities, magnitudes or correlations that no world can have.
     """
     matrix = None
     if isinstance(spec.correlation, CorrelatedPairs):
-        matrix = create_correlation_matrix(
-            spec.n_features, {(i, j): c for i, j, c in spec.correlation.pairs}
-        )
+        pairs = {(i, j): c for i, j, c in spec.correlation.pairs}
+        matrix = create_correlation_matrix(spec.n_features, pairs)
     elif spec.correlation is not None:
         matrix = generate_random_correlation_matrix(
             num_features=spec.n_features,
@@ -84,50 +125,53 @@ def make_saes(
             architecture does not have, a value that it refuses, or a width that cannot start at
             the true features; the message names the SAE.
     """
-    from sparse_but_wrong.sae_lens_compat import SAE_TRAINING_CLASS_REGISTRY
-
     saes = []
     for spec in specs:
-        if spec.architecture not in SAE_TRAINING_CLASS_REGISTRY:
-            raise ValueError(
-                f"SAE {spec.sae_id!r} has the architecture {spec.architecture!r}, which is not "
-                f"registered with sae_lens; it knows {', '.join(SAE_TRAINING_CLASS_REGISTRY)}."
-            )
-        _, config_class = SAE_TRAINING_CLASS_REGISTRY[spec.architecture]
-        known = {f.name for f in fields(config_class)}
-        for name in spec.config:
-            if name in ("d_in", "device"):
-                raise ValueError(
-                    f"SAE {spec.sae_id!r}: config.{name} follows from the "
-                    f"{'world' if name == 'd_in' else 'run'}; leave it out."
-                )
-            if name not in known:
-                raise ValueError(
-                    f"SAE {spec.sae_id!r}: {config_class.__name__} has no field {name!r}."
-                )
         try:
-            cfg = config_class(**{**_typed(spec.config, config_class), "d_in": d_in})
-            sae = make_sae(cfg, derive_seed(seed, "sae", spec.sae_id))
-            if spec.init == "true_features":
-                if model is None:
-                    raise ValueError("it is to start at the true features, which were not given.")
-                n_features = model.embed.weight.shape[1]
-                if cfg.d_sae != n_features:
-                    raise ValueError(
-                        f"it is to start at the true features and has {cfg.d_sae} latents for "
-                        f"{n_features} of them; give it d_sae={n_features}."
-                    )
-                init_sae_to_match_model(sae, model)
+            saes.append(_make_sae(spec, d_in, seed, model).to(device))
         except (TypeError, ValueError) as error:
             raise ValueError(f"SAE {spec.sae_id!r}: {error}") from error
-        saes.append(sae.to(device))
     return saes
 
 
+def _make_sae(
+    spec: SAESpec, d_in: int, seed: int, model: ToyModel | None
+) -> sae_lens.TrainingSAE[Any]:
+    from sparse_but_wrong.sae_lens_compat import SAE_TRAINING_CLASS_REGISTRY
+
+    if spec.architecture not in SAE_TRAINING_CLASS_REGISTRY:
+        raise ValueError(
+            f"unknown architecture {spec.architecture!r}. Registered with sae_lens: "
+            f"{', '.join(SAE_TRAINING_CLASS_REGISTRY)}."
+        )
+    _, config_class = SAE_TRAINING_CLASS_REGISTRY[spec.architecture]
+    cfg = config_class(**{**_typed(spec.config, config_class), "d_in": d_in})
+    sae = make_sae(cfg, derive_seed(seed, "sae", spec.sae_id))
+    if spec.init == "true_features":
+        if model is None:
+            raise ValueError("only in a toy world can it start at the true features.")
+        n_features = model.embed.weight.shape[1]
+        if cfg.d_sae != n_features:
+            raise ValueError(
+                f"it starts at the true features and has {cfg.d_sae} latents for {n_features} of "
+                f"them; give it d_sae={n_features}."
+            )
+        init_sae_to_match_model(sae, model)
+    return sae
+
+
 def _typed(config: Mapping[str, Any], config_class: type) -> dict[str, Any]:
-    """The values of a config, once they are of the types that its class declares."""
-    types, values = field_types(config_class), dict(config)
+    """The values of a config, once its class has such fields and they are of its types."""
+    known, types = {f.name for f in fields(config_class)}, field_types(config_class)
+    values = dict(config)
     for name, value in config.items():
+        if name in ("d_in", "device"):
+            raise ValueError(
+                f"config.{name} follows from the {'world' if name == 'd_in' else 'run'}; leave it "
+                "out."
+            )
+        if name not in known:
+            raise ValueError(f"{config_class.__name__} has no field {name!r}.")
         try:
             values[name] = of_type(value, types.get(name, Any))
         except (TypeError, ValueError) as error:

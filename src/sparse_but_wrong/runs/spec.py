@@ -3,38 +3,46 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import asdict, field, replace
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
 
 from sparse_but_wrong.training.controls import KTransition, TargetL0
 from sparse_but_wrong.training.options import TrainOptions
 
-_STRICT = ConfigDict(extra="forbid")
-
-_FOLDER_NAME = re.compile(r"[\w+=-][\w.+=-]{0,99}", re.ASCII)
-
-_COLUMNS = (
-    *("sae_id", "world", "architecture", "added", "diverged_at_step", "l0_change_at_end"),
-    *("l0", "dead_latents", "shrinkage", "mse", "variance_explained", "c_dec", "c_enc"),
-    *("mean_max_cosine", "mcc"),
-    *("l0_standard_error", "l0_p05", "l0_median", "l0_p95", "dense_latents", "d_sae"),
-    *("mse_standard_error", "variance_explained_standard_error", "n_samples", "n_batches"),
-)
-"""What a row of the table of results may have, whatever the spec."""
+USER_ANALYSES = ("sweep", "activations")
+"""What the `analysis` of a user's spec may be; those of the built-in specs fit only these."""
 
 ONLY_WORLD = "world"
 """The name of a world that is the only one."""
 
+_STRICT = ConfigDict(extra="forbid", strict=True)
+_UNION_MEMBERS = (
+    *("CorrelationSpec", "CorrelatedPairs", "KTransition", "TargetL0"),
+    *("WorldSpec", "ActivationsSpec"),
+)
 
-@dataclass(frozen=True)
+
+def _folder_name(name: str) -> str:
+    allowed = "_.+=-"
+    fits = 0 < len(name) <= 100 and name[0] != "." and name.isascii()
+    if not (fits and all(letter.isalnum() or letter in allowed for letter in name)):
+        raise ValueError(
+            f"{name!r} names a folder; use letters, digits and {' '.join(allowed)} only, at most "
+            "100 of them, and no point at the start."
+        )
+    return name
+
+
+_Name = Annotated[str, AfterValidator(_folder_name)]
+
+
+@dataclass(frozen=True, config=_STRICT)
 class CorrelationSpec:
     """A random latent correlation matrix (`generate_random_correlation_matrix`)."""
-
-    __pydantic_config__ = _STRICT
 
     seed: int
     """Of the matrix; part of the world, so independent of the run's seed."""
@@ -49,17 +57,15 @@ class CorrelationSpec:
     """Share of pairs left at 0."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class CorrelatedPairs:
     """Latent correlations of named pairs of features; all others are 0."""
-
-    __pydantic_config__ = _STRICT
 
     pairs: tuple[tuple[int, int, float], ...]
     """Feature, feature, correlation."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class WorldSpec:
     """A toy world with known features.
 
@@ -67,12 +73,10 @@ class WorldSpec:
         ValueError: lengths that disagree.
     """
 
-    __pydantic_config__ = _STRICT
-
-    d_in: int
+    d_in: Annotated[int, Field(ge=1)]
     """Width of the activations."""
 
-    firing_probabilities: tuple[float, ...]
+    firing_probabilities: Annotated[tuple[float, ...], Field(min_length=1)]
     """One per feature."""
 
     std_firing_magnitudes: tuple[float, ...]
@@ -84,18 +88,10 @@ class WorldSpec:
     correlation: CorrelationSpec | CorrelatedPairs | None = None
     """Latent correlations of the firings; independent if left out."""
 
-    ortho_num_steps: int = 1000
+    ortho_num_steps: Annotated[int, Field(ge=0)] = 1000
     """Steps that make the directions near-orthogonal; few of them leave superposition noise."""
 
     def __post_init__(self) -> None:
-        for name, value, least in (
-            ("d_in", self.d_in, 1),
-            ("firing_probabilities", self.n_features, 1),
-            ("ortho_num_steps", self.ortho_num_steps, 0),
-        ):
-            if value < least:
-                has = "has no entries" if name == "firing_probabilities" else f"is {value}"
-                raise ValueError(f"WorldSpec.{name} {has}; it must be {least} or more.")
         for name in ("std_firing_magnitudes", "mean_firing_magnitudes"):
             if len(getattr(self, name)) != self.n_features:
                 raise ValueError(
@@ -109,26 +105,22 @@ class WorldSpec:
         return len(self.firing_probabilities)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class ActivationsSpec:
-    """Stored activations, of which nobody knows the features."""
-
-    __pydantic_config__ = _STRICT
+    """Stored activations, whose features nobody knows."""
 
     activations: str
     """What `sbw find-l0 --activations` takes: a cache, a folder of shards, a file, a dataset."""
 
     column: str | None = None
-    """Of a dataset, which holds the activations; the only one that can, if left out."""
+    """Dataset column that holds the activations; the only one that can, if left out."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class SAESpec:
     """One SAE of an experiment."""
 
-    __pydantic_config__ = _STRICT
-
-    sae_id: str
+    sae_id: _Name
     """Its name within the run: its row, its folder, and what its seed is derived from."""
 
     architecture: str
@@ -153,19 +145,17 @@ class SAESpec:
     """What moves its sparsity during training."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class ExperimentSpec:
     """A whole experiment.
 
     Raises:
-        ValueError: a name that no folder should have, two SAEs with the same id, an SAE in a world
-            that is not there, a factor named as a column of the results, no evaluation samples, or
-            an n that an SAE's width does not allow.
+        ValueError: a value of the wrong kind or out of range, a name that no folder can have, two
+            SAEs with the same id, an SAE of an unknown world, or an n that an SAE is too narrow
+            for; the message names the field.
     """
 
-    __pydantic_config__ = _STRICT
-
-    name: str
+    name: _Name
     """What `sbw run` calls it, and its run folder."""
 
     title: str
@@ -174,17 +164,17 @@ class ExperimentSpec:
     claim: str
     """What the paper says should be seen."""
 
-    worlds: Mapping[str, WorldSpec | ActivationsSpec] = field(default_factory=dict)
+    worlds: Mapping[_Name, WorldSpec | ActivationsSpec] = field(default_factory=dict)
     """Toy worlds, or stored activations, by name. Directions and data of a toy world follow from
     the run's seed and its name; the order in which stored activations are read likewise."""
 
     saes: tuple[SAESpec, ...] = ()
     training: TrainOptions = field(default_factory=TrainOptions)
-    evaluation_samples: int = 100_000
-    """Samples of its world on which every SAE is scored, the same for all of that world. Of stored
-    activations they are held out from training."""
+    evaluation_samples: Annotated[int, Field(ge=1)] = 100_000
+    """Samples of its world on which every SAE is evaluated, the same for all SAEs of that world.
+    Those of stored activations are held out from training."""
 
-    projection_n: tuple[int, ...] = ()
+    projection_n: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """The n whose s_n^dec is drawn against L0."""
 
     analysis: str = "sweep"
@@ -192,16 +182,6 @@ class ExperimentSpec:
 
     def __post_init__(self) -> None:
         where = f"ExperimentSpec {self.name!r}"
-        if self.evaluation_samples < 1:
-            raise ValueError(
-                f"{where}: evaluation_samples is {self.evaluation_samples}; it must be 1 or more."
-            )
-        for name in (self.name, *self.worlds, *(sae.sae_id for sae in self.saes)):
-            if not _FOLDER_NAME.fullmatch(name):
-                raise ValueError(
-                    f"{where}: {name!r} names a folder; use letters, digits and _ . + = - only, "
-                    "at most 100 of them, the first no point."
-                )
         seen: set[str] = set()
         for sae in self.saes:
             if sae.sae_id in seen:
@@ -209,27 +189,12 @@ class ExperimentSpec:
             seen.add(sae.sae_id)
             if sae.world not in self.worlds:
                 raise ValueError(
-                    f"{where}: SAE {sae.sae_id!r} is of the world {sae.world!r}, which is not "
-                    f"there; there is: {', '.join(self.worlds) or 'none'}."
+                    f"{where}: SAE {sae.sae_id!r} has the unknown world {sae.world!r}. Available: "
+                    f"{', '.join(self.worlds) or 'none'}."
                 )
-            for name, value in sae.factors.items():
-                if isinstance(value, int) and abs(value) >= 2**63:
-                    raise ValueError(
-                        f"{where}: SAE {sae.sae_id!r} has {value} as {name!r}, more than a table "
-                        "can hold."
-                    )
-                if name in _COLUMNS or re.fullmatch(r"s_\d+", name):
-                    raise ValueError(
-                        f"{where}: SAE {sae.sae_id!r} has a factor {name!r}, which is a column of "
-                        "the results already; give it another name."
-                    )
             d_sae = sae.config.get("d_sae", 0)
-            if not isinstance(d_sae, int):
-                raise ValueError(
-                    f"{where}: SAE {sae.sae_id!r} has d_sae = {d_sae!r}; it must be a whole number."
-                )
             for n in self.projection_n:
-                if not 0 <= n < d_sae:
+                if isinstance(d_sae, int) and n >= d_sae:
                     raise ValueError(
                         f"{where}: projection_n has {n}, but SAE {sae.sae_id!r} has d_sae = "
                         f"{d_sae}; n must be below it."
@@ -245,7 +210,7 @@ class ExperimentSpec:
         if not isinstance(world, WorldSpec):
             raise ValueError(
                 f"the analysis {self.analysis!r} needs a toy world, whose features are known, but "
-                f"{name!r} is one of stored activations; for those write analysis: activations."
+                f"{name!r} has stored activations; write analysis: activations."
             )
         return world
 
@@ -262,7 +227,7 @@ class ExperimentSpec:
         """The spec that `to_dict` wrote, or a person in a YAML file.
 
         A single world may stand under ``world`` in place of ``worlds``, and a whole number may be
-        written 1e4 or 12.0; texts and truth values are no numbers.
+        written 1e4 or 12.0; strings and booleans are no numbers.
 
         Raises:
             ValueError: a field is missing, unknown or of the wrong kind; the message names it.
@@ -275,14 +240,21 @@ class ExperimentSpec:
                 raise ValueError("a spec has either world or worlds, not both.")
             given["worlds"] = {ONLY_WORLD: given.pop("world")}
         try:
-            return _validated(cls, given)
+            # As JSON, where strictness still takes a list for a tuple and a mapping for a record.
+            text = json.dumps(_whole_numbers(given))
+        except TypeError as error:  # a date, a set or bytes, which YAML has
+            raise ValueError(
+                f"a spec holds strings, numbers, lists and mappings only: {error}."
+            ) from error
+        try:
+            return TypeAdapter(cls).validate_json(text, strict=True)
         except ValidationError as error:
             raise ValueError(_in_words(error)) from error
 
     def quick(self) -> ExperimentSpec:
         """The same experiment at a fiftieth of the budget: it shows that everything works.
 
-        Warm-ups and transitions shrink with it. The figures it gives mean nothing.
+        Warm-ups and transitions shrink with it. Its numbers mean nothing.
         """
         shrink = 50
         training = replace(
@@ -301,39 +273,6 @@ class ExperimentSpec:
         )
 
 
-def _validated(cls: type[ExperimentSpec], given: dict[str, Any]) -> ExperimentSpec:
-    """A spec of fields that are of the kinds they should be.
-
-    Raises:
-        ValidationError: one is not.
-    """
-    adapter = TypeAdapter(cls)
-    # As JSON, where strictness still takes a list for a tuple and a mapping for a record.
-    try:
-        text = json.dumps(given)
-    except TypeError as error:  # a date, a set or bytes, which YAML has
-        raise ValueError(
-            f"a spec holds texts, numbers, lists and mappings only: {error}."
-        ) from error
-    try:
-        return adapter.validate_json(text, strict=True)
-    except ValidationError as error:
-        given = json.loads(text)
-        for problem in error.errors():
-            if problem["type"] == "int_type" and isinstance(problem["input"], float):
-                _make_whole(given, [part for part in problem["loc"] if part not in _MEMBERS])
-        return adapter.validate_json(json.dumps(given), strict=True)
-
-
-def _make_whole(given: Any, path: Sequence[Any]) -> None:
-    """Have 1e4, somewhere in a spec, as the 10000 that it is."""
-    *parents, last = path
-    for part in parents:
-        given = given[part]
-    if given[last].is_integer():
-        given[last] = int(given[last])
-
-
 def _quick_sae(sae: SAESpec, shrink: int) -> SAESpec:
     control = sae.control
     if isinstance(control, KTransition):
@@ -344,55 +283,55 @@ def _quick_sae(sae: SAESpec, shrink: int) -> SAESpec:
         )
     config = dict(sae.config)
     for name, value in config.items():
-        if not isinstance(value, int):
-            continue
-        if name.endswith("warm_up_steps") or name == "transition_k_start_step":
+        if isinstance(value, int) and name.endswith(("warm_up_steps", "_start_step")):
             config[name] = value // shrink
-        elif name == "transition_k_duration_steps":
+        elif isinstance(value, int) and name == "transition_k_duration_steps":
             config[name] = max(1, value // shrink)
     return replace(sae, config=config, control=control)
 
 
-_MEMBERS = (
-    *("CorrelationSpec", "CorrelatedPairs", "KTransition", "TargetL0"),
-    *("WorldSpec", "ActivationsSpec"),
-)
-"""Of unions: their names stand in the paths of pydantic's errors, and are no fields of a user's."""
+def _whole_numbers(value: Any) -> Any:
+    """Have 1e4 as the 10000 that it is, but in an SAE's own numbers, which stay as written."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, list | tuple):
+        return [_whole_numbers(entry) for entry in value]
+    if isinstance(value, dict):
+        own = ("config", "factors")
+        return {k: v if k in own else _whole_numbers(v) for k, v in value.items()}
+    return value
 
 
 def _in_words(error: ValidationError) -> str:
     """What is wrong with a spec, field by field, each by its path."""
-    # Of a union every member is tried. What is said is what keeps the value from the nearest one.
+    # Every member of a union is tried; only what keeps the value from the nearest one is told.
     by_union: dict[tuple[Any, ...], dict[str, list[str]]] = {}
     for problem in error.errors():
-        loc = problem["loc"]
-        at = next((i for i, part in enumerate(loc) if part in _MEMBERS), None)
+        loc, kind, value = problem["loc"], problem["type"], problem["input"]
+        at = next((i for i, part in enumerate(loc) if part in _UNION_MEMBERS), None)
         union, member = (loc, "") if at is None else (loc[:at], str(loc[at]))
         path = "".join(
             f"[{part}]" if isinstance(part, int) else f".{part}"
             for part in loc
-            if part not in _MEMBERS
-        )
-        line = _said_of(path.removeprefix("."), problem["type"], problem["msg"], problem["input"])
+            if part not in (*_UNION_MEMBERS, "[key]")
+        ).removeprefix(".")
+        message = problem["msg"]
+        if kind == "value_error":  # one of our own, which names what is wrong
+            message = message.removeprefix("Value error, ").rstrip(".")
+            line = f"{path}: {message}" if path else message
+        else:
+            message = {
+                "missing": "is missing",
+                "unexpected_keyword_argument": "is not a field",
+                "dataclass_type": f"must be a mapping of fields, not {_kind(value)}",
+            }.get(kind, message[:1].lower() + message[1:])
+            # pydantic's own messages begin with "Input should be …"; here the field is the subject.
+            line = f"{path or 'the spec'} {message.replace('input should', 'should', 1)}"
+            if kind not in ("missing", "unexpected_keyword_argument", "dataclass_type"):
+                line += f", not {value!r}"
         by_union.setdefault(union, {}).setdefault(member, []).append(line)
     lines = [line for members in by_union.values() for line in min(members.values(), key=len)]
     return "; ".join(dict.fromkeys(lines)) + "."
-
-
-def _said_of(path: str, kind: str, message: str, value: object) -> str:
-    if kind == "value_error":  # one of our own, which names what is wrong
-        message = message.removeprefix("Value error, ").rstrip(".")
-        return f"{path}: {message}" if path else message
-    named = {
-        "missing": "is missing",
-        "unexpected_keyword_argument": "is not a field",
-        "dataclass_type": f"must be a mapping of fields, not {_kind(value)}",
-    }
-    # pydantic's own messages begin with "Input should be …"; here the field is the subject.
-    said = named.get(kind, message[:1].lower() + message[1:]).replace("input should", "should", 1)
-    if kind in ("int_type", "float_type", "bool_type"):
-        said += f", not {value!r}"
-    return f"{path or 'the spec'} {said}"
 
 
 def _kind(value: object) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from sparse_but_wrong.runs.spec import ExperimentSpec
+from sparse_but_wrong.runs.spec import USER_ANALYSES, ExperimentSpec
 from sparse_but_wrong.untrusted import one_line
 
 _SUFFIXES = (".yaml", ".yml")
@@ -37,7 +37,8 @@ def read_spec(path: Path) -> ExperimentSpec:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no YAML, or no spec; the message names the line or the field.
+        ValueError: it is not YAML, not a spec, or asks for the analysis of a built-in spec; the
+            message names the line or the field.
     """
     if not path.is_file():
         raise FileNotFoundError(
@@ -46,12 +47,30 @@ def read_spec(path: Path) -> ExperimentSpec:
     try:
         data = _parse(path.read_bytes())
     except Exception as error:
-        # PyYAML's own, and whatever its constructors meet: a month 13, "maybe" for a truth value.
-        raise ValueError(f"{path} is no YAML: {one_line(error)}") from error
+        # PyYAML's own, and whatever its constructors meet: a month 13, "maybe" for a boolean.
+        raise ValueError(f"{path} is not valid YAML: {one_line(error)}") from error
     try:
-        return ExperimentSpec.from_dict(data)
+        spec = ExperimentSpec.from_dict(data)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    if spec.analysis not in USER_ANALYSES:
+        raise ValueError(
+            f"{path}: the analysis {spec.analysis!r} is not available for specs of your own; write "
+            "analysis: sweep for a toy world, or analysis: activations for stored activations."
+        )
+    return spec
+
+
+def to_yaml(spec: ExperimentSpec) -> str:
+    """A spec as YAML to start from: `read_spec` reads it, with an analysis that users may have."""
+    analysis = spec.analysis if spec.analysis in USER_ANALYSES else USER_ANALYSES[0]
+    return yaml.safe_dump(
+        {**spec.to_dict(), "analysis": analysis},
+        sort_keys=False,
+        allow_unicode=True,
+        width=100,
+        default_flow_style=None,
+    )
 
 
 def _parse(text: bytes) -> Any:
@@ -69,39 +88,18 @@ def _parse(text: bytes) -> Any:
 
 
 def _check_size(root: yaml.Node) -> None:
-    """Refuse what a few lines of aliases can blow up to.
-
-    Raises:
-        ValueError: too deep, too large once every alias is written out, or endless.
-    """
-    measured: dict[int, tuple[int, int]] = {}
-    """Nodes and levels below a node, by its identity."""
-
-    def measure(node: yaml.Node, above: frozenset[int]) -> tuple[int, int]:
-        if id(node) in above:
-            raise ValueError("an alias stands within what it stands for")
-        if id(node) not in measured:
-            size, depth = 1, 0
-            if isinstance(node, yaml.CollectionNode):
-                is_mapping = isinstance(node, yaml.MappingNode)
-                children = chain.from_iterable(node.value) if is_mapping else node.value
-                for child in children:
-                    more, deeper = measure(child, above | {id(node)})
-                    size, depth = size + more, max(depth, deeper + 1)
-            if depth > _MOST_LEVELS:
-                raise ValueError("it is nested too deep")
-            if size > _MOST_NODES:
-                raise ValueError(
-                    f"with its aliases written out it has over {_MOST_NODES:,} entries"
-                )
-            measured[id(node)] = size, depth
-        return measured[id(node)]
-
-    measure(root, frozenset())
-
-
-def to_yaml(spec: ExperimentSpec) -> str:
-    """A spec as YAML that `read_spec` reads."""
-    return yaml.safe_dump(
-        spec.to_dict(), sort_keys=False, allow_unicode=True, width=100, default_flow_style=None
-    )
+    """Refuse what a few lines of aliases can blow up to: too deep, too large, or endless."""
+    level, n_nodes = [root], 0
+    for _ in range(_MOST_LEVELS):
+        children = chain.from_iterable(
+            chain.from_iterable(node.value) if isinstance(node, yaml.MappingNode) else node.value
+            for node in level
+            if isinstance(node, yaml.CollectionNode)
+        )
+        level = list(islice(children, _MOST_NODES - n_nodes + 1))
+        n_nodes += len(level)
+        if n_nodes > _MOST_NODES:
+            raise ValueError(f"with its aliases written out it has over {_MOST_NODES:,} entries")
+        if not level:
+            return
+    raise ValueError("it is nested too deep")

@@ -15,14 +15,14 @@ from sparse_but_wrong.activations.manifest import MANIFEST
 from sparse_but_wrong.activations.parts import DatasetPart, FilePart
 from sparse_but_wrong.activations.shuffled import ShuffledActivations
 from sparse_but_wrong.activations.stored import StoredActivations, open_activations
-from sparse_but_wrong.untrusted import one_line, parse_json, read_json
+from sparse_but_wrong.untrusted import read_json
 
 _FILE = "activations.json"
 _LOOKS, _LOOK_BYTES = 1024, 4096
 
 
 class StoredWorld:
-    """Activations on disk, some of which are held out to score SAEs on.
+    """Activations on disk, some of which are held out to evaluate SAEs on.
 
     Args:
         where: what `open_activations` opens; "~" is the user's home.
@@ -33,7 +33,7 @@ class StoredWorld:
     """
 
     def __init__(self, where: str, column: str | None, n_held_out: int) -> None:
-        # Whole, so that a run can be taken up from another folder.
+        # Absolute, so that a run can be resumed from another folder.
         path = Path(where).expanduser() if where.startswith("~/") else Path(where)
         self.where = str(path.resolve()) if path.exists() else where
         self.column, self.n_held_out = column, n_held_out
@@ -88,20 +88,17 @@ class StoredWorld:
         """The world that `save` wrote.
 
         Raises:
-            ValueError: the file is damaged, or the activations are others than they were, as far
-                as `fingerprint` tells; worlds of earlier versions have none.
-            OSError: they are not there any more.
+            ValueError: the file is damaged, or the activations have changed, as far as
+                `fingerprint` tells; worlds of earlier versions have none.
+            OSError: the file or the activations are missing.
         """
         file = folder / _FILE
-        try:
-            saved = parse_json(file.read_bytes())
-            where, column, held_out = (saved[key] for key in ("activations", "column", "held_out"))
-            if not (isinstance(where, str) and isinstance(column, str | None)):
-                raise TypeError("activations or column is no text")
-            if type(held_out) is not int:
-                raise TypeError("held_out is no whole number")
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{file} is damaged ({one_line(error)}).") from error
+        saved = read_json(file, "delete the folder it is in and --resume to make the world again")
+        where, column, held_out = (saved.get(key) for key in ("activations", "column", "held_out"))
+        if not (isinstance(where, str) and isinstance(column, str | None)) or (
+            type(held_out) is not int
+        ):
+            raise ValueError(f"{file} is damaged (a field is missing or of another type).")
         world = cls(where, column, held_out)
         remedy = "put back what was there, or start a new run"
         if any(saved.get(key) != value for key, value in world._facts().items()):
@@ -123,17 +120,12 @@ class StoredWorld:
 
 
 def fingerprint(stored: StoredActivations) -> str:
-    """What tells activations from others of the same shape, without reading all of them.
+    """A SHA-256 that tells activations from others of the same shape without reading all of them.
 
-    It covers the name and the size of every file and about a thousand pieces of 4 KiB: of each
-    file its start, its end, and some evenly between. Activations of another model, layer, text or
+    It covers the name and the size of every file and about a thousand pieces of 4 KiB: the start
+    and the end of each file, and some evenly between. Activations of another model, layer, text or
     order differ everywhere, and so in them. A change of single samples between the pieces goes
     unnoticed.
-
-    Returns:
-        a SHA-256 in hexadecimal.
-    Raises:
-        OSError: a file cannot be read.
     """
     files: list[Path] = []
     digest = hashlib.sha256()

@@ -1,0 +1,242 @@
+"""Cheating, ground-truth-init and transition: their grids, their verdicts and a small run each."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from sparse_but_wrong.experiments.true_features import (
+    CHEATING,
+    GROUND_TRUTH_INIT,
+    RIGHT,
+    TRAINED,
+    TRANSITION,
+    TRUE,
+    by_schedule,
+    judge_start_and_end,
+    judge_tradeoff,
+    judge_transitions,
+)
+from sparse_but_wrong.experiments.verdict import Verdict
+from sparse_but_wrong.runs.spec import ExperimentSpec
+from sparse_but_wrong.training.controls import KTransition, why_not_controlled
+from tests.experiments.tiny import assert_run_is_whole, finished, shrunk, with_k
+
+TRUE_L0 = 10.95
+
+
+def holds(verdict: Verdict) -> list[bool | None]:
+    return [check.holds for check in verdict.checks]
+
+
+def test_the_published_grids() -> None:
+    assert [sae.config["k"] for sae in CHEATING.saes] == list(range(1, 26))
+    assert [(sae.world, sae.config["k"]) for sae in GROUND_TRUTH_INIT.saes] == [
+        (world, k) for world in ("first", "second", "third") for k in (5, 11)
+    ]
+    assert all(sae.init == "true_features" for sae in GROUND_TRUTH_INIT.saes)
+    assert [sae.sae_id for sae in TRANSITION.saes] == [
+        f"{schedule}_seed_{seed}" for schedule in ("down", "up", "constant") for seed in range(5)
+    ]
+    assert {sae.config["k"] for sae in TRANSITION.saes} == {11}
+    down, up, constant = (TRANSITION.saes[i].control for i in (0, 5, 10))
+    assert (down, up) == (KTransition(20.0, 2000, 8000), KTransition(2.0, 2000, 8000))
+    assert constant is None
+    assert TRANSITION.saes[0].factors == {"schedule": "down", "initial_k": 20, "seed": 0}
+    for spec in (CHEATING, GROUND_TRUTH_INIT, TRANSITION):
+        assert spec.training.n_steps == 14_649
+
+
+@pytest.mark.parametrize("spec", [TRANSITION, TRANSITION.quick()])
+def test_the_transitions_end_within_the_run(spec: ExperimentSpec) -> None:
+    assert all(why_not_controlled(sae.control, "k", spec.training) is None for sae in spec.saes)
+
+
+def tradeoff(trained: float = 0.5, right: float = 1.0, true: float = 1.1) -> pd.DataFrame:
+    """Errors that fall with k, each kind by its own factor."""
+    scale = {TRAINED: trained, RIGHT: right, TRUE: true}
+    return pd.DataFrame(
+        {"k": k, "sae": kind, "mse": factor * (30 - k)}
+        for k in range(1, 26)
+        for kind, factor in scale.items()
+    )
+
+
+def recovery(mcc: float = 0.8) -> pd.DataFrame:
+    ks = list(range(1, 26))
+    return pd.DataFrame({"k": ks, "mcc": [0.999 if k >= 11 else mcc for k in ks]})
+
+
+@pytest.mark.parametrize(
+    ("errors", "mcc", "expected"),
+    [
+        ({}, 0.8, [True, True, True]),
+        ({"right": 0.4}, 0.8, [False, True, True]),
+        ({"true": 0.5}, 0.8, [True, False, True]),
+        ({}, 0.995, [True, True, False]),
+        ({"trained": math.nan}, 0.8, [False, False, True]),
+    ],
+)
+def test_each_part_of_cheating(errors: dict, mcc: float, expected: list[bool]) -> None:
+    assert holds(judge_tradeoff(tradeoff(**errors), recovery(mcc), TRUE_L0)) == expected
+
+
+def test_the_numbers_of_cheating_are_told() -> None:
+    verdict = judge_tradeoff(tradeoff(), recovery(), TRUE_L0)
+    assert verdict.checks[0].measured == (
+        "9 of 9; MSE 12.50 against 25.00 at k = 5; MSE 10.50 against 21.00 at k = 9"
+    )
+    assert "k = 25" in verdict.remarks[1]
+
+
+@pytest.mark.parametrize(
+    ("ks", "expected"),
+    [(range(11, 26), [None, None, None]), (range(1, 9), [None, True, True])],
+)
+def test_without_saes_below_or_at_the_truth_nothing_is_said(ks, expected: list) -> None:
+    rows, table = tradeoff(), recovery()
+    chosen = (rows.loc[rows["k"].isin(list(ks))], table.loc[table["k"].isin(list(ks))])
+    assert holds(judge_tradeoff(*chosen, TRUE_L0)) == expected
+
+
+def start_and_end(**changes: float) -> pd.DataFrame:
+    """Two worlds; `changes` are of the second, by column and k."""
+    rows = []
+    for world in ("first", "second"):
+        for k, mcc, start, end in ((5, 0.77, 4.8, 2.6), (11, 0.999, 0.1, 0.1)):
+            row = {"world": world, "k": k, "true_l0": 10.96, "mcc_start": 1.0, "mcc_end": mcc}
+            row |= {"mse_start": start, "mse_end": end}
+            if world == "second":
+                row |= {name: changes[f"{name}_{k}"] for name in row if f"{name}_{k}" in changes}
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, [True, True, True]),
+        ({"mcc_end_5": 0.995}, [False, True, True]),
+        ({"mcc_end_5": math.nan}, [False, True, True]),
+        ({"mse_end_5": 4.9}, [True, False, True]),
+        ({"mcc_end_11": 0.97}, [True, True, False]),
+    ],
+)
+def test_every_world_counts(changes: dict[str, float], expected: list[bool]) -> None:
+    verdict = judge_start_and_end(start_and_end(**changes))
+    assert holds(verdict) == expected
+    if not changes:
+        assert verdict.checks[0].measured == "1.000 → 0.770 (k = 5), 1.000 → 0.770 (k = 5)"
+        assert verdict.checks[1].measured.startswith("4.8 → 2.6 (k = 5), ")
+
+
+def test_without_a_low_k_nothing_is_said_of_it() -> None:
+    rows = start_and_end()
+    assert holds(judge_start_and_end(rows.loc[rows["k"] == 11])) == [None, None, True]
+
+
+def transitions(down: float, up: float) -> pd.DataFrame:
+    """Five seeds of each schedule around a value, one of them in a poor minimum."""
+    return pd.DataFrame(
+        {"sae_id": f"{name}_{seed}", "schedule": name, "mcc": 0.5 if seed == 4 else mcc}
+        for name, mcc in (("down", down), ("up", up), ("constant", 0.999))
+        for seed in range(5)
+    )
+
+
+def curves(table: pd.DataFrame) -> pd.DataFrame:
+    return pd.DataFrame(
+        {"sae_id": sae_id, "step": step, "mse_loss": 2.0 if step < 900 else 0.5}
+        for sae_id in table["sae_id"]
+        for step in (0, 850, 950, 1000)
+    )
+
+
+def judged(table: pd.DataFrame) -> Verdict:
+    return judge_transitions(table, by_schedule(table, curves(table)))
+
+
+@pytest.mark.parametrize(
+    ("down", "up", "expected"),
+    [
+        (0.995, 0.9, [True, True]),
+        (0.97, 0.9, [False, True]),
+        (0.995, 0.995, [True, False]),
+        (math.nan, 0.9, [None, True]),
+        (0.995, math.nan, [True, None]),
+    ],
+)
+def test_judged_by_the_median_seed(down: float, up: float, expected: list[bool]) -> None:
+    verdict = judged(transitions(down, up))
+    assert holds(verdict) == expected
+    assert "median 0.999, 4 of 5 above" in verdict.remarks[0]
+    if down == 0.995:
+        assert verdict.checks[0].measured == (
+            "median 0.995, 4 of 5 above 0.99 (0.995, 0.995, 0.995, 0.995, 0.500)"
+        )
+
+
+def test_a_run_that_diverged_is_no_evidence() -> None:
+    rows = transitions(0.995, 0.9)
+    rows.loc[(rows["schedule"] == "up") & (rows["mcc"] == 0.9), "mcc"] = math.nan
+    check = judged(rows).checks[1]
+    assert check.holds is None
+    assert check.measured.startswith("median 0.500, 0 of 1 above 0.99 (0.500); diverged")
+    assert check.measured.endswith("up_0, up_1, up_2, up_3")
+    rows.loc[rows["schedule"] == "up", "mcc"] = math.nan
+    assert holds(judged(rows)) == [True, None]
+
+
+def test_how_the_loss_moved_at_the_end_is_in_the_table() -> None:
+    table = transitions(0.9, 0.9)
+    found = by_schedule(table, curves(table))
+    assert found["mse_loss_tenth_before"].tolist() == [2.0] * 3
+    assert found["mse_loss_last_tenth"].tolist() == [0.5] * 3
+    assert found["median_mcc"].tolist() == [0.9, 0.9, 0.999]
+
+
+def test_a_run_of_cheating(tmp_path: Path) -> None:
+    spec = shrunk(
+        CHEATING, lambda sae: sae.config["k"] <= 4, lambda sae: with_k(sae, sae.config["k"])
+    )
+    run = finished(spec, tmp_path / "run")
+    assert_run_is_whole(run, ["tradeoff"])
+    frame = run.tables["tradeoff"].frame
+    assert frame["k"].tolist() == [k for k in range(1, 5) for _ in range(3)]
+    # At the right k the two are one SAE.
+    at_right = frame.loc[frame["k"] == 3].set_index("sae")["mse"]
+    assert at_right[TRAINED] == at_right[RIGHT]
+
+
+def test_a_run_of_ground_truth_init(tmp_path: Path) -> None:
+    ks = {5: 1, 11: 3}
+    spec = shrunk(
+        GROUND_TRUTH_INIT,
+        lambda sae: sae.world != "third",
+        lambda sae: with_k(sae, ks[int(sae.factors["k"])]),
+    )
+    run = finished(spec, tmp_path / "run")
+    assert_run_is_whole(run, ["start_and_end"])
+    frame = run.tables["start_and_end"].frame
+    assert frame["mcc_start"].tolist() == pytest.approx([1.0] * 4, abs=1e-5)
+    assert max(frame["mcc_end"].tolist()) < min(frame["mcc_start"].tolist())
+    low = frame.loc[frame["k"] == 1]
+    assert max(low["mse_end"].tolist()) < min(low["mse_start"].tolist())
+
+
+def test_a_run_of_transition(tmp_path: Path) -> None:
+    def smaller(sae):
+        starts = {"down": 5.0, "up": 1.0}
+        control = KTransition(starts[sae.factors["schedule"]], 20, 40) if sae.control else None
+        return replace(with_k(sae, 3), control=control)
+
+    spec = shrunk(TRANSITION, lambda sae: sae.factors["seed"] in (0, 1), smaller)
+    run = finished(spec, tmp_path / "run")
+    assert None not in holds(run.verdict)
+    ks = run.curves.loc[run.curves["sae_id"] == "down_seed_0", "k"].tolist()
+    assert (ks[0], ks[-1]) == (5.0, 3.0)
+    assert_run_is_whole(run, ["by_schedule"])
