@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from sae_lens import (
+    BatchTopKTrainingSAEConfig,
+    JumpReLUSAE,
+    JumpReLUSAEConfig,
+    StandardSAE,
+    StandardSAEConfig,
+    TopKTrainingSAEConfig,
+)
 
 import sparse_but_wrong as sbw
+from tests.activations.tiny_model import make_tiny_model, write_text
 from tests.l0.evidence import count, presence, sweep
 
 
@@ -28,3 +40,79 @@ def test_a_recommendation_that_is_none_says_why() -> None:
     found = sbw.recommend_l0(sweep([count(presence(residual=0.3))]))
     assert repr(found).startswith("No recommendation:\n  - ")
     assert "30%" in found._repr_html_()
+
+
+# What people do, in public names only.
+
+
+def test_a_sweep_on_a_toy_world(tmp_path: Path) -> None:
+    world = sbw.ToyWorld(n_features=6, d_in=12, firing_probability=0.3, std_magnitude=0.1, seed=0)
+    cfgs = [BatchTopKTrainingSAEConfig(d_in=12, d_sae=6, k=k) for k in (1, 2, 2)]
+    sweep = sbw.train_sweep(cfgs, world, n_samples=20_480, batch_size=128, lr=3e-3, seed=0)
+    assert list(sweep.saes) == ["batchtopk_k_1", "batchtopk_k_2_1", "batchtopk_k_2_2"]
+    table = sweep.evaluate(n_samples=2_000)
+    assert [sae.n_samples for sae in table] == [2_000] * 3
+    # The same samples every time, none of which the SAEs were trained on.
+    assert sweep.evaluate(2_000)[1].mse == table[1].mse
+    assert 0.5 < table["batchtopk_k_2_1"].mcc <= 1
+    assert table[1].mse != table[2].mse  # each has its own seed
+    assert sbw.plot_projections(table, n=3).axes
+    assert "batchtopk_k_1: L0 1.00" in repr(sweep)
+    sweep.save(tmp_path / "sweep")
+    again = sbw.load_sae(tmp_path / "sweep/saes/batchtopk_k_1")
+    assert sbw.evaluate(again, next(world.stream(500, seed=1))).l0 == pytest.approx(1, abs=0.8)
+    assert len(list((tmp_path / "sweep/world").rglob("*.safetensors"))) == 2
+    with pytest.raises(OSError, match="sweep"):
+        sweep.save(tmp_path / "sweep")
+
+
+def test_a_sweep_on_stored_activations_holds_samples_out(tmp_path: Path) -> None:
+    acts = np.random.default_rng(0).normal(size=(1_000, 8)).astype("float32")
+    np.save(tmp_path / "acts.npy", acts)
+    cfgs = [TopKTrainingSAEConfig(d_in=8, d_sae=16, k=2)]
+    sweep = sbw.train_sweep(cfgs, tmp_path / "acts.npy", n_samples=2_000, batch_size=100)
+    (metrics,) = sweep.evaluate()
+    assert metrics.n_samples == 100
+    assert metrics.l0 <= 2
+
+
+def test_an_sae_on_a_language_model(tmp_path: Path) -> None:
+    model, text = make_tiny_model(tmp_path / "model"), write_text(tmp_path / "plays")
+    acts = sbw.cache_activations(
+        model, "model.layers.0", text=text, n_tokens=500, out=tmp_path / "acts", context_size=16
+    )
+    JumpReLUSAE(JumpReLUSAEConfig(d_in=acts.d_in, d_sae=48)).save_model(tmp_path / "sae")
+    metrics = sbw.evaluate(sbw.load_sae(tmp_path / "sae"), acts)
+    assert metrics.n_samples == acts.n_samples
+    assert 0 < metrics.l0 < 48
+    assert 0 < metrics.c_dec < 1
+    assert metrics.projections[12] > metrics.projections[24]
+
+
+def test_which_l0(tmp_path: Path) -> None:
+    world = sbw.ToyWorld(n_features=8, d_in=16, firing_probability=0.25, std_magnitude=0.1, seed=0)
+    np.save(tmp_path / "acts.npy", next(world.stream(8_192, seed=1)).numpy())
+    few = sbw.FindOptions(
+        coarse_steps=60, fine_steps=60, n_coarse=3, fine_factors=(0.7, 1, 1.4), learning_batches=20
+    )
+    for found in (sbw.find_l0(tmp_path / "acts.npy", 8, few), sbw.find_l0(world, options=few)):
+        assert len(found.to_frame()) > 6
+        assert repr(found)
+        assert found.plot().axes
+    assert found.save(tmp_path / "out").is_file()
+
+
+def test_an_sae_trained_elsewhere() -> None:
+    world = sbw.ToyWorld(n_features=6, d_in=12, seed=0)
+    sae = StandardSAE(StandardSAEConfig(d_in=12, d_sae=6))
+    with torch.no_grad():
+        sae.W_dec.copy_(world.directions.T)
+    metrics = sbw.evaluate(sae, next(iter(world)), true_features=world.directions)
+    assert metrics.mcc == pytest.approx(1, abs=1e-5)
+    # True directions project to features: those beyond the true L0 of 1.2 are 0.
+    assert metrics.projections[1] > 0.9
+    assert metrics.projections[2] == pytest.approx(0, abs=1e-4)
+
+
+def test_the_version_is_the_packages() -> None:
+    assert sbw.__version__ == metadata.version("sparse_but_wrong")
