@@ -19,6 +19,7 @@ from sae_lens import (
 
 import sparse_but_wrong as sbw
 from tests.activations.tiny_model import make_tiny_model, write_text
+from tests.experiments import tiny
 from tests.l0.evidence import count, presence, sweep
 
 
@@ -116,3 +117,12 @@ def test_an_sae_trained_elsewhere() -> None:
 
 def test_the_version_is_the_packages() -> None:
     assert sbw.__version__ == metadata.version("sparse_but_wrong")
+
+
+def test_an_experiment_of_the_paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.register(monkeypatch, name="jumprelu")
+    run = sbw.run_experiment("jumprelu", out=tmp_path / "run", seed=0, progress=False)
+    assert run.verdict.outcome
+    assert len(run.table) == len(run.saes) > 1
+    assert (tmp_path / "run/report.html").is_file()
+    assert repr(run)
