@@ -11,7 +11,7 @@ from sparse_but_wrong.l0 import find, recommend as rule
 from sparse_but_wrong.l0.options import FindOptions
 from sparse_but_wrong.l0.recommend import L0Recommendation
 from sparse_but_wrong.l0.source import Activations
-from sparse_but_wrong.l0.sweep import Sweep
+from sparse_but_wrong.l0.sweep import EvaluatedSweep
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,7 +56,7 @@ def find_l0(
     return _found(find.find_l0(activations, d_sae, options, column=column))
 
 
-def recommend_l0(sweep: Sweep) -> FoundL0:
+def recommend_l0(sweep: EvaluatedSweep) -> FoundL0:
     return _found(rule.recommend_l0(sweep))
 
 

@@ -22,7 +22,7 @@ from sparse_but_wrong.cli.main import cli
 from sparse_but_wrong.l0 import find, sweep as l0_sweep
 from sparse_but_wrong.l0.find import FindOptions
 from sparse_but_wrong.l0.recommend import L0Recommendation, recommend_l0
-from sparse_but_wrong.l0.sweep import Sweep
+from sparse_but_wrong.l0.sweep import EvaluatedSweep
 from sparse_but_wrong.report import recommendation
 from tests.l0.evidence import count, presence, sweep
 
@@ -132,7 +132,9 @@ def test_a_run_is_judged_by_what_it_held_out(monkeypatch: pytest.MonkeyPatch) ->
     assert sbw("run", "mine.yaml", "--out", "run").exit_code == 0
     drawn: list[torch.Tensor] = []
 
-    def measure(saes: list[Any], source: Iterator[torch.Tensor], *_: Any, **asked: int) -> Sweep:
+    def measure(
+        saes: list[Any], source: Iterator[torch.Tensor], *_: Any, **asked: int
+    ) -> EvaluatedSweep:
         assert len(saes) == 2
         assert asked["evaluation_samples"] == 1_200
         assert torch.get_num_threads() == 1

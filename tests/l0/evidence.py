@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 import torch
 
-from sparse_but_wrong.l0.directions import Directions
+from sparse_but_wrong.l0.dictionaries import Directions
 from sparse_but_wrong.l0.presence import Presence
-from sparse_but_wrong.l0.sweep import Count, Sweep
+from sparse_but_wrong.l0.sweep import Count, EvaluatedSweep
 
 D_SAE = 50
 
@@ -53,10 +53,12 @@ def table(l0s: Sequence[float], truth: float = 10.0, n_dead: int = 0) -> pd.Data
     return pd.DataFrame(rows)
 
 
-def sweep(counts: Sequence[Count] | None = None, curves: pd.DataFrame | None = None) -> Sweep:
+def sweep(
+    counts: Sequence[Count] | None = None, curves: pd.DataFrame | None = None
+) -> EvaluatedSweep:
     """One that leaves no doubt, but for what is given."""
     given = [count(presence()), count(presence(10.02), "seed_1")] if counts is None else counts
     measured = table([4, 6, 8, 9.9, 10, 12, 16]) if curves is None else curves
     columns = [f"s_{n}" for n in range(D_SAE)]
     projections = pd.DataFrame(measured[columns].to_numpy(float))
-    return Sweep(measured.drop(columns=columns), projections, tuple(given), 20_000)
+    return EvaluatedSweep(measured.drop(columns=columns), projections, tuple(given), 20_000)

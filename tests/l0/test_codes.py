@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from scipy.optimize import nnls
 
-from sparse_but_wrong.l0.codes import sparse_codes
+from sparse_but_wrong.l0.dictionaries import sparse_codes
 
 
 def unit_rows(n: int, d: int, seed: int = 0) -> torch.Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sparse_but_wrong.l0.corrections import drop_constants, keep_one_side, turn_round, unmix
-from sparse_but_wrong.l0.directions import Directions
+from sparse_but_wrong.l0.dictionaries import Directions
 from sparse_but_wrong.l0.presence import measure_presence
 from sparse_but_wrong.worlds.world import ToyWorld
 from tests.l0.worlds import found, samples, small_world, true_directions

@@ -6,7 +6,7 @@ import pytest
 import torch
 from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
 
-from sparse_but_wrong.l0.directions import decoder_directions
+from sparse_but_wrong.l0.dictionaries import decoder_directions
 from tests.l0.worlds import samples, small_world, true_directions
 
 

@@ -12,7 +12,7 @@ import torch
 from sae_lens import BatchTopKTrainingSAEConfig, JumpReLUTrainingSAE
 
 from sparse_but_wrong.l0 import find
-from sparse_but_wrong.l0.directions import Directions
+from sparse_but_wrong.l0.dictionaries import Directions
 from sparse_but_wrong.l0.find import FindOptions, find_l0
 from sparse_but_wrong.l0.recommend import L0Recommendation, recommend_l0
 from sparse_but_wrong.l0.sweep import Count, measure_sweep
@@ -103,12 +103,12 @@ def test_jumprelu(caplog: pytest.LogCaptureFixture) -> None:
     found = search("jumprelu")
     world = small_world()
     _, truth = samples(world, 100_000)
-    # L0 sticks at the true one: no SAE goes below, though it was asked for less.
+    # L0 sticks at the true one: no SAE goes below, though its target was lower.
     assert found.l0 == pytest.approx(truth, rel=0.02)
     assert found.sweep.table["l0"].to_numpy(float).min() > 0.92 * truth
     assert found.sweep.table["target_l0"].to_numpy(float).min() == 1.5
     assert "stay at this one" in found.reasons[-1]
-    # The SAE is the one of which the recommended L0 was asked, and has it where it is measured.
+    # The SAE is the one with the recommended L0 as its target, and has it where it is measured.
     assert isinstance(found.sae, JumpReLUTrainingSAE)
     by_id = found.sweep.table.set_index("sae_id")["l0"]
     assert found.sae_l0 == by_id[f"directions_{found.l0:.2f}"]

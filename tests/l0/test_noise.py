@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sparse_but_wrong.l0.noise import cost_on_noise, featureless
-from sparse_but_wrong.l0.presence import measure_presence
+from sparse_but_wrong.l0.presence import cost_on_noise, featureless, measure_presence
 from tests.l0.worlds import samples, small_world, true_directions
 
 

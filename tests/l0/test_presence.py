@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sparse_but_wrong.l0.directions import Directions
+from sparse_but_wrong.l0.dictionaries import Directions
 from sparse_but_wrong.l0.presence import measure_presence
 from tests.l0.worlds import samples, small_world, true_directions
 

@@ -79,7 +79,7 @@ def test_all_clear_counts_have_to_agree() -> None:
         ),
         ({"counts": [count(presence(), noise_cost=1.2)]}, r"no sign of features.*cost 1\.20 times"),
         ({"counts": [count(presence(above_cut=8.0))]}, r"do not part: 20%"),
-        ({"counts": [count(presence(residual=0.3))]}, r"leave 30% of the variance over"),
+        ({"counts": [count(presence(residual=0.3))]}, r"leave 30% of the variance unexplained"),
         (
             {
                 "counts": [
@@ -165,7 +165,7 @@ def test_saes_that_stick_at_the_l0_bracket_it() -> None:
     assert recommend_l0(sweep(curves=stuck)).l0 is None
     found = recommend_l0(sweep(curves=stuck.assign(coefficient=[1.0, 1.5, 2.0, 0.5])))
     assert found.l0 == 10
-    assert "of which a lower L0 was asked stay at this one" in found.reasons[-1]
+    assert "lower target L0 stay at this one" in found.reasons[-1]
     assert recommend_l0(sweep(curves=stuck.assign(target_l0=[6.0, 8.0, 10.0, 14.0]))).l0 == 10
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sparse_but_wrong.l0.directions import Directions
+from sparse_but_wrong.l0.dictionaries import Directions
 from sparse_but_wrong.l0.refine import most_worth, refine_directions
 from tests.l0.worlds import found, samples, small_world, stream, true_directions
 

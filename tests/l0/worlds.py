@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sparse_but_wrong.l0.directions import Directions
+from sparse_but_wrong.l0.dictionaries import Directions
 from sparse_but_wrong.worlds.correlations import generate_random_correlation_matrix
 from sparse_but_wrong.worlds.toy_model import ToyModel
 from sparse_but_wrong.worlds.world import ToyActivations, ToyWorld

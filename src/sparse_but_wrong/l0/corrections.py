@@ -1,7 +1,7 @@
-"""Directions that express activations and yet are not what those are made of, put right.
+"""Corrections of directions that express activations and yet are not what those are made of.
 
-Each function mends one way in which that happens. What the codes leave over and how they are
-distributed need not show it.
+Each function corrects one way in which that happens, which neither the residual nor the
+distribution of the codes need show.
 
 Axes: B samples, D d_in, A directions.
 """
@@ -14,8 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sparse_but_wrong.l0.codes import sparse_codes
-from sparse_but_wrong.l0.directions import Directions
+from sparse_but_wrong.l0.dictionaries import Directions, sparse_codes
 from sparse_but_wrong.l0.presence import Presence, levels_of
 
 
@@ -23,13 +22,11 @@ from sparse_but_wrong.l0.presence import Presence, levels_of
 def unmix(directions: Directions, presence: Presence, samples: Tensor) -> Directions:
     """Take out of each direction what it holds of others, as their codes give it away.
 
-    The cheapest directions are those whose cone is as narrow as that of the samples, and they need
-    not be the true ones. A child that never occurs without its parent takes in as much of the
-    parent as every sample allows; the parent's codes are smaller then where the child is present.
-    So each direction is given back the difference that its presence makes to the mean code of every
-    other.
-    That takes the magnitude of a feature not to depend on which others are there. Where features
-    that are correlated with a child lose by it too, it may do harm: the caller has to judge.
+    The cheapest directions are those whose cone is as narrow as that of the samples: a child that
+    never occurs without its parent takes in as much of the parent as every sample allows, and the
+    parent's codes are smaller where the child is present. So each direction is given back the
+    difference that its presence makes to the mean code of every other. This assumes that the
+    magnitude of a feature does not depend on which others are there; the caller has to judge.
     """
     rows, bias = directions.rows.clone(), directions.bias
     for _ in range(_UNMIXING_ROUNDS):
@@ -68,10 +65,9 @@ def keep_one_side(directions: Directions, samples: Tensor) -> Directions:
     """Without directions whose reverse a few others add up to.
 
     With the bias somewhere between where a feature is and where it is not, two directions express
-    what one can, and one of them is present in any sample; three can do so for two features.
-    Neither residual nor histogram shows it. That is dropped without which the others cost least,
-    once the bias is at the end of what they span. If its sum with the others is not nothing, that
-    may be a direction of its own, which they expressed by being far larger than it is.
+    what one can, and one of them is present in any sample; three can do so for two features. The
+    one is dropped without which the others cost least, once the bias is at the end of what they
+    span. If its sum with the others is not nothing, that may be a direction of its own.
     """
     samples = samples[:_TOLD_BY]
     settled = directions
@@ -115,15 +111,15 @@ def _reverses(rows: Float[Tensor, "A D"]) -> list[tuple[int, list[int], Tensor]]
     at_most = min(_MOST_OTHERS, 1 + rows.shape[1] // _DIMENSIONS_PER_OTHER)
     found = []
     for i, row in enumerate(rows):
-        left = -row
+        rest = -row
         others: list[int] = []
         for _ in range(min(at_most, len(rows) - 1)):
-            closeness = rows @ left
+            closeness = rows @ rest
             closeness[[i, *others]] = -torch.inf
             others.append(int(closeness.argmax()))
             weights = -torch.linalg.lstsq(rows[others].T, row[:, None]).solution[:, 0]
-            left = -row - weights @ rows[others]
-            if left.square().sum() < 1 - _REVERSE**2:
+            rest = -row - weights @ rows[others]
+            if rest.square().sum() < 1 - _REVERSE**2:
                 if bool((weights > 0).all()):
                     found.append((i, others, weights))
                 break
@@ -141,12 +137,9 @@ dimensions the best sum comes to less than 0.7."""
 def turn_round(directions: Directions, samples: Tensor) -> Directions:
     """With those turned round that show a feature from the other side: on where it is off.
 
-    The bias holds such a feature, but a vector that is in all samples may do the same, so that the
-    bias tells nothing. What does is the spread of the amounts: those of a feature that is off are
-    all the same, those of one that is on vary.
-
-    This waits until all is learned: while the penalty is higher, a feature that is active more
-    often than not costs less if the bias holds it, and one turned round early is lost again.
+    The spread of the amounts tells: those of a feature that is off are all the same, those of one
+    that is on vary. This waits until all is learned: while the penalty is higher, a feature that is
+    active more often than not costs less if the bias holds it.
     """
     samples = samples[:_TOLD_BY]
     rows, bias = directions.rows.clone(), directions.bias.clone()
@@ -208,7 +201,7 @@ def _middle_and_spread(values: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
 def drop_constants(directions: Directions, samples: Tensor) -> Directions:
     """Without those that are in all samples alike: their amount goes into the bias."""
     rows = directions.rows
-    codes = sparse_codes(samples - directions.bias, rows, directions.penalty, 120)
+    codes = directions.codes(samples, 120)
     in_all = codes.kthvalue(1 + int(_RARELY_LESS * len(codes)), dim=0).values
     if not bool((in_all > 0).any()):
         return directions

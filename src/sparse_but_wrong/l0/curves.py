@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sparse_but_wrong.l0.sweep import Sweep
+from sparse_but_wrong.l0.sweep import EvaluatedSweep
 
 NEAR = 0.08
 """SAEs whose L0 differs by less than this share stand for the recommended L0."""
@@ -63,13 +63,12 @@ class Curve:
         return "falls" if self.near > RISE * self.below else "flat"
 
 
-def read_curves(sweep: Sweep, l0: float | None) -> tuple[Curve, ...]:
+def read_curves(sweep: EvaluatedSweep, l0: float | None) -> tuple[Curve, ...]:
     """c_dec, and s_n^dec for several n.
 
     Args:
         sweep: that is measured.
-        l0: the one of which they are asked; None where there is none, and only what the curves say
-            alone is wanted.
+        l0: that the curves are to bear out; None to read them alone.
     """
     reached = sweep.table["l0"].to_numpy(float)
     relative = reached / (math.nan if l0 is None else l0)

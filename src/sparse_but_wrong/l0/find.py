@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sparse_but_wrong.l0.directions import Directions
+from sparse_but_wrong.l0.dictionaries import Directions
 from sparse_but_wrong.l0.options import SCALED, FindOptions as FindOptions, config_class
 from sparse_but_wrong.l0.recommend import L0Recommendation, recommend_l0
 from sparse_but_wrong.l0.refine import most_worth
@@ -20,7 +20,7 @@ from sparse_but_wrong.l0.source import Activations, draw_batch, draw_samples, op
 from sparse_but_wrong.l0.sweep import (
     MEASURED_SAMPLES,
     Count,
-    Sweep,
+    EvaluatedSweep,
     count_from,
     measure_saes,
     too_wide,
@@ -185,7 +185,7 @@ class _Trained:
     ids: list[str]
     groups: list[str]
     targets: list[float]
-    """The L0 asked of each."""
+    """The target L0 of each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -276,8 +276,8 @@ class _Search:
             return 1.0
         return math.sqrt(self.d_in) / self.held_out.norm(dim=1).mean().item()
 
-    def sweep(self, trained: Sequence[_Trained], counts: tuple[Count, ...]) -> Sweep:
-        sweep = Sweep(*self._measure(trained[0]), counts, len(self.held_out))
+    def sweep(self, trained: Sequence[_Trained], counts: tuple[Count, ...]) -> EvaluatedSweep:
+        sweep = EvaluatedSweep(*self._measure(trained[0]), counts, len(self.held_out))
         for part in trained[1:]:
             sweep = sweep.with_rows(*self._measure(part))
         return sweep
@@ -386,7 +386,7 @@ def _nearest(found: L0Recommendation, started: _Trained) -> L0Recommendation | N
     if not inside:
         return None
     wanted = found.l0
-    # Where L0 sticks many are as near; of those, the one of which it was asked.
+    # Where L0 sticks many are as near; of those, the one that had it as its target.
     best = min(
         inside,
         key=lambda place: (

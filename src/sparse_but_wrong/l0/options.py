@@ -1,4 +1,4 @@
-"""What a search for an L0 may be told, validated once when made."""
+"""Options of a search for an L0, checked once when made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many directions are present in a sample, counted in their codes.
+"""Counting: how many directions are present in a sample, by their codes, and its control.
 
 Axes: B samples, D d_in, A directions.
 """
@@ -7,16 +7,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparse_but_wrong.l0.codes import sparse_codes
-
-if TYPE_CHECKING:
-    from sparse_but_wrong.l0.directions import Directions
+from sparse_but_wrong.l0.dictionaries import Directions
 
 _ITERATIONS = 120
 _CHUNK = 8192
@@ -47,7 +43,7 @@ class Presence:
     """Where present and absent part, in units of a direction's level."""
 
     residual: float
-    """Share of the variance that the codes leave over."""
+    """Share of the variance that the codes leave unexplained."""
 
     cost: float
     """½·residual + penalty·Σ|codes|, per unit of variance: what the lasso minimises."""
@@ -64,8 +60,8 @@ class Presence:
 
     @property
     def score(self) -> float:
-        """What is wrong with the directions; 0 where codes split into present and absent without
-        a rest and express everything."""
+        """What is wrong with the directions: 0 where codes split clearly into present and absent
+        and express everything."""
         return self.ambiguity + self.residual
 
 
@@ -80,14 +76,8 @@ def measure_presence(directions: Directions, activations: Float[Tensor, "B D"]) 
     0 is assumed of what lies below it, which matters where magnitudes are wide.
     """
     n_samples = activations.shape[0]
-    rows, bias = directions.rows, directions.bias
-    codes = torch.cat(
-        [
-            sparse_codes(chunk - bias, rows, directions.penalty, _ITERATIONS)
-            for chunk in activations.split(_CHUNK)
-        ]
-    )
-    residual = (activations - bias - codes @ rows).square().sum().item()
+    codes = torch.cat([directions.codes(chunk, _ITERATIONS) for chunk in activations.split(_CHUNK)])
+    residual = (activations - directions.bias - codes @ directions.rows).square().sum().item()
     variance = activations.var(dim=0, correction=0).sum().item() * n_samples
     levels = levels_of(codes)
     cost = (0.5 * residual + directions.penalty * codes.sum().item()) / variance
@@ -111,7 +101,7 @@ def measure_presence(directions: Directions, activations: Float[Tensor, "B D"]) 
         residual=residual / variance,
         cost=cost,
         histogram=density,
-        n_directions=len(rows),
+        n_directions=len(directions.rows),
     )
 
 
@@ -136,3 +126,24 @@ def _smoothed(values: Tensor) -> Tensor:
     weights = torch.tensor([1.0, 2.0, 3.0, 2.0, 1.0], dtype=values.dtype)
     padded = torch.nn.functional.pad(values[None, None], (2, 2), mode="replicate")
     return torch.nn.functional.conv1d(padded, (weights / weights.sum())[None, None])[0, 0]
+
+
+def featureless(samples: Float[Tensor, "B D"], seed: int) -> Float[Tensor, "B D"]:
+    """As many Gaussian samples of the same mean and covariance."""
+    mean = samples.mean(0)
+    centred = (samples - mean).double()
+    variances, axes = torch.linalg.eigh(centred.T @ centred / len(samples))
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(centred.shape, generator=generator, dtype=torch.float64)
+    return mean + (drawn * variances.clamp_min(0).sqrt() @ axes.T).to(samples.dtype)
+
+
+@torch.no_grad()
+def cost_on_noise(directions: Directions, samples: Float[Tensor, "B D"], seed: int) -> float:
+    """`Presence.cost` of directions on `featureless` samples in place of the samples.
+
+    Whatever the samples are, directions can be learned that express them: of noise in a few
+    dimensions, some that are nearly all present in nearly every sample. Those cost as much on other
+    noise. Directions of features cost far more, because noise does not keep to their cones.
+    """
+    return measure_presence(directions, featureless(samples, seed)).cost

@@ -18,7 +18,7 @@ from sparse_but_wrong.l0.curves import (
     useful_n as useful_n,
     words_of_curves_alone,
 )
-from sparse_but_wrong.l0.sweep import Count, Sweep, most_directions
+from sparse_but_wrong.l0.sweep import Count, EvaluatedSweep, most_directions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,7 +86,7 @@ class L0Recommendation:
     curves: tuple[Curve, ...]
     """c_dec, and s_n for several n; of `counted`, if anything was counted."""
 
-    sweep: Sweep
+    sweep: EvaluatedSweep
     """The evidence."""
 
     sae: sae_lens.TrainingSAE[Any] | None = None
@@ -128,12 +128,12 @@ def _list(lines: tuple[str, ...]) -> str:
     return "<ul>" + "".join(f"<li>{escape(line)}</li>" for line in lines) + "</ul>"
 
 
-def recommend_l0(sweep: Sweep) -> L0Recommendation:
+def recommend_l0(sweep: EvaluatedSweep) -> L0Recommendation:
     """Judge a measured sweep.
 
     The L0 is what was counted along the directions learned from the most promising decoders. It is
     recommended if present and absent directions part clearly, the directions leave little of the
-    activations over and fit noise of the same mean and covariance far worse, clear counts from
+    variance unexplained and fit noise of the same mean and covariance far worse, clear counts from
     different SAEs agree, the SAEs are wide enough for the directions that there are, and the sweep
     has SAEs clearly below that L0, near it and above.
 
@@ -143,7 +143,8 @@ def recommend_l0(sweep: Sweep) -> L0Recommendation:
     or nest let curves fall at the right L0. Alone they recommend nothing: what they say where
     directions were not counted is among the reasons.
 
-    How well the SAEs reconstruct is not used; how much the learned directions leave over is.
+    The SAEs' reconstruction error is not used, only the variance that the learned directions leave
+    unexplained.
 
     Args:
         sweep: of `measure_sweep`, or the evidence of a recommendation.
@@ -177,7 +178,7 @@ def recommend_l0(sweep: Sweep) -> L0Recommendation:
     return L0Recommendation(l0, interval, reasons, (), l0, curves, sweep)
 
 
-def _without_a_count(sweep: Sweep) -> L0Recommendation:
+def _without_a_count(sweep: EvaluatedSweep) -> L0Recommendation:
     if sweep.not_counted:
         why = (
             f"nothing was counted: {sweep.not_counted}. Raise count_up_to to have it done all the "
@@ -217,14 +218,16 @@ def _compared(counts: list[Count]) -> list[Count]:
     return [count for count in counts if count.presence.score <= limit]
 
 
-def _doubts_of_counts(sweep: Sweep, best: Count, close: list[Count], spread: float) -> list[str]:
+def _doubts_of_counts(
+    sweep: EvaluatedSweep, best: Count, close: list[Count], spread: float
+) -> list[str]:
     presence = best.presence
     doubts = []
     if best.noise_cost < SMALLEST_NOISE_COST:
         doubts.append(
             "there is no sign of features: on Gaussian noise of the same mean and covariance the "
             f"learned directions cost {best.noise_cost:.2f} times as much as on the activations, "
-            f"and at least {SMALLEST_NOISE_COST:g} times is asked for."
+            f"and at least {SMALLEST_NOISE_COST:g} times is required."
         )
     if presence.n_directions > WIDTH_TOLERANCE * sweep.d_sae + 1:
         n = presence.n_directions
@@ -248,8 +251,8 @@ def _doubts_of_counts(sweep: Sweep, best: Count, close: list[Count], spread: flo
         )
     if presence.residual > LARGEST_SCORE:
         doubts.append(
-            f"the learned directions leave {presence.residual:.0%} of the variance over (at most "
-            f"{LARGEST_SCORE:.0%} may be). Train wider SAEs, or for longer."
+            f"the learned directions leave {presence.residual:.0%} of the variance unexplained "
+            f"(at most {LARGEST_SCORE:.0%} may be). Train wider SAEs, or for longer."
         )
     if spread > LARGEST_SPREAD:
         lowest, highest = (pick(count.presence.l0 for count in close) for pick in (min, max))
@@ -266,10 +269,10 @@ def _doubts_of_sweep(table: pd.DataFrame, l0: float, d_sae: int) -> list[str]:
     relative = reached / l0
     doubts = []
     if not ((relative >= BELOW[0]) & (relative < 1 - NEAR)).any() and not _sticks(table, l0):
-        mend = "train some there" if (relative < BELOW[0]).any() else "extend it to lower L0"
+        fix = "train some there" if (relative < BELOW[0]).any() else "extend it to lower L0"
         doubts.append(
             f"the sweep has no SAE clearly below the {l0:.2f} that were counted, with an L0 of "
-            f"{BELOW[0] * l0:.3g} to {(1 - NEAR) * l0:.3g}; {mend}."
+            f"{BELOW[0] * l0:.3g} to {(1 - NEAR) * l0:.3g}; {fix}."
         )
     off = np.abs(reached - l0)
     # Half a latent off is as near as a whole k comes.
@@ -295,11 +298,9 @@ def _doubts_of_sweep(table: pd.DataFrame, l0: float, d_sae: int) -> list[str]:
 
 
 def _sticks(table: pd.DataFrame, l0: float) -> bool:
-    """Whether SAEs stay at an L0 though what sets it asks for less.
+    """Whether SAEs stay at an L0 though their target or coefficient calls for less.
 
-    JumpReLU SAEs do at the true L0, so that a sweep may have none below it. The table says what was
-    asked of an SAE (`target_l0`) or what its coefficient was (`coefficient`), if it was not a k;
-    where it says neither, nothing sticks: SAEs of one k have one L0 in any case.
+    JumpReLU SAEs do at the true L0, so that a sweep may have none below it. SAEs with a k do not.
     """
     here = np.abs(table["l0"].to_numpy(float) / l0 - 1) < NEAR
     for column in ("target_l0", "coefficient"):
@@ -341,7 +342,7 @@ def _doubts_of_curves(curves: tuple[Curve, ...], score: float) -> list[str]:
 
 
 def _reasons(
-    sweep: Sweep, best: Count, close: list[Count], spread: float, curves: tuple[Curve, ...]
+    sweep: EvaluatedSweep, best: Count, close: list[Count], spread: float, curves: tuple[Curve, ...]
 ) -> tuple[str, ...]:
     presence = best.presence
     reasons = [
@@ -350,8 +351,8 @@ def _reasons(
         f"{sweep.n_samples:,} samples.",
         f"Present and absent part at {presence.cut:.2f} of a direction's usual magnitude; "
         f"{presence.ambiguity:.1%} of the count lies where nothing tells them apart, and the "
-        f"directions leave {presence.residual:.1%} of the variance over. On noise of the same mean "
-        f"and covariance they cost {best.noise_cost:.1f} times as much.",
+        f"directions leave {presence.residual:.1%} of the variance unexplained. On noise of the "
+        f"same mean and covariance they cost {best.noise_cost:.1f} times as much.",
     ]
     n_groups = len({count.group for count in close})
     said = (
@@ -369,12 +370,15 @@ def _reasons(
     projections = [curve for curve in curves if curve.metric != "c_dec"]
     verdicts = [curve.verdict for curve in projections]
     if not projections:
-        reasons.append("No n lies well above this L0 and below half the latents, so s_n is mute.")
+        reasons.append(
+            "No n lies well above this L0 and below half the latents, so s_n cannot be evaluated "
+            "here."
+        )
     elif verdicts.count("unknown") == len(verdicts):
         reasons.append(
-            "SAEs of which a lower L0 was asked stay at this one, and the curves are mute below it."
+            "SAEs with a lower target L0 stay at this one, so the curves say nothing below it."
             if _sticks(sweep.table, presence.l0)
-            else "No SAE lies clearly below this L0, or none near it: the curves are mute."
+            else "No SAE lies clearly below this L0, or none near it, so the curves say nothing."
         )
     else:
         reasons.append(

@@ -12,10 +12,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparse_but_wrong.l0.codes import sparse_codes
 from sparse_but_wrong.l0.corrections import drop_constants, keep_one_side, turn_round, unmix
-from sparse_but_wrong.l0.directions import LEARNING_ITERATIONS, Directions
-from sparse_but_wrong.l0.learner import Learner, draw_residuals
+from sparse_but_wrong.l0.dictionaries import (
+    LEARNING_ITERATIONS,
+    Directions,
+    Learner,
+    draw_residuals,
+)
 from sparse_but_wrong.l0.presence import Presence, measure_presence
 
 _ANNEALING = (1.0, 0.75, 0.5, 0.25, 0.0)
@@ -41,35 +44,28 @@ def refine_directions(
 ) -> tuple[Directions, Presence]:
     """Learn the directions that activations are made of, and how many.
 
-    Each cycle has two halves. Online dictionary learning with non-negative codes, the penalty
-    annealed; the bias is learned with it, and directions that stay unused start again on what is
-    left over. Then directions are taken out one after the other, the one first that the others
-    express best, until the residual rises: what is wholly a sum of others goes. On the way the set
-    is kept whose codes split most clearly into present and absent (`Presence.score`). Last,
-    directions are set apart that hold a share of one another (`unmix`), one of two goes that are
-    each other's reverse (`keep_one_side`), those that show a feature from the other side (on where
-    the feature is not) are turned round (`turn_round`), and what is in all samples goes into the
-    bias (`drop_constants`).
+    Each cycle has two halves: online dictionary learning with an annealed penalty, in which unused
+    directions start again on residuals; then directions are taken out one after the other, the one
+    first that the others express best, until the residual rises. On the way the set is kept whose
+    codes split most clearly into present and absent (`Presence.score`). Last come the corrections
+    (`corrections.py`).
 
     Args:
         start: often `decoder_directions` of an SAE.
         batches: to learn from; read again in every cycle.
-        held_out: not among the batches, to count on. Which of the sets met on the way is kept, and
-            how it is mended, is decided on the same samples: with few of them, some hundreds, the
-            score comes out too good for it.
+        held_out: not among the batches, to count on. Sets and corrections are chosen on the same
+            samples: with few of them, some hundreds, the score comes out too good.
         seed: of the choice of samples for new starts.
-        n_extra: directions added to the start, on what it leaves over. They show when there is
-            more to find than the SAE has latents.
-        n_cycles: at most; fewer once nothing is left to improve.
+        n_extra: directions added to the start, on its residuals. They show when there is more to
+            find than the SAE has latents.
+        n_cycles: at most; fewer once nothing improves.
     Returns:
         The directions, and their presence in `held_out`.
-    Source: the learning step is that of Mairal et al. 2009, "Online dictionary learning for sparse
-        coding".
     """
     generator = torch.Generator().manual_seed(seed)
     directions = start
     if n_extra:
-        rows = _left_over(batches[0], start, n_extra, generator)
+        rows = _on_residuals(batches[0], start, n_extra, generator)
         directions = replace(start, rows=torch.cat([start.rows, rows]))
     best: tuple[Directions, Presence] | None = None
     counted_on = held_out[:_PRUNE_SAMPLES]
@@ -147,7 +143,7 @@ def _better(
 def _worth(directions: Directions, samples: Tensor) -> Float[Tensor, " A"]:
     """The energy that each direction carries and the others cannot express."""
     rows = directions.rows
-    codes = sparse_codes(samples - directions.bias, rows, directions.penalty, 80)
+    codes = directions.codes(samples, 80)
     gram = rows @ rows.T
     step = 1 / (1.01 * float(torch.linalg.eigvalsh(gram)[-1]))
     # Each row by all others: the same descent with the diagonal held at 0.
@@ -159,12 +155,12 @@ def _worth(directions: Directions, samples: Tensor) -> Float[Tensor, " A"]:
     return codes.square().mean(0) * own
 
 
-def _left_over(
+def _on_residuals(
     batch: Tensor, directions: Directions, count: int, generator: torch.Generator
 ) -> Float[Tensor, "count D"]:
-    centred = batch - directions.bias
-    codes = sparse_codes(centred, directions.rows, directions.penalty, LEARNING_ITERATIONS)
-    return draw_residuals(centred - codes @ directions.rows, count, generator)
+    codes = directions.codes(batch, LEARNING_ITERATIONS)
+    residual = batch - directions.bias - codes @ directions.rows
+    return draw_residuals(residual, count, generator)
 
 
 @torch.no_grad()

@@ -11,9 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparse_but_wrong.l0.directions import Directions, decoder_directions
-from sparse_but_wrong.l0.noise import cost_on_noise
-from sparse_but_wrong.l0.presence import Presence, measure_presence
+from sparse_but_wrong.l0.dictionaries import Directions, decoder_directions
+from sparse_but_wrong.l0.presence import Presence, cost_on_noise, measure_presence
 from sparse_but_wrong.l0.refine import refine_directions
 from sparse_but_wrong.l0.source import draw_batch, draw_samples
 from sparse_but_wrong.metrics.evaluate import evaluate
@@ -42,7 +41,7 @@ class Count:
 
 
 @dataclass(frozen=True, eq=False)
-class Sweep:
+class EvaluatedSweep:
     """SAEs of one width, measured on the same activations."""
 
     table: pd.DataFrame
@@ -70,7 +69,7 @@ class Sweep:
         """The table with s_n^dec as columns `s_0` … `s_{d_sae − 1}`, as it is written to a file."""
         return self.table.join(self.projections.add_prefix("s_"))
 
-    def with_rows(self, table: pd.DataFrame, projections: pd.DataFrame) -> Sweep:
+    def with_rows(self, table: pd.DataFrame, projections: pd.DataFrame) -> EvaluatedSweep:
         """With more SAEs."""
         import pandas as pd
 
@@ -107,7 +106,7 @@ def measure_sweep(
     evaluation_samples: int = EVALUATION_SAMPLES,
     learning_batches: int = 200,
     count_up_to: int = COUNT_UP_TO,
-) -> Sweep:
+) -> EvaluatedSweep:
     """Measure SAEs that were trained elsewhere, for `recommend_l0`.
 
     Args:
@@ -145,11 +144,13 @@ def measure_sweep(
     check_activations(held_out, d_in)
     if d_sae > count_up_to:
         measured = measure_saes(saes, held_out, names, own)
-        return Sweep(*measured, (), len(held_out), not_counted=too_wide(d_sae, count_up_to))
+        return EvaluatedSweep(
+            *measured, (), len(held_out), not_counted=too_wide(d_sae, count_up_to)
+        )
     batches = [draw_batch(source, d_in) for _ in range(learning_batches)]
     measured = measure_saes(saes, held_out[:MEASURED_SAMPLES], names, own)
     counts = count_from(saes, names, own, batches, held_out, seed=seed)
-    return Sweep(*measured, counts, len(held_out))
+    return EvaluatedSweep(*measured, counts, len(held_out))
 
 
 def _coefficient(sae: sae_lens.SAE[Any]) -> float:
@@ -174,7 +175,7 @@ def measure_saes(
     ids: Sequence[str],
     groups: Sequence[str],
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The curves of a sweep: `Sweep.table` and `Sweep.projections`.
+    """The curves of a sweep: `EvaluatedSweep.table` and `EvaluatedSweep.projections`.
 
     Args:
         saes: sae_lens SAEs of one d_in.
