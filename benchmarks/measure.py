@@ -24,7 +24,6 @@ from sparse_but_wrong.runs.make import make_saes
 from sparse_but_wrong.runs.spec import SAESpec
 from sparse_but_wrong.training.loop import Training
 from sparse_but_wrong.training.options import TrainOptions
-from sparse_but_wrong.training.stack_member import StackMember
 
 ALONE = "(a) sae_lens, one by one"
 BESIDE = "(b) MultiSAETrainer"
@@ -205,7 +204,7 @@ def _is_stacked(group: Group, world: BenchWorld) -> bool:
     saes = make_saes(specs, world.d_in, seed=0, device=world.device)
     with _quietly():
         training = Training(saes, world.fast, TrainOptions(progress=False))
-    return all(isinstance(member, StackMember) for member in training.members)
+    return "sae_lens" not in training.steps
 
 
 def _train(candidate: _Candidate, world: BenchWorld, n_steps: int) -> tuple[float, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import runpy
 import subprocess
 import sys
@@ -108,11 +109,47 @@ def test_one_file_touches_sae_lens_internals() -> None:
     assert users == {"sae_lens_compat.py"}
 
 
+INTERNALS = {
+    "sae_lens.config": {"LoggingConfig", "SAETrainerConfig"},
+    "sae_lens.constants": {"ACTIVATION_WHITENING_FILENAME"},
+    "sae_lens.load_model": {"HookedProxyLM", "load_model"},
+    "sae_lens.loading.pretrained_sae_loaders": {
+        "get_conversion_loader_name",
+        "get_gemma_2_config_from_hf",
+        "sae_lens_huggingface_loader",
+    },
+    "sae_lens.loading.pretrained_saes_directory": {
+        "PretrainedSAELookup",
+        "get_pretrained_saes_directory",
+    },
+    "sae_lens.registry": {"SAE_CLASS_REGISTRY", "SAE_TRAINING_CLASS_REGISTRY"},
+    "sae_lens.saes.sae": {"SAEMetadata", "TrainCoefficientConfig", "TrainStepOutput", "mse_loss"},
+    "sae_lens.tokenization_and_batching": {"concat_and_batch_sequences"},
+    "sae_lens.training.optim": {"get_lr_scheduler"},
+    "sae_lens.training.sae_trainer": {"SAETrainer"},
+    "sae_lens.util": {"extract_stop_at_layer_from_tlens_hook_name", "get_special_token_ids"},
+}
+OF_THE_TRAINER = ("step", "get_coefficients", "maybe_reset_sparsity", "dead_neurons")
+
+
 def test_the_sae_lens_internals_we_touch_are_there() -> None:
+    """A new release of sae_lens has to keep these, or `sae_lens_compat` has to follow."""
     from sparse_but_wrong import sae_lens_compat
 
-    for name in sae_lens_compat._HOMES:
+    touched: dict[str, set[str]] = {}
+    for name, home in sae_lens_compat._HOMES.items():
+        touched.setdefault(home, set()).add(name)
         assert getattr(sae_lens_compat, name) is not None
+    for node in ast.walk(ast.parse(Path(sae_lens_compat.__file__).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sae_lens."):
+            touched.setdefault(node.module or "", set()).update(a.name for a in node.names)
+    assert touched == INTERNALS
+    for module, names in INTERNALS.items():
+        for name in names:
+            assert hasattr(importlib.import_module(module), name), f"{module}.{name}"
+    trainer = importlib.import_module("sae_lens.training.sae_trainer").SAETrainer
+    for name in OF_THE_TRAINER:
+        assert hasattr(trainer, name), name
     with pytest.raises(AttributeError, match="nonsense"):
         _ = sae_lens_compat.nonsense
 

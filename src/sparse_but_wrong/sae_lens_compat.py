@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,30 +16,12 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     import sae_lens
-    from sae_lens.constants import ACTIVATION_WHITENING_FILENAME as ACTIVATION_WHITENING_FILENAME
-    from sae_lens.load_model import HookedProxyLM as HookedProxyLM, load_model as load_model
-    from sae_lens.loading.pretrained_sae_loaders import (
-        get_conversion_loader_name as get_conversion_loader_name,
-        get_gemma_2_config_from_hf as get_gemma_2_config_from_hf,
-        sae_lens_huggingface_loader as sae_lens_huggingface_loader,
-    )
+    from sae_lens.load_model import HookedProxyLM as HookedProxyLM
     from sae_lens.loading.pretrained_saes_directory import (
         PretrainedSAELookup as PretrainedSAELookup,
-        get_pretrained_saes_directory as get_pretrained_saes_directory,
     )
-    from sae_lens.registry import (
-        SAE_CLASS_REGISTRY as SAE_CLASS_REGISTRY,
-        SAE_TRAINING_CLASS_REGISTRY as SAE_TRAINING_CLASS_REGISTRY,
-    )
-    from sae_lens.saes.sae import SAEMetadata as SAEMetadata, TrainStepOutput
-    from sae_lens.tokenization_and_batching import (
-        concat_and_batch_sequences as concat_and_batch_sequences,
-    )
+    from sae_lens.saes.sae import TrainStepOutput
     from sae_lens.training.sae_trainer import SAETrainer
-    from sae_lens.util import (
-        extract_stop_at_layer_from_tlens_hook_name as extract_stop_at_layer_from_tlens_hook_name,
-        get_special_token_ids as get_special_token_ids,
-    )
 
 
 _HOMES = {
@@ -126,11 +108,13 @@ def in_words(sae: sae_lens.TrainingSAE[Any]) -> str:
     if hasattr(sae.cfg, "k"):
         said.append(f"k = {sae.cfg.k:g}")
     else:
-        said += [f"{name}_coefficient = {knob(sae, name)[0]:g}" for name in sae.get_coefficients()]
+        said += [
+            f"{name}_coefficient = {sparsity(sae, name)[0]:g}" for name in sae.get_coefficients()
+        ]
     return ", ".join(said)
 
 
-def knob(sae: sae_lens.TrainingSAE[Any], name: str) -> tuple[float, float]:
+def sparsity(sae: sae_lens.TrainingSAE[Any], name: str) -> tuple[float, float]:
     """What sets an SAE's sparsity, by sae_lens' name of it: (final value, warm-up steps)."""
     from sae_lens.saes.sae import TrainCoefficientConfig
 
@@ -142,7 +126,7 @@ def knob(sae: sae_lens.TrainingSAE[Any], name: str) -> tuple[float, float]:
     return float(value), 0.0
 
 
-def set_knob(sae: sae_lens.TrainingSAE[Any], name: str, value: float) -> None:
+def set_sparsity(sae: sae_lens.TrainingSAE[Any], name: str, value: float) -> None:
     """Write into an SAE what sets its sparsity now, by sae_lens' name of it.
 
     A TopK SAE keeps a whole number of latents, so a fractional k is rounded down there. Where the
@@ -158,28 +142,20 @@ def set_knob(sae: sae_lens.TrainingSAE[Any], name: str, value: float) -> None:
         setattr(sae.cfg, f"{name}_coefficient", value)
 
 
-def _lr_end(options: Any) -> float:
-    """Where annealing ends; sae_lens' runners take a tenth where nothing is said."""
-    return options.lr / 10 if options.lr_end is None else options.lr_end
-
-
 class LearningRates:
-    """The learning rate of every step, read off sae_lens' own schedulers as far as needed."""
+    """The learning rate of every step, read off sae_lens' own schedulers as far as needed.
 
-    def __init__(self, options: Any) -> None:
+    Args:
+        scheduler: sae_lens' name of it.
+        lr: after warm-up and before decay.
+        settings: the other arguments of sae_lens' ``get_lr_scheduler``.
+    """
+
+    def __init__(self, scheduler: str, lr: float, **settings: Any) -> None:
         from sae_lens.training.optim import get_lr_scheduler
 
-        self._optimizer = torch.optim.SGD([torch.zeros((), requires_grad=True)], lr=options.lr)
-        self._scheduler = get_lr_scheduler(
-            options.lr_scheduler_name,
-            optimizer=self._optimizer,
-            training_steps=options.total_training_steps,
-            lr=options.lr,
-            warm_up_steps=options.lr_warm_up_steps,
-            decay_steps=options.lr_decay_steps,
-            lr_end=_lr_end(options),
-            num_cycles=options.n_restart_cycles,
-        )
+        self._optimizer = torch.optim.SGD([torch.zeros((), requires_grad=True)], lr=lr)
+        self._scheduler = get_lr_scheduler(scheduler, optimizer=self._optimizer, lr=lr, **settings)
         self._rates: list[float] = [self._current()]
 
     def _current(self) -> float:
@@ -196,30 +172,19 @@ class LearningRates:
 
 
 def make_trainer(
-    sae: sae_lens.TrainingSAE[Any], options: Any, data_provider: Iterator[Tensor]
+    sae: sae_lens.TrainingSAE[Any], settings: Mapping[str, Any]
 ) -> SAETrainer[Any, Any]:
-    """sae_lens' own trainer for one SAE, set up with the same options as the engine."""
+    """sae_lens' own trainer for one SAE, to be stepped from outside.
+
+    Args:
+        settings: fields of sae_lens' ``SAETrainerConfig``, device and logger aside.
+    """
     from sae_lens.config import LoggingConfig, SAETrainerConfig
     from sae_lens.training.sae_trainer import SAETrainer
 
-    config = SAETrainerConfig(
-        total_training_samples=options.total_training_samples,
-        train_batch_size_samples=options.train_batch_size_samples,
-        lr=options.lr,
-        lr_end=_lr_end(options),
-        lr_scheduler_name=options.lr_scheduler_name,
-        lr_warm_up_steps=options.lr_warm_up_steps,
-        lr_decay_steps=options.lr_decay_steps,
-        n_restart_cycles=options.n_restart_cycles,
-        adam_beta1=options.adam_beta1,
-        adam_beta2=options.adam_beta2,
-        device=str(sae.W_dec.device),
-        dead_feature_window=options.dead_feature_window,
-        feature_sampling_window=options.feature_sampling_window,
-        logger=LoggingConfig(log_to_wandb=False),
-        n_batches_for_norm_estimate=options.n_batches_for_norm_estimate,
-    )
-    return SAETrainer(config, sae, data_provider)
+    logger = LoggingConfig(log_to_wandb=False)
+    config = SAETrainerConfig(**settings, device=str(sae.W_dec.device), logger=logger)
+    return SAETrainer(config, sae, iter(()))
 
 
 def record_training(sae: sae_lens.TrainingSAE[Any], l0: float | None, n_dead: int | None) -> None:
@@ -299,7 +264,7 @@ def set_scaling_factor(trainer: SAETrainer[Any, Any], factor: float) -> None:
     trainer.activation_scaler.scaling_factor = factor
 
 
-def step_figures(
+def step_metrics(
     trainer: SAETrainer[Any, Any], output: TrainStepOutput, coefficients: dict[str, float]
 ) -> dict[str, float]:
     """What the training log keeps of a step that sae_lens' trainer has taken.
@@ -307,20 +272,20 @@ def step_figures(
     Args:
         coefficients: those the step was taken with.
     Returns:
-        the figures by name. The gradient's norm is missing: the trainer does not give it away.
+        The metrics by name, without the gradient's norm, which the trainer does not report.
     """
     l0 = output.feature_acts.bool().float().sum(-1).to_dense().mean()
-    figures = {
+    metrics = {
         "loss": float(output.loss.detach()),
         **{name: float(value.detach()) for name, value in output.losses.items()},
         "l0": float(l0),
         "dead_latents": float(trainer.dead_neurons.sum()),
     }
     if len(coefficients) == 1:
-        figures["coefficient"] = next(iter(coefficients.values()))
+        metrics["coefficient"] = next(iter(coefficients.values()))
     elif hasattr(trainer.sae.cfg, "k"):
-        figures["k"] = float(getattr(trainer.sae.activation_fn, "k", trainer.sae.cfg.k))
-    return figures
+        metrics["k"] = float(getattr(trainer.sae.activation_fn, "k", trainer.sae.cfg.k))
+    return metrics
 
 
 def complete(trainer: SAETrainer[Any, Any], sae: sae_lens.TrainingSAE[Any]) -> None:

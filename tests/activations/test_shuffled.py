@@ -25,10 +25,10 @@ from sparse_but_wrong.activations.stored import (
     StoredActivations,
     open_activations,
 )
+from sparse_but_wrong.training.batches import ResumableSource
 from sparse_but_wrong.training.loop import train_saes
 from sparse_but_wrong.training.make import make_saes
 from sparse_but_wrong.training.options import TrainOptions
-from sparse_but_wrong.training.source import ResumableSource
 from tests.activations.test_stored import Recorder
 
 N, D_IN = 1_000, 3

@@ -30,9 +30,9 @@ from sparse_but_wrong.report.write import write_report
 from sparse_but_wrong.runs.checkpoint import Checkpoint
 from sparse_but_wrong.runs.folder import RunFolder
 from sparse_but_wrong.runs.spec import ONLY_WORLD, ExperimentSpec
+from sparse_but_wrong.training import compiled_step
 from sparse_but_wrong.training.controls import KTransition
 from sparse_but_wrong.training.loop import Training
-from sparse_but_wrong.training.native import bindings
 from sparse_but_wrong.worlds.world import ToyWorld
 from tests.experiments import tiny
 from tests.experiments.tiny import SETTINGS, TINY, finished, resumed, started
@@ -81,7 +81,7 @@ def test_what_a_run_leaves_behind(whole: Run) -> None:
     assert manifest["provenance"]["versions"]["sae-lens"] == sae_lens.__version__
     timings = manifest["timings"]
     assert min(timings[f"{what}_seconds"] for what in ("training", "evaluation", "figures")) > 0
-    step = "pytorch" if bindings.kernels() is None else "compiled"
+    step = "pytorch" if compiled_step.kernels() is None else "compiled"
     assert manifest["steps"] == {sae.sae_id: step for sae in TINY.saes}
     assert manifest["verdict"] == json.loads(json.dumps(whole.verdict.to_dict()))
     assert manifest["tables"] == {"widths": "How wide the SAEs are."}

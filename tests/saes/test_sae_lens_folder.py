@@ -73,7 +73,7 @@ def trained(config: Any, steps: int = 6) -> Any:
     )
     torch.manual_seed(0)
     sae = training_class(config)(config)
-    trainer = make_trainer(sae, options, batches())
+    trainer = make_trainer(sae, options.trainer_settings())
     if config.normalize_activations == "expected_average_only_in":
         trainer.activation_scaler.estimate_scaling_factor(D_IN, batches(), 20)
     if config.normalize_activations == "covariance_whitening":

@@ -1,23 +1,26 @@
-"""What holds of the engine holds with every set of kernels it may find on a machine."""
+"""What holds of the engine holds with the compiled step and with PyTorch's."""
 
 from __future__ import annotations
 
 import pytest
 
-from sparse_but_wrong.training import products
-from sparse_but_wrong.training.native import bindings
+from sparse_but_wrong.training import compiled_step, torch_step
+from sparse_but_wrong.training.architectures import selection
 
 
-@pytest.fixture(params=["compiled", "oneDNN", "bmm"])
-def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The kernels that a test runs with: those a fast machine has, and those every machine has."""
-    if request.param == "compiled":
-        if bindings.kernels() is None:
-            pytest.skip("this machine has no C++ compiler, so there is nothing compiled")
-        return request.param
-    monkeypatch.setattr(bindings, "kernels", lambda: None)
-    if request.param == "bmm":
-        monkeypatch.setattr(products, "_linear", None)
-    elif products._linear is None:
-        pytest.skip("this PyTorch has no oneDNN linear operator, so there is only one set")
+@pytest.fixture(params=["compiled", "pytorch"])
+def step(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What takes the steps of SAEs that both can step."""
+    if request.param == "pytorch":
+        monkeypatch.setattr(compiled_step, "kernels", lambda: None)
+    elif compiled_step.kernels() is None:
+        pytest.skip("this machine has no C++ compiler, so there is nothing compiled")
     return request.param
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole stack as one chunk, its steps replayed, and no look at any value, on the CPU."""
+    monkeypatch.setattr(compiled_step, "kernels", lambda: None)
+    monkeypatch.setattr(torch_step, "is_gpu", lambda _: True)
+    monkeypatch.setattr(selection, "may_look", lambda _: False)

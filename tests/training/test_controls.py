@@ -16,7 +16,8 @@ from sae_lens import (
 
 from sparse_but_wrong.training.controls import Control, KTransition, TargetL0
 from sparse_but_wrong.training.loop import train_saes
-from tests.training import oracle, topk_family
+from tests.training import oracle
+from tests.training.saes import TOPK, make_sae
 
 N_STEPS = 120
 
@@ -32,7 +33,7 @@ def k_at(step: int, transition: KTransition, final: float) -> float:
     [
         ("batchtopk", KTransition(initial_k=7.5, start_step=20, duration_steps=60), 2.2),
         ("batchtopk", KTransition(initial_k=1.0, start_step=0, duration_steps=N_STEPS - 1), 4),
-        ("matryoshka", KTransition(initial_k=8.0, start_step=10, duration_steps=33), 2.6),
+        ("matryoshka_batchtopk", KTransition(initial_k=8.0, start_step=10, duration_steps=33), 2.6),
         # A whole k at every step, because sae_lens' TopK knows no other.
         ("topk", KTransition(initial_k=8.0, start_step=50, duration_steps=5), 3),
     ],
@@ -49,8 +50,8 @@ def test_an_sae_ends_where_sae_lens_would_bring_it_with_k_set_before_every_step(
 
     run = oracle.options_for(N_STEPS, dead_feature_window=10, log_every=1)
     batches = oracle.recorded_batches(N_STEPS)
-    still = topk_family.make_sae(name, seed=1, k=4)
-    moving = topk_family.make_sae(name, seed=0, k=final)
+    still = make_sae(name, seed=1, k=4)
+    moving = make_sae(name, seed=0, k=final)
     expected = oracle.train_with_sae_lens(moving, batches, run, before_batch=set_k)
     still_expected = oracle.train_with_sae_lens(still, batches, run)
 
@@ -71,7 +72,7 @@ def test_an_sae_ends_where_sae_lens_would_bring_it_with_k_set_before_every_step(
 
 def test_topk_keeps_every_k_between_over_the_batch() -> None:
     transition = KTransition(initial_k=6.0, start_step=0, duration_steps=40)
-    sae = topk_family.make_sae("topk", k=2)
+    sae = make_sae("topk", k=2)
     with torch.no_grad():
         sae.b_enc.fill_(50.0)  # everything is positive, so L0 is what k lets it be
         sae.W_dec.mul_(1e-3)
@@ -127,7 +128,7 @@ MOVE = KTransition(initial_k=6.0, start_step=5, duration_steps=10)
             r"saes\[1\], a BatchTopKTrainingSAE, has a k and no coefficient .* as its k",
         ),
         (
-            ["topk", "matryoshka"],
+            ["topk", "matryoshka_batchtopk"],
             [KTransition(6.0, 5, 14), KTransition(6.0, 5, 15)],
             r"saes\[1\], a Matryoshka.*its k at step 20, but the last step of the run is 19; shor",
         ),
@@ -141,7 +142,7 @@ MOVE = KTransition(initial_k=6.0, start_step=5, duration_steps=10)
 def test_a_control_that_cannot_do_its_work_is_refused(
     saes: list[Any], controls: list[Control | None], message: str
 ) -> None:
-    made = [topk_family.make_sae(s) if isinstance(s, str) else s() for s in saes]
+    made = [make_sae(s) if isinstance(s, str) else s() for s in saes]
     with pytest.raises(ValueError, match=message):
         train_saes(made, iter([]), oracle.options_for(20), controls)
 
@@ -150,14 +151,14 @@ def test_a_run_whose_last_batch_is_not_full_has_that_step_too() -> None:
     options = oracle.options_for(20, total_training_samples=19 * oracle.BATCH + 1)
     batches = oracle.recorded_batches(20)
     transition = KTransition(6.0, 5, 14)
-    train_saes([topk_family.make_sae("topk")], iter(batches), options, [transition])
+    train_saes([make_sae("topk")], iter(batches), options, [transition])
 
 
 def test_something_that_is_no_control_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     # While tests run, the annotation alone would refuse it.
     monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
     with pytest.raises(TypeError, match=r"controls\[0\] is a dict; .*saes\[0\] must be a KTrans"):
-        train_saes([topk_family.make_sae("topk")], iter([]), oracle.options_for(20), [{}])  # type: ignore[list-item]
+        train_saes([make_sae("topk")], iter([]), oracle.options_for(20), [{}])  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize(
@@ -170,13 +171,13 @@ def test_something_that_is_no_control_is_refused(monkeypatch: pytest.MonkeyPatch
         ("batchtopk", 0.001, r"k = 0.001 of 9"),
         ("batchtopk", 9.1, r"saes\[0\], a BatchTopKTrainingSAE, is to keep k = 9.1 of 9 latents"),
         ("batchtopk", math.nan, r"k = nan of 9"),
-        ("matryoshka", 12.0, r"saes\[0\], a Matryoshka.*k = 12 of 9"),
+        ("matryoshka_batchtopk", 12.0, r"saes\[0\], a Matryoshka.*k = 12 of 9"),
     ],
 )
 def test_a_k_that_cannot_be_kept_is_refused_before_training(
     name: str, k: float, message: str
 ) -> None:
-    sae = topk_family.make_sae(name)
+    sae = make_sae(name)
     sae.cfg.k = sae.activation_fn.k = k  # type: ignore[assignment, union-attr]
     with pytest.raises(ValueError, match=message):
         train_saes([sae], iter([]), oracle.options_for(3))
@@ -184,13 +185,13 @@ def test_a_k_that_cannot_be_kept_is_refused_before_training(
 
 def test_two_different_ks_in_one_sae_are_refused() -> None:
     """sae_lens would train with the one and write down the other."""
-    sae = topk_family.make_sae("batchtopk")
+    sae = make_sae("batchtopk")
     sae.cfg.k = 5
     with pytest.raises(ValueError, match=r"saes\[0\].* cfg.k 5 but an activation_fn that keeps 3"):
         train_saes([sae], iter([]), oracle.options_for(3))
 
 
 def test_as_many_as_there_are_can_be_kept() -> None:
-    saes = [topk_family.make_sae(name, k=oracle.D_SAE) for name in topk_family.ARCHITECTURES]
+    saes = [make_sae(name, k=oracle.D_SAE) for name in TOPK]
     log = train_saes(saes, iter(oracle.recorded_batches(3)), oracle.options_for(3))
     assert [sae_log.trained_by for sae_log in log.saes] == ["engine"] * 3

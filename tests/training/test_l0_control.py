@@ -11,18 +11,18 @@ import torch
 from sae_lens import TrainingSAE
 from torch import Tensor
 
-from sparse_but_wrong.training import loop
 from sparse_but_wrong.training.controls import TargetL0
 from sparse_but_wrong.training.log import SAELog
 from sparse_but_wrong.training.loop import Training, train_saes
-from tests.training import makers, oracle
+from tests.training import oracle
+from tests.training.saes import assert_identical, make_sae
 
 N_STEPS = 3000
 
 
 def sae_of(kind: str, seed: int = 0) -> TrainingSAE[Any]:
     if kind == "standard":
-        return makers.make_sae("standard", seed, l1_coefficient=1.0)
+        return make_sae("standard", seed, l1_coefficient=1.0)
     return oracle.make_sae(seed, l0_coefficient=1.0, l0_warm_up_steps=100)
 
 
@@ -65,24 +65,21 @@ def test_a_target_that_was_not_reached_is_named() -> None:
     assert ", not at 1, with the coefficient at " in log.note
 
 
-def test_company_and_cuts_make_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("step")
+def test_company_and_threads_make_no_difference() -> None:
     saes = [sae_of("jumprelu", seed) for seed in range(3)]
     controls: list[TargetL0 | None] = [TargetL0(3.0), None, TargetL0(2.0)]
     ends = []
-    for n_chunks, compiled in ((1, False), (3, False), (2, False), (1, True)):
-        monkeypatch.setattr(loop, "_count_chunks", lambda *_, n=n_chunks: n)
+    for threads in (1, 2):
         copies = copy.deepcopy(saes)
-        logs = trained(copies, controls, 300, compiled=compiled, log_every=30)
-        ends.append(([oracle.parameters(sae) for sae in copies], [log.columns for log in logs]))
+        logs = trained(copies, controls, 300, threads=threads, log_every=30)
+        ends.append((copies, [log.columns for log in logs]))
     alone = copy.deepcopy(saes[2])
-    trained([alone], [TargetL0(2.0)], 300, compiled=True, log_every=7)
-    for parameters, columns in ends[1:3]:
-        assert columns == ends[0][1]
-        for mine, wanted in zip(parameters, ends[0][0], strict=True):
-            for name, value in mine.items():
-                assert torch.equal(value, wanted[name]), name
-    for name, value in oracle.parameters(alone).items():
-        assert torch.equal(value, ends[3][0][2][name]), name
+    trained([alone], [TargetL0(2.0)], 300, log_every=7)
+    assert ends[0][1] == ends[1][1]
+    for mine, wanted in zip(ends[1][0], ends[0][0], strict=True):
+        assert_identical(mine, wanted)
+    assert_identical(alone, ends[0][0][2])
 
 
 class Batches(Iterator[Tensor]):

@@ -22,11 +22,11 @@ from sae_lens import (
 )
 from torch import Tensor
 
-from sparse_but_wrong.training import batches as batches_module, memory
+from sparse_but_wrong.training import batches as batches_module, compiled_step, memory
 from sparse_but_wrong.training.interrupt import Terminated, terminate
-from sparse_but_wrong.training.loop import Training, TrainingState, _Flight, train_saes
-from sparse_but_wrong.training.native import bindings
+from sparse_but_wrong.training.loop import Training, TrainingState, train_saes
 from sparse_but_wrong.training.options import TrainOptions
+from sparse_but_wrong.training.workers import PendingBlock
 from tests.training import oracle
 
 
@@ -101,7 +101,7 @@ def test_a_checkpoint_of_other_saes_is_refused() -> None:
     )
     with pytest.raises(ValueError, match="resume with the SAEs the run was started with"):
         Training([oracle.make_sae(0, d_sae=4)], RandomSource(), options).load_state(states[0])
-    with pytest.raises(ValueError, match="holds 1 stacks of SAEs, this run has 2"):
+    with pytest.raises(ValueError, match="holds 1 groups of SAEs, this run has 2"):
         Training(
             [oracle.make_sae(0), oracle.make_sae(1, d_sae=4)], RandomSource(), options
         ).load_state(states[0])
@@ -195,13 +195,13 @@ def test_two_signals_interrupt_a_source_that_hangs_and_lose_nothing() -> None:
 
 def test_signals_while_the_saes_are_in_a_step_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """However many: otherwise SAEs would be left at different steps."""
-    original = _Flight.come_to_rest
-    n_landed = 0
+    original = PendingBlock.wait
+    n_finished = 0
 
-    def signalling(self: _Flight) -> None:
-        nonlocal n_landed
-        n_landed += 1
-        if n_landed == 5:
+    def signalling(self: PendingBlock) -> None:
+        nonlocal n_finished
+        n_finished += 1
+        if n_finished == 5:
             for _ in range(3):
                 signal.raise_signal(signal.SIGINT)
         original(self)
@@ -209,7 +209,7 @@ def test_signals_while_the_saes_are_in_a_step_wait_for_it(monkeypatch: pytest.Mo
     options = oracle.options_for(200)
     training = Training(make_saes(), RandomSource(), options)
     with monkeypatch.context() as patch:
-        patch.setattr(_Flight, "come_to_rest", signalling)
+        patch.setattr(PendingBlock, "wait", signalling)
         with pytest.raises(KeyboardInterrupt):
             training.run()
     assert_taken_up_it_ends_as_if_never_stopped(training)
@@ -304,7 +304,7 @@ def test_saes_that_cannot_share_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         # While tests run, the annotation alone would refuse it.
         patch.setattr("jaxtyping.config.jaxtyping_disable", True)
-        with pytest.raises(TypeError, match=r"the source is a list, not an iterator; give iter"):
+        with pytest.raises(TypeError, match=r"source is a list, not an iterator; give iter"):
             train_saes([oracle.make_sae()], batches, options)  # type: ignore[arg-type]
     with torch.inference_mode(), pytest.raises(RuntimeError, match="inference_mode"):
         train_saes([oracle.make_sae()], iter(batches), options)
@@ -340,11 +340,11 @@ def test_what_takes_the_steps_of_each_sae(monkeypatch: pytest.MonkeyPatch) -> No
     def steps(*saes: TrainingSAE[Any], **changes: Any) -> Sequence[str]:
         return Training(saes, iter([]), oracle.options_for(1, **changes)).steps
 
-    built = "pytorch" if bindings.kernels() is None else "compiled"
+    built = "pytorch" if compiled_step.kernels() is None else "compiled"
     saes = [MyJumpReLU(oracle.make_sae().cfg), oracle.make_sae(), oracle.make_sae(d_sae=4)]
     assert steps(*saes) == ["sae_lens", built, built]
     assert steps(*reversed(saes), compiled=False) == ["pytorch", "pytorch", "sae_lens"]
-    monkeypatch.setattr(bindings, "kernels", lambda: None)
+    monkeypatch.setattr(compiled_step, "kernels", lambda: None)
     assert steps(*saes) == ["sae_lens", "pytorch", "pytorch"]
 
 
@@ -428,7 +428,7 @@ def test_what_the_engine_does_not_stack_is_trained_by_sae_lens(
         torch.testing.assert_close(value, alone[name], atol=1e-4, rtol=1e-4)
 
 
-def test_both_trainers_log_the_same_figures() -> None:
+def test_both_trainers_log_the_same_metrics() -> None:
     options = oracle.options_for(41, log_every=10, dead_feature_window=5)
     batches = oracle.recorded_batches(41)
     ours = oracle.make_sae(l0_warm_up_steps=20)
@@ -446,7 +446,7 @@ def test_both_trainers_log_the_same_figures() -> None:
     assert set(engine.columns) - set(lens.columns) == {"grad_norm"}
 
 
-def test_both_trainers_log_the_same_figures_of_an_sae_with_a_k() -> None:
+def test_both_trainers_log_the_same_metrics_of_an_sae_with_a_k() -> None:
     options = oracle.options_for(41, log_every=10, dead_feature_window=5)
     theirs = my_batch_top_k()
     ours = BatchTopKTrainingSAE(copy.deepcopy(theirs.cfg))
@@ -461,7 +461,7 @@ def test_both_trainers_log_the_same_figures_of_an_sae_with_a_k() -> None:
     assert set(engine.columns) - set(lens.columns) == {"grad_norm"}
 
 
-def test_the_log_has_the_figures_of_the_step() -> None:
+def test_the_log_has_the_metrics_of_the_step() -> None:
     options = oracle.options_for(25, log_every=10)
     batches = oracle.recorded_batches(25)
     sae = oracle.make_sae(l0_warm_up_steps=20)

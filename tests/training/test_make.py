@@ -26,7 +26,8 @@ from sae_lens import (
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 
 from sparse_but_wrong import make_saes
-from tests.training import makers, oracle
+from tests.training import oracle
+from tests.training.saes import make_sae
 
 SIZES: dict[str, Any] = {"d_in": 12, "d_sae": 9}
 
@@ -121,7 +122,7 @@ def test_devices() -> None:
 
 
 def test_one_start_for_all(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
-    start = makers.make_sae("jumprelu", seed=3)
+    start = make_sae("jumprelu", seed=3)
     before = state(start)
     cfgs = [
         JumpReLUTrainingSAEConfig(**SIZES, l0_coefficient=c, jumprelu_init_threshold=9.0)
@@ -143,14 +144,14 @@ def test_one_start_for_all(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> 
 
 
 def test_a_start_for_each_or_for_some() -> None:
-    starts = [makers.make_sae("standard", seed=1), None, makers.make_sae("standard", seed=2)]
+    starts = [make_sae("standard", seed=1), None, make_sae("standard", seed=2)]
     saes = make_saes([standard()] * 3, [7, 8, 9], starts)
     for sae, start, alone in zip(saes, starts, make_saes([standard()] * 3, [7, 8, 9]), strict=True):
         assert_same(sae, alone if start is None else start)
 
 
 def test_a_start_of_other_strides_and_dtype_can_be_saved(tmp_path: Path) -> None:
-    start = makers.make_sae("standard", dtype="float64")
+    start = make_sae("standard", dtype="float64")
     start.W_dec.data = start.W_dec.data.T.contiguous().T
     assert not start.W_dec.is_contiguous()
     sae = make_saes([standard()], [0], start)[0]
@@ -161,7 +162,7 @@ def test_a_start_of_other_strides_and_dtype_can_be_saved(tmp_path: Path) -> None
 
 
 def test_an_inference_sae_as_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    trained = makers.make_sae("jumprelu", seed=3)
+    trained = make_sae("jumprelu", seed=3)
     trained.save_inference_model(tmp_path)
     loaded = SAE.load_from_disk(tmp_path)
     assert isinstance(loaded, JumpReLUSAE)
@@ -180,7 +181,7 @@ def test_a_batch_top_k_sae_goes_on_with_its_threshold() -> None:
 def test_another_architecture_as_start_and_what_is_said_of_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    start = makers.make_sae("standard", seed=3)
+    start = make_sae("standard", seed=3)
     cfgs = [GatedTrainingSAEConfig(**SIZES), GatedTrainingSAEConfig(**SIZES)]
     with caplog.at_level(logging.WARNING, logger="sparse_but_wrong"):
         saes = make_saes(cfgs, [0, 1], start)
@@ -244,7 +245,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
         "SAE 0: initial weights are copied from a sae_lens SAE, not from a dict",
     ),
     "shape": (
-        {"initial_weights": [None, makers.make_sae("standard", d_sae=8)]},
+        {"initial_weights": [None, make_sae("standard", d_sae=8)]},
         ValueError,
         r"SAE 1: its \w+ has shape \[9.*\], but in its initial weights \[8.*\]; start from an SAE "
         "with d_in=12 and d_sae=9",

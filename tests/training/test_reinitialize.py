@@ -14,10 +14,9 @@ from sparse_but_wrong.training.controls import KTransition
 from sparse_but_wrong.training.loop import Training, train_saes
 from sparse_but_wrong.training.options import TrainOptions
 from sparse_but_wrong.training.reinitialize import is_due, reinitialize_dead
-from sparse_but_wrong.training.stack import ParameterLayout, stack_parameters
-from sparse_but_wrong.training.stack_state import StackState
+from sparse_but_wrong.training.stack import StackState
 from tests.training import oracle
-from tests.training.makers import make_sae
+from tests.training.saes import make_sae
 
 N_STEPS = 60
 EVERY = 10
@@ -36,19 +35,11 @@ def with_dead_latents(architecture: str, **config: Any) -> TrainingSAE[Any]:
 
 def state_of(sae: TrainingSAE[Any], last_fired: list[int]) -> StackState:
     shapes = {name: tuple(p.shape) for name, p in sae.named_parameters()}
-    layout = ParameterLayout(shapes)
-    params = stack_parameters([sae], layout)
-    n = len(last_fired)
-    return StackState(
-        layout=layout,
-        params=params,
-        exp_avg=torch.ones_like(params),
-        exp_avg_sq=torch.ones_like(params),
-        buffers={},
-        last_fired=torch.tensor([last_fired]),
-        window_fired=torch.zeros(1, n),
-        diverged_at=torch.full((1,), -1),
-    )
+    state = StackState.of([sae], shapes, {})
+    for memory in (state.exp_avg, state.exp_avg_sq):
+        memory.fill_(1.0)
+    state.last_fired[0] = torch.tensor(last_fired)
+    return state
 
 
 def test_only_what_is_dead_changes_and_points_at_what_is_left_over() -> None:
@@ -115,7 +106,7 @@ def test_when_it_is_due() -> None:
     assert TrainOptions().reinit_dead_every is None
 
 
-@pytest.mark.usefixtures("kernels")
+@pytest.mark.usefixtures("step")
 @pytest.mark.parametrize(
     "config",
     [
@@ -138,7 +129,7 @@ def test_dead_latents_come_alive(config: dict[str, Any]) -> None:
     assert fires[0] == [True, True]
 
 
-@pytest.mark.usefixtures("kernels")
+@pytest.mark.usefixtures("step")
 def test_an_sae_does_not_depend_on_its_neighbours_or_on_how_the_stream_is_cut() -> None:
     def trained(saes: list[TrainingSAE[Any]], **options: Any) -> list[dict[str, torch.Tensor]]:
         copies = copy.deepcopy(saes)

@@ -9,13 +9,11 @@ import torch
 from sae_lens.saes.sae import TrainStepInput
 
 from sparse_but_wrong.training.loop import train_saes
-from sparse_but_wrong.training.optimizer import AdamScalars, adam_
 from sparse_but_wrong.training.saturation import (
     ThresholdState,
     threshold_state,
 )
-from sparse_but_wrong.training.stack import ParameterLayout, stack_parameters
-from sparse_but_wrong.training.stack_state import StackState
+from sparse_but_wrong.training.stack import StackState
 from tests.training import oracle
 
 COEFFICIENTS = (0.05, 0.3, 1000.0)
@@ -69,32 +67,23 @@ def test_drift_and_share_are_what_they_are_called() -> None:
     """Against autograd's gradients, and the motion of the thresholds under Adam itself."""
     sae = oracle.make_sae(l0_coefficient=0.7)
     x = oracle.recorded_batches(1)[0]
-    layout = ParameterLayout({name: tuple(p.shape) for name, p in sae.named_parameters()})
-    params = stack_parameters([sae], layout)
-    stack = StackState(
-        layout=layout,
-        params=params,
-        exp_avg=torch.zeros_like(params),
-        exp_avg_sq=torch.zeros_like(params),
-        buffers={},
-        last_fired=torch.zeros(1, oracle.D_SAE, dtype=torch.int64),
-        window_fired=torch.zeros(1, oracle.D_SAE),
-        diverged_at=torch.full((1,), -1),
-    )
-    g = torch.Generator().manual_seed(0)
+    stack = StackState.of([sae], {n: tuple(p.shape) for n, p in sae.named_parameters()}, {})
+    views = stack.layout.views
+    threshold = views(stack.params)["threshold"][0].requires_grad_()
+    adam = torch.optim.Adam([threshold], lr=1e-3)
     lr, n_steps = 1e-3, 50
+    g = torch.Generator().manual_seed(0)
     before = torch.empty(0)
-    for step in range(n_steps):
-        before = layout.views(params.clone())["threshold"]
-        grads = torch.randn(params.shape, generator=g) - 0.5
-        scratch = torch.empty_like(params)
-        scalars = AdamScalars.at(step, lr, 0.9, 0.999)
-        adam_(params, stack.exp_avg, stack.exp_avg_sq, grads, scratch, scalars, 0.9, 0.999)
-    moved = (layout.views(params)["threshold"] - before).mean() / lr
-    for name, value in layout.views(params).items():
-        getattr(sae, name).data.copy_(value[0])
+    for _ in range(n_steps):
+        before = threshold.detach().clone()
+        threshold.grad = torch.randn(threshold.shape, generator=g) - 0.5
+        adam.step()
+    moved = (threshold.detach() - before).mean() / lr
+    for memory, name in ((stack.exp_avg, "exp_avg"), (stack.exp_avg_sq, "exp_avg_sq")):
+        views(memory)["threshold"][0] = adam.state[threshold][name]
+    sae.threshold.data.copy_(threshold.detach())
 
-    state = threshold_state(sae.cfg, stack, 0, x, 0.7, 0.9, 0.999, n_steps)
+    state = threshold_state(sae.cfg, stack, 0, x, 0.7, oracle.options_for(n_steps), n_steps)
 
     def gradient(coefficient: float) -> torch.Tensor:
         sae.zero_grad()

@@ -6,20 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparse_but_wrong.training import products
-from sparse_but_wrong.training.architectures.selection import mark_largest
+from sparse_but_wrong.training.architectures import selection
+from sparse_but_wrong.training.architectures.selection import largest
 
 
-@pytest.fixture(params=["one by one", "batched, as on a GPU"], autouse=True)
+@pytest.fixture(params=["looking", "as on a GPU"], autouse=True)
 def _method(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param != "one by one":
-        monkeypatch.setattr(products, "one_by_one", lambda _: False)
-
-
-def marked(values: Tensor, counts: Tensor) -> Tensor:
-    out = torch.full_like(values, torch.nan)
-    mark_largest(values, counts, out=out)
-    return out
+    if request.param != "looking":
+        monkeypatch.setattr(selection, "may_look", lambda _: False)
 
 
 def by_sorting(values: Tensor, counts: Tensor) -> Tensor:
@@ -39,13 +33,13 @@ def test_every_row_keeps_exactly_its_own_number_and_the_first_of_equals(
         values = (2 * values).round()  # with zeros of both signs
     counts = torch.randint(0, shape[2] + 1, shape[:2], generator=g)
     counts.view(-1)[0], counts.view(-1)[-1] = 0, shape[2]
-    assert torch.equal(marked(values, counts), by_sorting(values, counts))
+    assert torch.equal(largest(values, counts), by_sorting(values, counts))
 
 
 def test_an_example_by_hand() -> None:
     values = torch.tensor([[[1.0, -2.0, 3.0, 3.0], [-5.0, -4.0, -torch.inf, torch.inf]]])
     counts = torch.tensor([[1, 3]])
-    assert marked(values, counts).tolist() == [[[0, 0, 1, 0], [1, 1, 0, 1]]]
+    assert largest(values, counts).tolist() == [[[0, 0, 1, 0], [1, 1, 0, 1]]]
 
 
 def test_values_of_every_size() -> None:
@@ -53,24 +47,20 @@ def test_values_of_every_size() -> None:
     values = torch.cat([-magnitudes.flip(0), torch.zeros(1), magnitudes]).view(1, 1, -1)
     for count in range(values.shape[2] + 1):
         expected = [0.0] * (values.shape[2] - count) + [1.0] * count
-        assert marked(values, torch.tensor([[count]])).flatten().tolist() == expected
+        assert largest(values, torch.tensor([[count]])).flatten().tolist() == expected
 
 
 def test_nan_stays_with_its_row() -> None:
     values = torch.randn(3, 2, 50, generator=torch.Generator().manual_seed(0))
     counts = torch.tensor([[5, 9], [7, 7], [1, 50]])
-    expected = marked(values, counts)
+    expected = largest(values, counts)
     spoilt = values.clone()
     spoilt[1] = torch.nan
-    found = marked(spoilt, counts)
+    found = largest(spoilt, counts)
     assert torch.equal(found[[0, 2]], expected[[0, 2]])
 
 
 def test_rows_that_lie_apart_in_memory() -> None:
-    wide = torch.randn(2, 30, 40, generator=torch.Generator().manual_seed(0))
+    part = torch.randn(2, 30, 40, generator=torch.Generator().manual_seed(0))[:, :, 5:25]
     counts = torch.full((2, 30), 4)
-    out = torch.zeros_like(wide)
-    mark_largest(wide[:, :, 5:25], counts, out=out[:, :, 5:25])
-    assert torch.equal(out[:, :, 5:25], by_sorting(wide[:, :, 5:25], counts))
-    assert not out[:, :, :5].any()
-    assert not out[:, :, 25:].any()
+    assert torch.equal(largest(part, counts), by_sorting(part, counts))

@@ -11,7 +11,7 @@ from sae_lens import JumpReLUTrainingSAE
 from sparse_but_wrong.training.loop import Snapshot, train_saes
 from tests.training import oracle
 
-pytestmark = pytest.mark.usefixtures("kernels")
+pytestmark = pytest.mark.usefixtures("step")
 
 
 class LeftToSaeLens(JumpReLUTrainingSAE):
@@ -73,9 +73,9 @@ def test_snapshots_change_nothing() -> None:
 def test_steps_without_a_taker_or_beyond_the_run_are_refused() -> None:
     sae = oracle.make_sae()
     batches = oracle.recorded_batches(5)
-    with pytest.raises(ValueError, match="snapshots need both"):
+    with pytest.raises(ValueError, match="on_snapshot"):
         train_saes([sae], iter(batches), oracle.options_for(5, snapshot_steps=(3,)))
-    with pytest.raises(ValueError, match="snapshots need both"):
+    with pytest.raises(ValueError, match="on_snapshot"):
         train_saes([sae], iter(batches), oracle.options_for(5), on_snapshot=lambda _: None)
     with pytest.raises(ValueError, match=r"snapshot_steps holds 6, but the run has steps 1 to 5"):
         oracle.options_for(5, snapshot_steps=(3, 6))

@@ -1,9 +1,10 @@
-"""Drawing batches from a source: checked one by one, handed on in small blocks."""
+"""Batches from a source, checked one by one and handed on in small blocks."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -11,6 +12,23 @@ from torch import Tensor
 
 _BLOCK_BYTES = 4 * 2**20
 _MAX_BLOCK = 16
+
+
+@runtime_checkable
+class ResumableSource(Protocol):
+    """A source whose place in the stream can be saved, so that a run can be resumed."""
+
+    def __next__(self) -> Tensor:
+        """The next batch of activations, shape [batch, d_in]."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """The place in the stream, as tensors."""
+        ...
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Go to a place in the stream that `state` gave."""
+        ...
 
 
 @dataclass
@@ -121,7 +139,7 @@ def checks_later(device: torch.device) -> bool:
 class FiniteCheck:
     """Whether each of some batches is finite, asked of the device now and read later.
 
-    By the time it is read the device has other work queued, so that it does not wait for the host.
+    By then the device has other work queued, so that it does not wait for the host.
     """
 
     def __init__(self, batches: list[Tensor]) -> None:

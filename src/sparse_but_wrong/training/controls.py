@@ -29,16 +29,12 @@ class KTransition:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.initial_k) and self.initial_k > 0):
             raise ValueError(f"KTransition.initial_k must be positive, got {self.initial_k}.")
-        for name in ("start_step", "duration_steps"):
+        for name, least in (("start_step", 0), ("duration_steps", 1)):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool):
                 raise ValueError(f"KTransition.{name} must be a whole number, got {value!r}.")
-        if self.start_step < 0:
-            raise ValueError(f"KTransition.start_step must not be negative, got {self.start_step}.")
-        if self.duration_steps < 1:
-            raise ValueError(
-                f"KTransition.duration_steps must be at least 1, got {self.duration_steps}."
-            )
+            if value < least:
+                raise ValueError(f"KTransition.{name} must be at least {least}, got {value}.")
 
     @property
     def end_step(self) -> int:
@@ -57,13 +53,12 @@ class KTransition:
 class TargetL0:
     """The coefficient is moved until the SAE's L0 settles at `l0` (JumpReLU, standard, gated).
 
-    Where the search begins, and between what it stays, follows from the target and the variance of
-    the activations; the config's own coefficient and its warm-up are left out. For the last
-    fiftieth of the run the coefficient is held. It is written into the SAE's config when training
-    ends. How it is done is said in `l0_control`.
+    The search begins and stays where the target and the variance of the activations suggest; the
+    config's own coefficient and warm-up are ignored. The coefficient is held for the last fiftieth
+    of the run and written into the SAE's config at the end. `l0_control` explains the method.
 
     Raises:
-        ValueError: a value that cannot be aimed at; the message names the field.
+        ValueError: a value that cannot be a target; the message names the field.
     """
 
     l0: float
@@ -83,37 +78,35 @@ def own_transition(cfg: Any) -> KTransition | None:
 
 
 def why_not_controlled(
-    control: Control | None, knob: str | None, options: TrainOptions
+    control: Control | None, sparsity: str | None, options: TrainOptions
 ) -> str | None:
-    """Why a control cannot move an SAE's sparsity in a run, in words that follow the SAE's name.
+    """Why a control cannot move an SAE's sparsity, in words that follow the SAE's name; or None.
 
     Args:
         control: what is to move it.
-        knob: ``k``, the name of its coefficient, or None where sae_lens' own trainer trains it.
+        sparsity: ``k``, the name of its coefficient, or None for sae_lens' own trainer.
         options: of the run.
-    Returns:
-        The reason and the mend, or None if the control can do its work.
     """
     if control is None:
         return None
     name = type(control).__name__
-    if knob is None:
-        return f"is trained by sae_lens' own trainer, on which a {name} has no hold; give it None"
+    if sparsity is None:
+        return f"is trained by sae_lens' own trainer, which has no {name}; give it None"
     if isinstance(control, TargetL0):
-        if knob == "k":
+        if sparsity == "k":
             return (
                 "has a k and no coefficient that a TargetL0 could move; give it None, and the L0 "
                 "as its k"
             )
         return None
-    if knob != "k":
+    if sparsity != "k":
         return (
-            f"has no k that a KTransition could move, but the coefficient {knob!r}; give it None "
-            "or a TargetL0"
+            f"has no k that a KTransition could move, but the coefficient {sparsity!r}; give it "
+            "None or a TargetL0"
         )
     if control.end_step >= options.n_steps:
         return (
-            f"is to reach its k at step {control.end_step}, but the last step of the run is "
+            f"reaches its k at step {control.end_step}, but the last step of the run is "
             f"{options.n_steps - 1}; shorten the KTransition or raise total_training_samples"
         )
     return None

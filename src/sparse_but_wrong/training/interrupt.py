@@ -13,11 +13,7 @@ class Terminated(KeyboardInterrupt):
 
 
 def terminate(signum: int, frame: FrameType | None) -> None:  # noqa: ARG001
-    """A handler for SIGTERM that ends a program as Ctrl-C would.
-
-    Raises:
-        Terminated: always.
-    """
+    """A handler for SIGTERM that ends a program as Ctrl-C would."""
     raise Terminated
 
 
@@ -55,11 +51,7 @@ class DeferredInterrupt:
             signal.signal(signum, _HANDLERS[signum])
 
     def raise_pending(self) -> None:
-        """Let through what came in the meantime.
-
-        Raises:
-            KeyboardInterrupt: something came; a `Terminated` if it was SIGTERM.
-        """
+        """Raise a KeyboardInterrupt, or a `Terminated`, if a signal came in the meantime."""
         if self._pending is not None:
             _HANDLERS[self._pending](self._pending, None)
 

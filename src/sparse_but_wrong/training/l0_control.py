@@ -1,4 +1,4 @@
-"""Moving coefficients until L0 settles where it is wanted.
+"""Moving coefficients until L0 settles at its target.
 
 Axes: S SAE, C SAEs of one chunk.
 
@@ -6,13 +6,13 @@ A coefficient does not set L0. It sets how fast latents become harder to activat
 threshold (JumpReLU) or an encoder bias (standard) by at most about lr a step, whatever the size of
 the gradient, and L0 follows from where they are. So there are two loops, one inside the other.
 
-The outer asks for a drift of the thresholds, in units of lr per step, from how far L0 is from its
-aim and how fast it moves:
+The outer sets a drift of the thresholds, in units of lr per step, from how far L0 is from its aim
+and how fast it moves:
 
     wanted = clip(GAIN · (log(L0 / aim) + LEAD · d log L0 / dt), −1, 1),
 
-t in runs. Without it L0 is unstable below the true L0 of the data: as thresholds rise, latents fire
-on less and resist less.
+t in runs. Without the drift L0 is unstable below the true L0 of the data: as thresholds rise,
+latents fire on less and resist less.
 
 The inner moves the logarithm of the coefficient by as much as the drift falls short of what is
 wanted, times a stiffness that grows while it falls short on one side and shrinks when it does on
@@ -30,17 +30,17 @@ import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 INTERVAL = 50
 """Steps between two moves of a coefficient."""
 
 GAIN = 8.0
-"""Drift wanted for each unit of log(L0 / aim)."""
+"""Drift for each unit of log(L0 / aim)."""
 
 LEAD = 0.03
-"""Parts of the run that the outer loop looks ahead, along the way that L0 has gone lately."""
+"""How far the outer loop extrapolates L0, in runs."""
 
 RATE_MEMORY = 5
 """Intervals over which the rate of L0 is smoothed."""
@@ -63,7 +63,7 @@ HELD, HELD_MEAN = 0.98, 8
 it is averaged to be held."""
 
 START, LOWEST, HIGHEST = 0.02, 3e-4, 1.0
-"""Of the unit of the coefficient: where the search begins, and between what it stays."""
+"""Where the search begins and its bounds, in units of the coefficient."""
 
 
 class L0Controller:
@@ -105,7 +105,7 @@ class L0Controller:
         return self._has_begun
 
     def begin(self, units: Sequence[float]) -> None:
-        """Set out.
+        """Begin the search.
 
         Args:
             units: the order of the coefficient of each SAE at its target (`coefficient_unit`);
@@ -120,10 +120,17 @@ class L0Controller:
         """The coefficients of some SAEs now."""
         return self._log_coefficient[rows].exp()
 
-    @property
-    def missed(self) -> Bool[Tensor, " S"]:
-        """Whose L0 is further from its target than 3 % or 0.25, whichever is larger."""
-        return (self.l0 - self.target).abs() > (0.03 * self.target).clamp_min(0.25)
+    def note(self, row: int) -> str | None:
+        """Where an SAE ended whose L0 is further from its target than 3 % or 0.25."""
+        l0, target = float(self.l0[row]), float(self.target[row])
+        if not abs(l0 - target) > max(0.03 * target, 0.25):
+            return None
+        coefficient = float(self._log_coefficient[row].exp())
+        return (
+            f"did not reach its target: L0 ended at {l0:.2f}, not at {target:g}, with the "
+            f"coefficient at {coefficient:.3g}. Thresholds move by about lr a step, so a longer "
+            "run or a larger lr may reach it; but SAEs do not stay at every L0."
+        )
 
     def observe(
         self,
@@ -134,7 +141,7 @@ class L0Controller:
         way: float,
         level: Float[Tensor, " C"],
     ) -> None:
-        """Take in some steps, and move the coefficients where an interval ends.
+        """Take in some steps of some SAEs, and move the coefficients where an interval ends.
 
         Args:
             rows: whose steps.
@@ -142,8 +149,7 @@ class L0Controller:
             n_active: latents active, summed over the samples of these steps.
             n_samples: of these steps.
             way: the learning rates of these steps, summed.
-            level: how hard it is to activate a latent, on average over an SAE's latents: the mean
-                threshold, or the mean bias with its sign turned.
+            level: the mean threshold of each SAE, or the mean bias with its sign turned.
         """
         self._n_active[rows] += n_active
         self._n_samples[rows] += n_samples
@@ -192,16 +198,7 @@ class L0Controller:
 
     def tensors(self) -> dict[str, Tensor]:
         """All that moves, by name."""
-        return {
-            "l0_control.log_unit": self._log_unit,
-            "l0_control.log_coefficient": self._log_coefficient,
-            "l0_control.mean_log_coefficient": self._mean_log_coefficient,
-            "l0_control.level": self._level,
-            "l0_control.l0": self.l0,
-            "l0_control.rate": self._rate,
-            "l0_control.stiffness": self._stiffness,
-            "l0_control.side": self._side,
-            "l0_control.n_active": self._n_active,
-            "l0_control.n_samples": self._n_samples,
-            "l0_control.way": self._way,
-        }
+        names = ("log_unit", "log_coefficient", "mean_log_coefficient", "level", "rate")
+        names += ("stiffness", "side", "n_active", "n_samples", "way")
+        moving = {f"l0_control.{name}": getattr(self, f"_{name}") for name in names}
+        return {**moving, "l0_control.l0": self.l0}

@@ -34,11 +34,9 @@ def make_saes(
     initial weights follow from its config and its own seed alone, on every device. PyTorch's
     global generator is left as it was.
 
-    Of an SAE to start from, everything is copied that both have by name, buffers included. Between
-    SAEs of one architecture that is all: the new one starts as the other's equal, whatever its seed
-    and `decoder_init_norm` say (the other's threshold takes the place of `jumprelu_init_threshold`,
-    and the `topk_threshold` of a BatchTopK SAE goes on from where it was). Between architectures,
-    what only the new one has starts as its config says, and what only the other has is left out; a
+    From an SAE to start from, everything is copied that both have by name, thresholds and buffers
+    included, whatever the seed and fields like `decoder_init_norm` say. Between architectures, what
+    only the new one has starts as its config says, and what only the other has is left out; a
     warning says what.
 
     Args:
@@ -68,10 +66,9 @@ def make_saes(
             sae = make_sae(cfg, seed)
             if start is not None:
                 remarks.update(_copy_weights(sae, start))
-        except TypeError as error:
-            raise TypeError(f"SAE {i}: {error}") from error
-        except ValueError as error:
-            raise ValueError(f"SAE {i}: {error}") from error
+        except (TypeError, ValueError) as error:
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(f"SAE {i}: {error}") from error
         saes.append(sae.to(cfg.device if device is None else device))
     for remark, count in remarks.items():
         logger.warning("%d SAE%s: %s.", count, "" if count == 1 else "s", remark)
@@ -105,11 +102,7 @@ def make_sae(cfg: sae_lens.TrainingSAEConfig, seed: int) -> sae_lens.TrainingSAE
 
 
 def _copy_weights(sae: sae_lens.TrainingSAE[Any], start: sae_lens.SAE[Any]) -> list[str]:
-    """Copy into an SAE what another has under the same names.
-
-    Returns:
-        what the user should be told, in words.
-    """
+    """Copy into an SAE what another has under the same names; returns what to warn of."""
     if not sae_lens_compat.is_sae(start):
         raise TypeError(
             f"initial weights are copied from a sae_lens SAE, not from a {type(start).__name__}."

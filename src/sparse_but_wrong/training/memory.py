@@ -23,16 +23,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def check_room(n_bytes: int, device: torch.device, what: str, remedy: str) -> None:
-    """Refuse what cannot fit in a device's memory, before any of it is taken.
-
-    Args:
-        n_bytes: wanted at the least.
-        device: where.
-        what: takes them, in words.
-        remedy: what to do about it, in words.
-    Raises:
-        ValueError: it does not fit.
-    """
+    """Raise a ValueError that names `what` and its remedy if so many bytes cannot fit."""
     available = _available(device)
     if n_bytes > available:
         raise ValueError(

@@ -55,9 +55,8 @@ class TrainOptions:
     """Batches drawn first to estimate the mean norm (``expected_average_only_in`` only)."""
 
     reinit_dead_every: int | None = None
-    """Every so many steps give latents that have not fired since, a new start on what their SAE
-    leaves over (`reinitialize`); during the first two thirds of the run. sae_lens does not do
-    this, so never if left out."""
+    """Re-initialise dead latents on reconstruction residuals every this many steps, in the first
+    two thirds of the run (`reinitialize`). sae_lens does not do this, so never if left out."""
 
     log_every: int = 100
     """Steps between two rows of the training log."""
@@ -70,60 +69,43 @@ class TrainOptions:
     The result does not depend on it."""
 
     compiled: bool = True
-    """Step with loops compiled on this machine where they can be had (CPU only); to the same end,
-    to float32 rounding, as without."""
+    """Use the compiled step where there is one (CPU only); same results to float32 rounding."""
 
     progress: bool = True
     """Show a progress bar."""
 
     def __post_init__(self) -> None:
+        def check(is_good: bool, name: str, wanted: str) -> None:
+            if not is_good:
+                value = getattr(self, name)
+                raise ValueError(f"TrainOptions.{name} must {wanted}, got {value!r}.")
+
         positive = (
-            "total_training_samples",
-            "train_batch_size_samples",
-            "lr",
-            "n_restart_cycles",
-            "dead_feature_window",
-            "feature_sampling_window",
-            "n_batches_for_norm_estimate",
+            *("total_training_samples", "train_batch_size_samples", "lr", "n_restart_cycles"),
+            *("dead_feature_window", "feature_sampling_window", "n_batches_for_norm_estimate"),
             "log_every",
         )
         for name in positive:
             value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise ValueError(f"TrainOptions.{name} must be positive, got {value}.")
+            check(math.isfinite(value) and value > 0, name, "be positive")
         for name in ("lr_warm_up_steps", "lr_decay_steps"):
-            if getattr(self, name) < 0:
-                raise ValueError(
-                    f"TrainOptions.{name} must not be negative, got {getattr(self, name)}."
-                )
+            check(getattr(self, name) >= 0, name, "not be negative")
         for name in ("adam_beta1", "adam_beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(
-                    f"TrainOptions.{name} must lie in [0, 1), got {getattr(self, name)}."
-                )
+            check(0 <= getattr(self, name) < 1, name, "lie in [0, 1)")
+        for name in ("reinit_dead_every", "threads"):
+            value = getattr(self, name)
+            check(value is None or value >= 1, name, "be at least 1")
+        is_good = self.lr_end is None or 0 <= self.lr_end <= self.lr
+        check(is_good, "lr_end", f"lie in [0, lr = {self.lr}]")
+        known = ("constant", "cosineannealing", "cosineannealingwarmrestarts")
+        is_good = self.lr_scheduler_name in known
+        check(is_good, "lr_scheduler_name", f"be one of {', '.join(known)}")
         for step in self.snapshot_steps:
             if not (isinstance(step, int) and 1 <= step <= self.n_steps):
                 raise ValueError(
                     f"TrainOptions.snapshot_steps holds {step!r}, but the run has steps 1 to "
                     f"{self.n_steps}."
                 )
-        if self.reinit_dead_every is not None and self.reinit_dead_every < 1:
-            raise ValueError(
-                "TrainOptions.reinit_dead_every must be at least 1, or None for never; got "
-                f"{self.reinit_dead_every}."
-            )
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"TrainOptions.threads must be at least 1, got {self.threads}.")
-        if self.lr_end is not None and not 0 <= self.lr_end <= self.lr:
-            raise ValueError(
-                f"TrainOptions.lr_end must lie in [0, lr = {self.lr}], got {self.lr_end}."
-            )
-        known = ("constant", "cosineannealing", "cosineannealingwarmrestarts")
-        if self.lr_scheduler_name not in known:
-            raise ValueError(
-                f"TrainOptions.lr_scheduler_name must be one of {', '.join(known)}; "
-                f"got {self.lr_scheduler_name!r}."
-            )
         if self.lr_warm_up_steps + self.lr_decay_steps > self.total_training_steps:
             raise ValueError(
                 f"TrainOptions: {self.lr_warm_up_steps} warm-up and {self.lr_decay_steps} decay "
@@ -140,6 +122,17 @@ class TrainOptions:
     def total_training_steps(self) -> int:
         """Full batches in the run: the length of the learning-rate schedule, as in sae_lens."""
         return self.total_training_samples // self.train_batch_size_samples
+
+    @property
+    def final_lr(self) -> float:
+        """Where annealing ends; sae_lens' runners take a tenth where nothing is said."""
+        return self.lr / 10 if self.lr_end is None else self.lr_end
+
+    def trainer_settings(self) -> dict[str, Any]:
+        """The fields of sae_lens' ``SAETrainerConfig``."""
+        ours = ("reinit_dead_every", "log_every", "snapshot_steps", "threads", "compiled")
+        fields_ = {k: v for k, v in vars(self).items() if k not in (*ours, "progress")}
+        return {**fields_, "lr_end": self.final_lr}
 
     def to_dict(self) -> dict[str, Any]:
         """The options as JSON-ready values."""

@@ -1,4 +1,4 @@
-"""A new start for dead latents, on what their SAE leaves over.
+"""Re-initialising dead latents on the residuals of their SAE.
 
 Axes: B batch, D d_in, H d_sae, N latents that are dead.
 """
@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparse_but_wrong.training.options import TrainOptions
-from sparse_but_wrong.training.stack_state import StackState
+from sparse_but_wrong.training.stack import StackState
 
 if TYPE_CHECKING:
     import sae_lens
@@ -25,7 +25,7 @@ _NUDGE = 1e-12
 
 
 def is_due(n_steps: int, options: TrainOptions) -> bool:
-    """Whether dead latents get a new start once `n_steps` steps have been taken."""
+    """Whether dead latents are re-initialised once `n_steps` steps have been taken."""
     every = options.reinit_dead_every
     return every is not None and n_steps % every == 0 and n_steps <= _SHARE_OF_RUN * options.n_steps
 
@@ -48,13 +48,8 @@ def reinitialize_dead(
     Which samples are drawn follows from the step and the residuals alone, so that an SAE does not
     depend on its neighbours.
 
-    Args:
-        sae: holds the parameters of the row; its forward pass gives the residuals. Not changed.
-        state: of the stack; changed in place.
-        row: of the SAE in the stack.
-        x: a batch, scaled as the SAE reads it.
-        n_steps: steps taken so far.
-        options: of the run.
+    The SAE holds the parameters of its row of the stack, and is not changed; x is scaled.
+
     Source: resampling of dead latents onto badly reconstructed samples is that of Bricken et al.
         2023, "Towards Monosemanticity"; the lengths and means are ours.
     """

@@ -20,8 +20,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sparse_but_wrong.training.architectures.base import Inputs
 from sparse_but_wrong.training.architectures.jumprelu import JumpReLU
-from sparse_but_wrong.training.stack_state import StackState
+from sparse_but_wrong.training.options import TrainOptions
+from sparse_but_wrong.training.stack import StackState
 
 MOVING = 0.5
 """Drift of the thresholds, in lr per step, above which they have not arrived."""
@@ -87,44 +89,31 @@ def threshold_state(
     row: int,
     x: Float[Tensor, "B D"],
     coefficient: float,
-    beta1: float,
-    beta2: float,
+    options: TrainOptions,
     n_steps: int,
 ) -> ThresholdState:
-    """Look at one SAE of a stack once it has taken `n_steps` steps.
-
-    Args:
-        cfg: of the SAE.
-        stack: as the last step left it.
-        row: which SAE of it.
-        x: a batch, scaled.
-        coefficient: as of the last step.
-        beta1: decay of Adam's mean gradient.
-        beta2: decay of Adam's mean squared gradient.
-        n_steps: taken so far.
-    """
+    """The state of one SAE, a row of a stack, after `n_steps` steps, on a scaled batch."""
     rows = slice(row, row + 1)
     exp_avg = stack.layout.views(stack.exp_avg[rows])["threshold"]
     exp_avg_sq = stack.layout.views(stack.exp_avg_sq[rows])["threshold"]
-    mean = exp_avg / (1 - beta1**n_steps)
-    size = (exp_avg_sq / (1 - beta2**n_steps)).sqrt() + 1e-8
+    mean = exp_avg / (1 - options.adam_beta1**n_steps)
+    size = (exp_avg_sq / (1 - options.adam_beta2**n_steps)).sqrt() + 1e-8
 
     architecture = JumpReLU([cfg], x.device)
-    params = stack.layout.views(stack.params[rows].clone())
+    leaves = stack.layout.views(stack.params[rows].clone())
+    threshold = leaves["threshold"].requires_grad_()
     dead = torch.zeros(1, cfg.d_sae, dtype=torch.bool, device=x.device)
-
-    def gradient(of: float) -> tuple[Float[Tensor, "1 H"], Float[Tensor, "1 H"]]:
-        grads = stack.layout.views(torch.zeros_like(stack.params[rows]))
-        knob = torch.full((1, 1), of, dtype=torch.float32, device=x.device)
-        workspace = architecture.workspace(x.shape[0])
-        fired = architecture.step(x, params, {}, grads, knob, dead, workspace)
-        return grads["threshold"], fired
-
-    whole, fired = gradient(coefficient)
-    reconstruction, _ = gradient(0.0)
+    with torch.enable_grad():
+        inputs = Inputs(x, torch.full((1, 1), coefficient, device=x.device), dead)
+        forward = architecture.forward(inputs, leaves)
+        losses = list(forward.losses.values())
+        reconstruction, whole = (
+            torch.autograd.grad(loss, threshold, retain_graph=True)[0]
+            for loss in (losses[0].sum(), torch.stack(losses).sum())
+        )
     share = reconstruction.norm() / (whole - reconstruction).norm()
     return ThresholdState(
         drift=float(-(mean / size).mean()),
         reconstruction_share=float(share),
-        l0=float(fired.sum()) / x.shape[0],
+        l0=float((forward.acts > 0).sum()) / x.shape[0],
     )

@@ -5,23 +5,20 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
-import platform
 import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from sae_lens import TrainingSAE
 
 from sparse_but_wrong.cli.options import quiet_training
+from sparse_but_wrong.training import compiled_step
 from sparse_but_wrong.training.loop import train_saes
-from sparse_but_wrong.training.native import bindings, build
+from sparse_but_wrong.training.native import build
 from tests.training import oracle
-from tests.training.native.stacks import STACKS
 
 
 @pytest.fixture
@@ -29,10 +26,10 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """A cache folder with nothing in it, and nothing remembered from earlier."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     build.library.cache_clear()
-    bindings.kernels.cache_clear()
+    compiled_step.kernels.cache_clear()
     yield tmp_path / "sparse_but_wrong"
     build.library.cache_clear()
-    bindings.kernels.cache_clear()
+    compiled_step.kernels.cache_clear()
 
 
 def compiler_or_skip() -> tuple[str, ...]:
@@ -83,7 +80,7 @@ def kept(
 def again() -> None:
     """Forget the library, as a new process would have."""
     build.library.cache_clear()
-    bindings.kernels.cache_clear()
+    compiled_step.kernels.cache_clear()
 
 
 def n_builds(tmp_path: Path) -> int:
@@ -110,7 +107,7 @@ def test_a_damaged_library_is_not_loaded_but_built_again(
     whole = kept.read_bytes()
     kept.unlink()  # this process has it mapped
     kept.write_bytes(damage(whole))
-    found = bindings.kernels()
+    found = compiled_step.kernels()
     assert found is not None
     assert found.vector_floats in (4, 8, 16)
     assert kept.read_bytes() == whole
@@ -118,7 +115,7 @@ def test_a_damaged_library_is_not_loaded_but_built_again(
     assert str(kept) in capfd.readouterr().err
 
     again()
-    assert bindings.kernels() is not None
+    assert compiled_step.kernels() is not None
     assert n_builds(tmp_path) == 1
     assert capfd.readouterr().err == ""
 
@@ -127,10 +124,10 @@ def test_a_folder_under_the_name_of_the_library_makes_way(kept: Path, tmp_path: 
     whole = kept.read_bytes()
     kept.unlink()
     (kept / "inside").mkdir(parents=True)
-    assert bindings.kernels() is not None
+    assert compiled_step.kernels() is not None
     assert kept.read_bytes() == whole
     again()
-    assert bindings.kernels() is not None
+    assert compiled_step.kernels() is not None
     assert n_builds(tmp_path) == 1
 
 
@@ -198,8 +195,8 @@ def test_leftovers_are_swept_but_not_what_is_in_use(kept: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ("int nothing;", "config_bytes"),
-        ('extern "C" long config_bytes() { return 3; }', "disagree about Config"),
+        ("int nothing;", "layout"),
+        ('extern "C" const char* layout() { return "Config.policy 8\\n"; }', "disagree"),
     ],
 )
 @pytest.mark.usefixtures("fresh")
@@ -301,31 +298,3 @@ def test_a_cache_that_cannot_be_made_is_named_and_done_without(
     assert build.library() is not None
     assert n_builds(tmp_path) == 1
     assert str(in_the_way) in capfd.readouterr().err
-
-
-# Other processors run other branches of the source: half as wide, or a quarter.
-@pytest.mark.parametrize(
-    "flags", [("-march=native", "-mno-avx512f"), ("-march=x86-64",)], ids=" ".join
-)
-def test_loops_for_older_processors_end_where_the_others_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...]
-) -> None:
-    if platform.machine() != "x86_64":
-        pytest.skip("these flags are for x86-64 processors")
-    library = tmp_path / "kernels.so"
-    build.build(compiler_or_skip(), flags, library)
-    older = bindings.Kernels(ctypes.CDLL(str(library)))
-    assert older.vector_floats in (4, 8)
-
-    def trained(compiled: bool) -> list[TrainingSAE[Any]]:
-        saes = [sae for make in STACKS.values() for sae in make()]
-        options = oracle.options_for(40, dead_feature_window=5, compiled=compiled)
-        train_saes(saes, iter(oracle.recorded_batches(50)), options)
-        return saes
-
-    monkeypatch.setattr(bindings, "kernels", lambda: older)
-    for mine, wanted in zip(trained(True), trained(False), strict=True):
-        for name, value in oracle.parameters(wanted).items():
-            torch.testing.assert_close(
-                oracle.parameters(mine)[name], value, atol=1e-4, rtol=1e-4, msg=name
-            )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from sparse_but_wrong.training.architectures.architecture import Architecture
-from sparse_but_wrong.training.architectures.batchtopk import BatchTopK
-from sparse_but_wrong.training.architectures.enhanced_batchtopk import EnhancedBatchTopK
+from sparse_but_wrong.training.architectures.base import Architecture
 from sparse_but_wrong.training.architectures.gated import Gated
 from sparse_but_wrong.training.architectures.jumprelu import JumpReLU
-from sparse_but_wrong.training.architectures.matryoshka import Matryoshka
 from sparse_but_wrong.training.architectures.standard import Standard
-from sparse_but_wrong.training.architectures.topk import TopK
+from sparse_but_wrong.training.architectures.topk import (
+    BatchTopK,
+    EnhancedBatchTopK,
+    Matryoshka,
+    TopK,
+)
 
 ARCHITECTURES: tuple[type[Architecture], ...] = (
     JumpReLU,

@@ -1,10 +1,10 @@
-"""The largest values of each row, as many as each row says.
+"""The largest values of each row, as many as each row says: by what TopK SAEs choose latents.
 
-Axes: C SAEs of one chunk, R rows of an SAE, N values of a row.
+Axes: C SAEs, R rows of an SAE, N values of a row.
 
-What TopK SAEs choose their active latents by. Nothing is sorted, and nothing that one SAE holds
-reaches another, NaN included; which values a row that holds NaN keeps is left open. Of values that
-tie for the last places the first ones are kept, so that every row keeps exactly its own number.
+Nothing that one SAE holds reaches another, NaN included; which values a row that holds NaN keeps is
+left open. Among values that tie for the last places the first ones are kept, so that every row
+keeps exactly its own number.
 """
 
 from __future__ import annotations
@@ -14,37 +14,26 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sparse_but_wrong.training import products
-
 _SIGN = -(2**31)
 # From the highest bit of an int32 to the lowest; the highest is the sign.
 _BITS = (_SIGN, *(1 << bit for bit in range(30, -1, -1)))
 
 
-def mark_largest(
-    values: Float[Tensor, "C R N"], counts: Int[Tensor, "C R"], out: Float[Tensor, "C R N"]
-) -> None:
-    """Set `out` to 1 where a value is among the `counts` largest of its row, and to 0 elsewhere.
-
-    On a GPU nothing is read back.
-
-    Args:
-        values: float32, of any sign.
-        counts: how many of each row, 0 to N.
-        out: overwritten.
-    """
-    if products.one_by_one(values):
-        for row_values, row_counts, row_out in zip(values, counts, out, strict=True):
-            _mark_of_one_sae(row_values, row_counts, row_out)
-    else:
-        keys = _ordered_bits(values)
-        last = _last_kept_key(keys, counts).unsqueeze(2)
-        out.copy_(_exactly(counts, above=keys > last, tied=keys == last))
+def may_look(tensor: Tensor) -> bool:
+    """Whether values can be read without keeping a device waiting."""
+    return tensor.device.type == "cpu"
 
 
-def _mark_of_one_sae(
-    values: Float[Tensor, "R N"], counts: Int[Tensor, " R"], out: Float[Tensor, "R N"]
-) -> None:
+def largest(values: Float[Tensor, "C R N"], counts: Int[Tensor, "C R"]) -> Float[Tensor, "C R N"]:
+    """1 where a value is among the `counts` (0 to N) largest of its row, else 0."""
+    if may_look(values):
+        return torch.stack([_by_partition(*row) for row in zip(values, counts, strict=True)])
+    keys = _ordered_bits(values)
+    last = _last_kept_key(keys, counts).unsqueeze(2)
+    return _exactly(counts, above=keys > last, tied=keys == last).to(values.dtype)
+
+
+def _by_partition(values: Float[Tensor, "R N"], counts: Int[Tensor, " R"]) -> Float[Tensor, "R N"]:
     """By NumPy's partition: ten times as fast as `torch.topk` and `torch.kthvalue` on the CPU.
 
     Measured on 51,200 values: 0.03 ms against 0.4 and 0.3; on 1024 rows of 50: 0.06 against 0.5.
@@ -59,10 +48,10 @@ def _mark_of_one_sae(
             last[rows] = -np.inf
         elif count > 0:
             last[rows, 0] = np.partition(array if rows.all() else array[rows], at, axis=1)[:, at]
-    torch.ge(values, torch.from_numpy(last), out=out)
-    if np.count_nonzero(array >= last) != wanted.sum():
-        threshold = torch.from_numpy(last)
-        out.copy_(_exactly(counts, above=values > threshold, tied=values == threshold))
+    threshold = torch.from_numpy(last)
+    if np.count_nonzero(array >= last) == wanted.sum():
+        return torch.ge(values, threshold, out=torch.empty_like(values))
+    return _exactly(counts, above=values > threshold, tied=values == threshold).to(values.dtype)
 
 
 def _ordered_bits(values: Float[Tensor, "*shape"]) -> Int[Tensor, "*shape"]:

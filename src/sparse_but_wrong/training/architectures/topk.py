@@ -1,227 +1,262 @@
-"""TopK: forward, loss and gradient of a stack of SAEs, by hand.
+"""TopK, BatchTopK, its published variant, and Matryoshka BatchTopK.
 
-Axes: C SAEs trained together, B batch, D d_in, H d_sae.
+Axes: C SAEs stepped together, B batch, D d_in, H d_sae, W some of the latents.
 
-The k latents of each sample with the largest pre-activations are active, if they are positive
-(Gao et al. 2024, arXiv:2406.04093). Written out, with `e = x̂ − x`, 1[active] for the choice and
-all sums over the batch:
+Active are the largest pre-activations that are positive: k of each sample (TopK, Gao et al. 2024,
+arXiv:2406.04093) or k · B of the batch (BatchTopK, Bussmann et al. 2024, arXiv:2412.06410). With
+`rescale_acts_by_decoder_norm` the decoder's norms decide which they are and cancel in all else, so
+that they have no gradient. (A decoder row of exactly 0, at which sae_lens divides 0 by 0, only
+makes its latent inactive here.)
 
-    acts      = pre · 1[active]
-    ∂L/∂pre   = 2/B · 1[active] · e W_decᵀ
-    ∂L/∂W_dec = 2/B · actsᵀ e
-
-and on top of it what the auxiliary loss on dead latents adds (`auxiliary`).
-
-With `rescale_acts_by_decoder_norm` the pre-activations are multiplied by ‖W_dec‖ before the choice,
-and the activations divided by it before they are decoded. The norm thus decides which latents are
-active and cancels in all else: its gradient is 0. (A decoder row of exactly 0, at which sae_lens
-divides 0 by 0, only makes its latent inactive here.)
-
-`b_dec` is folded into the encoder's bias, so that all SAEs read the same x.
+`use_sparse_activations` says how sae_lens computes, not what, and makes no difference here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sparse_but_wrong.training import products
-from sparse_but_wrong.training.architectures.architecture import (
+from sparse_but_wrong.training.architectures import selection
+from sparse_but_wrong.training.architectures.base import (
     Architecture,
     Buffers,
-    Workspace,
+    Compiled,
+    Forward,
+    Inputs,
+    Parameters,
+    above,
+    decoder_norm,
+    mse,
+    residual,
 )
-from sparse_but_wrong.training.architectures.auxiliary import AuxiliaryLoss
-from sparse_but_wrong.training.architectures.selection import mark_largest
 from sparse_but_wrong.training.controls import own_transition
-from sparse_but_wrong.training.stack import ParameterViews
 
-if TYPE_CHECKING:
-    pass
+_Reconstruction = tuple[dict[str, Float[Tensor, " C"]], list[tuple[slice, Float[Tensor, "C B D"]]]]
 
 
 class TopK(Architecture):
-    """The step of a stack of TopK SAEs that share shapes and whether decoder norms count.
-
-    k and the coefficients of the auxiliary loss may differ between the SAEs.
-    `use_sparse_activations` says how sae_lens computes, not what, and makes no difference here.
-    """
+    """k and the coefficients of the auxiliary loss may differ between the SAEs."""
 
     sae_class = "TopKTrainingSAE"
-    knob = "k"
+    sparsity = "k"
 
     @classmethod
-    def why_impossible(cls, sae: Any, knobs: Sequence[float], batch_size: int) -> str | None:
+    def why_impossible(cls, sae: Any, values: Sequence[float], batch_size: int) -> str | None:
         """A k that the SAE cannot keep, or of which it is not clear what it is."""
         k = sae.cfg.k
-        if not isinstance(k, Integral):
+        if cls is TopK and not isinstance(k, Integral):
             return f"has cfg.k {k!r}, but TopK keeps a whole number per sample; give an int"
-        return why_not_k(sae, knobs, batch_size)
+        for k in values:
+            if not 1 <= k * batch_size < sae.cfg.d_sae * batch_size + 1:
+                return (
+                    f"is to keep k = {k:g} of {sae.cfg.d_sae} latents; k must be at most d_sae, "
+                    f"and large enough for one active latent in a batch of {batch_size}"
+                )
+        # Where the config moves k by itself, the activation function keeps the k of some step.
+        if sae.activation_fn.k != sae.cfg.k and own_transition(sae.cfg) is None:
+            return (
+                f"has cfg.k {sae.cfg.k} but an activation_fn that keeps {sae.activation_fn.k}; set "
+                "both to the same, or make the SAE anew"
+            )
+        return None
 
     @staticmethod
     def stack_key(cfg: Any) -> tuple[object, ...]:
-        """What SAEs must have in common to be stepped as one."""
+        """What SAEs must share to be stepped as one, beyond shapes."""
         return (cfg.rescale_acts_by_decoder_norm, cfg.aux_loss_coefficient == 0)
 
     @staticmethod
-    def bytes_per_sae(batch_size: int, d_in: int, d_sae: int) -> int:
-        """Memory that one SAE's buffers take in a step."""
-        return 4 * batch_size * (5 * d_sae + d_in)
+    def compiled(cfg: Any) -> Any:
+        """The options of an SAE for the compiled step."""
+        return Compiled(
+            config={"policy": 1, "rescale": cfg.rescale_acts_by_decoder_norm},
+            sae={"aux_coefficient": cfg.aux_loss_coefficient},
+            losses={"mse_loss": "mse", "auxiliary_reconstruction_loss": "aux"},
+        )
 
     def __init__(self, cfgs: Sequence[Any], device: torch.device) -> None:
         super().__init__(cfgs, device)
-        self.rescale: bool = cfgs[0].rescale_acts_by_decoder_norm
-        coefficients = [c.aux_loss_coefficient for c in cfgs]
-        self.auxiliary = None
-        if any(coefficients):
-            self.auxiliary = AuxiliaryLoss(self.column(coefficients), self.d_in)
+        self.aux_coefficient = self.per_sae("aux_loss_coefficient").view(-1, 1)
+        self.uses_dead_latents = any(cfg.aux_loss_coefficient for cfg in cfgs)
 
-    @property
-    def uses_dead_latents(self) -> bool:
-        """Whether a step depends on which latents are dead."""
-        return self.auxiliary is not None
-
-    def workspace(self, batch_size: int) -> TopKWorkspace:
-        """The buffers of one step."""
-        return TopKWorkspace(self, batch_size)
-
-    def step(
-        self,
-        x: Float[Tensor, "B D"],
-        params: ParameterViews,
-        buffers: Buffers,  # noqa: ARG002  (it has none)
-        grads: ParameterViews,
-        knob: Float[Tensor, "C 1"],
-        dead: Bool[Tensor, "C H"] | None,
-        ws: Any,
-    ) -> Float[Tensor, "C H"]:
-        """Forward and backward on one batch."""
-        self._encode(x, params, knob, ws)
-        self._decode(x, params, ws)
-        self._backward_decoder(params, grads, ws)
-        ws.aux_loss.zero_()
-        if self.auxiliary is not None and dead is not None:
-            self._add_auxiliary(self.auxiliary, params, grads, dead, ws)
-        self._backward_encoder(x, params, grads, ws)
-        return ws.active.sum(1)
-
-    def _encode(
-        self,
-        x: Float[Tensor, "B D"],
-        params: ParameterViews,
-        k: Float[Tensor, "C 1"],
-        ws: TopKWorkspace,
-    ) -> None:
-        ws.pre = products.affine(x, params["W_enc"], self.encoder_bias(params), out=ws.pre_buffer)
-        ws.ranked = ws.pre
-        if self.rescale:
-            norm = torch.linalg.vector_norm(params["W_dec"], dim=2)
-            ws.ranked = torch.mul(ws.pre, norm.unsqueeze(1), out=ws.ranked_buffer)
-        self._mark_active(ws.ranked, k, out=ws.active)
+    def forward(self, inputs: Inputs, p: Parameters) -> Forward:
+        """The losses on one batch."""
+        x = inputs.x
+        pre = self.encode(x, p)
+        ranked = pre.detach()
+        if self.cfg.rescale_acts_by_decoder_norm:
+            ranked = ranked * decoder_norm(p).detach()
         # Where fewer are positive than there are places, the places stay empty.
-        ws.active.mul_(torch.gt(ws.ranked, 0, out=ws.acts))
-        torch.mul(ws.pre, ws.active, out=ws.acts)
+        active = self.largest(ranked, inputs.sparsity).mul_(above(ranked, 0.0))
+        acts = pre * active
+        losses, errors = self.reconstruct(x, acts, p)
+        auxiliary = torch.zeros(len(pre), device=self.device)
+        if inputs.dead is not None:
+            for part, error in errors:
+                auxiliary = auxiliary + self.auxiliary_loss(
+                    inputs.dead[:, part],
+                    pre[:, :, part],
+                    ranked[:, :, part],
+                    error.detach(),
+                    p["W_dec"][:, part],
+                )
+        losses["auxiliary_reconstruction_loss"] = auxiliary
+        return Forward(losses, acts.detach(), self.moved(inputs.buffers, ranked, active))
 
-    def _mark_active(
-        self,
-        ranked: Float[Tensor, "C B H"],
-        k: Float[Tensor, "C 1"],
-        out: Float[Tensor, "C B H"],
-    ) -> None:
-        """Mark the k largest of each sample.
+    def largest(self, ranked: Float[Tensor, "C B H"], k: Float[Tensor, "C 1"]) -> Tensor:
+        """1 for the k largest of each sample, else 0.
 
-        Of a fractional k, which only a transition has, the first samples keep one more, so that
+        At a fractional k, which only a transition has, the first samples keep one more, so that
         the batch keeps int(k · B) in all.
         """
         batch_size = ranked.shape[1]
         whole = k.floor()
         n_with_one_more = (k * batch_size).floor() - whole * batch_size
         sample = torch.arange(batch_size, device=k.device)
-        mark_largest(ranked, (whole + (sample < n_with_one_more)).long(), out=out)
+        return selection.largest(ranked, (whole + (sample < n_with_one_more)).long())
 
-    def _decode(self, x: Float[Tensor, "B D"], params: ParameterViews, ws: Any) -> None:
-        ws.error = products.affine_minus(
-            ws.acts, params["W_dec"], params["b_dec"], x, out=ws.error_buffer
-        )
+    def reconstruct(self, x: Tensor, acts: Tensor, p: Parameters) -> _Reconstruction:
+        """Losses, and which latents the auxiliary loss holds to which error."""
+        error = residual(x, acts, p)
+        return {"mse_loss": mse(error)}, [(slice(None), error)]
 
-    def _backward_decoder(self, params: ParameterViews, grads: ParameterViews, ws: Any) -> None:
-        """∂L/∂pre in `ws.grad`; here as everywhere B/2 times what it is called."""
-        ws.grad = products.times_transposed(ws.error, params["W_dec"], out=ws.grad_buffer)
-        ws.grad.mul_(ws.active)
-        products.outer(ws.acts, ws.error, out=grads["W_dec"])
-        torch.sum(ws.error, 1, out=grads["b_dec"])
+    def moved(self, buffers: Buffers, ranked: Tensor, active: Tensor) -> Buffers:  # noqa: ARG002
+        """The buffers after this step."""
+        return {}
 
-    def _add_auxiliary(
+    def auxiliary_loss(
         self,
-        auxiliary: AuxiliaryLoss,
-        params: ParameterViews,
-        grads: ParameterViews,
-        dead: Bool[Tensor, "C H"],
-        ws: Any,
-    ) -> None:
-        latents = slice(0, self.d_sae)
-        auxiliary.add(latents, ws.error, dead, params["W_dec"], grads["W_dec"], ws)
+        dead: Bool[Tensor, "C W"],
+        pre: Float[Tensor, "C B W"],
+        ranked: Float[Tensor, "C B W"],
+        error: Float[Tensor, "C B D"],
+        W_dec: Float[Tensor, "C W D"],
+    ) -> Float[Tensor, " C"]:
+        """Dead latents learn to reconstruct the residual (Gao et al. 2024, A.2).
 
-    def _backward_encoder(
-        self, x: Float[Tensor, "B D"], params: ParameterViews, grads: ParameterViews, ws: Any
-    ) -> None:
-        products.outer_shared(x, ws.grad, out=grads["W_enc"])
-        torch.sum(ws.grad, 1, out=grads["b_enc"])
-        self.unfold_encoder_bias(params, grads, grads["b_enc"])
-
-    def losses(
-        self,
-        x: Float[Tensor, "B D"],  # noqa: ARG002
-        params: ParameterViews,  # noqa: ARG002
-        knob: Float[Tensor, "C 1"],  # noqa: ARG002
-        dead: Bool[Tensor, "C H"] | None,  # noqa: ARG002
-        ws: Any,
-    ) -> dict[str, Float[Tensor, " C"]]:
-        """The losses of the forward pass that `ws` holds."""
-        return {
-            "mse_loss": ws.error.square().sum((1, 2)) / ws.batch_size,
-            "auxiliary_reconstruction_loss": ws.aux_loss.clone(),
-        }
+        Those of the `d_in // 2` largest pre-activations of each sample do, as if they were all
+        that is active; pre-activations may be negative.
+        """
+        if selection.may_look(dead) and len(dead) == 1:  # on a GPU all go along, masked
+            which = dead[0].nonzero().squeeze(1)
+            if len(which) == 0:
+                return torch.zeros(1)
+            dead, W_dec = dead[:, which], W_dec.index_select(1, which)
+            pre, ranked = pre.index_select(2, which), ranked.index_select(2, which)
+        k_aux = max(self.cfg.d_in // 2, 1)  # at d_in 1 sae_lens divides by 0
+        n_dead = dead.sum(1, keepdim=True)
+        weight = self.aux_coefficient * (n_dead / k_aux).clamp(max=1.0)
+        candidates = ranked.masked_fill(~dead.unsqueeze(1), -torch.inf)
+        counts = n_dead.clamp(max=k_aux).expand(-1, pre.shape[1])
+        acts = pre * selection.largest(candidates, counts)
+        return weight.squeeze(1) * mse(torch.baddbmm(error, acts, W_dec))
 
 
-class TopKWorkspace(Workspace):
-    """Buffers of one step of a TopK architecture on B samples."""
+class BatchTopK(TopK):
+    """As TopK; k may be fractional, and the threshold's learning rate may differ.
 
-    def __init__(self, sae: TopK, b: int) -> None:
-        super().__init__(sae.n_saes, b, sae.device)
-        d, h = sae.d_in, sae.d_sae
-        self.pre_buffer = self.buffer(h)
-        self.error_buffer = self.buffer(d)
-        self.grad_buffer = self.buffer(h)
-        self.active = self.buffer(h)
-        self.acts = self.buffer(h)
-        # Of the last step; a product may have made its result elsewhere.
-        self.pre = self.pre_buffer
-        self.error = self.error_buffer
-        self.grad = self.grad_buffer
-        # Pre-activations as the latents are ranked by them.
-        self.ranked = self.ranked_buffer = self.buffer(h) if sae.rescale else self.pre_buffer
-        self.aux_loss = torch.zeros(sae.n_saes, dtype=torch.float32, device=sae.device)
+    Each SAE keeps a running threshold, the mean of the smallest activation of each batch, by which
+    the JumpReLU SAE that it is saved as for inference goes, in the units of the choice.
+    A batch without active latents leaves it as it is.
+    """
+
+    sae_class = "BatchTopKTrainingSAE"
+    buffers = {"topk_threshold": torch.float64}  # noqa: RUF012
+
+    @staticmethod
+    def compiled(cfg: Any) -> Any:
+        """The options of an SAE for the compiled step."""
+        topk = TopK.compiled(cfg)
+        rate = {"topk_threshold_lr": cfg.topk_threshold_lr}
+        return Compiled({**topk.config, "policy": 2}, {**topk.sae, **rate}, topk.losses)
+
+    def __init__(self, cfgs: Sequence[Any], device: torch.device) -> None:
+        super().__init__(cfgs, device)
+        rates = [cfg.topk_threshold_lr for cfg in cfgs]
+        self.threshold_lr = torch.tensor(rates, dtype=torch.float64, device=device)
+
+    def largest(self, ranked: Float[Tensor, "C B H"], k: Float[Tensor, "C 1"]) -> Tensor:
+        """1 for the int(k · B) largest of the batch, else 0; a batch has no more than it has."""
+        flat = ranked.flatten(1).unsqueeze(1)
+        counts = (k * ranked.shape[1]).long().clamp_(max=flat.shape[2])
+        return selection.largest(flat, counts).view_as(ranked)
+
+    def moved(self, buffers: Buffers, ranked: Tensor, active: Tensor) -> Buffers:
+        """The running threshold after this step."""
+        # 1/active − 1 is 0 where a latent is active and infinite where it is not.
+        smallest = active.reciprocal().sub_(1).add_(ranked).amin((1, 2)).double()
+        threshold = buffers["topk_threshold"]
+        mean = (1 - self.threshold_lr) * threshold + self.threshold_lr * smallest
+        return {"topk_threshold": torch.where(smallest < torch.inf, mean, threshold)}
 
 
-def why_not_k(sae: Any, ks: Sequence[float], batch_size: int) -> str | None:
-    """What is wrong with the k that an SAE is to have, in words; None if nothing is."""
-    cfg = sae.cfg
-    for k in ks:
-        if not 1 <= k * batch_size < cfg.d_sae * batch_size + 1:
+class EnhancedBatchTopK(BatchTopK):
+    """The published variant of BatchTopK: its k moves as its config says.
+
+    What `normalize_acts_by_decoder_norm` asks for is sae_lens' `rescale_acts_by_decoder_norm`.
+    """
+
+    sae_class = "EnchancedBatchTopKTrainingSAE"
+
+    @classmethod
+    def handles(cls, sae: Any) -> bool:
+        """Whether an SAE is exactly of our class, and not of another of its architecture."""
+        from sparse_but_wrong.training.enhanced_batchtopk_sae import EnchancedBatchTopKTrainingSAE
+
+        return type(sae) is EnchancedBatchTopKTrainingSAE
+
+
+class Matryoshka(BatchTopK):
+    """Nested levels of latents, each of which reconstructs by itself (arXiv:2503.17547).
+
+    The latents below each width of `matryoshka_widths` make up one level, with a loss of its own.
+    With `use_matryoshka_aux_loss` the dead latents that join at a level reconstruct its residual,
+    otherwise that of the whole SAE.
+    """
+
+    sae_class = "MatryoshkaBatchTopKTrainingSAE"
+
+    @classmethod
+    def why_impossible(cls, sae: Any, values: Sequence[float], batch_size: int) -> str | None:
+        """Widths that are no nested levels, or a k that the SAE cannot keep."""
+        widths = sae.cfg.matryoshka_widths
+        ends = [0, *widths]
+        if any(wide <= narrow for narrow, wide in pairwise(ends)) or ends[-1] != sae.cfg.d_sae:
             return (
-                f"is to keep k = {k:g} of {cfg.d_sae} latents; k must be at most d_sae, and enough "
-                f"that one is active in a batch of {batch_size}"
+                f"has the matryoshka_widths {widths}; they must rise and end at d_sae = "
+                f"{sae.cfg.d_sae}"
             )
-    # Where the config moves k by itself, the activation function keeps the k of some step.
-    if sae.activation_fn.k != cfg.k and own_transition(cfg) is None:
-        return (
-            f"has cfg.k {cfg.k} but an activation_fn that keeps {sae.activation_fn.k}; set both to "
-            "the same, or make the SAE anew"
-        )
-    return None
+        return super().why_impossible(sae, values, batch_size)
+
+    @staticmethod
+    def stack_key(cfg: Any) -> tuple[object, ...]:
+        """What SAEs must share to be stepped as one, beyond shapes."""
+        levels = (tuple(cfg.matryoshka_widths), cfg.use_matryoshka_aux_loss)
+        return (*BatchTopK.stack_key(cfg), *levels)
+
+    @staticmethod
+    def compiled(cfg: Any) -> Any:  # noqa: ARG004
+        """It has no compiled step."""
+        return None
+
+    def reconstruct(self, x: Tensor, acts: Tensor, p: Parameters) -> _Reconstruction:
+        """Losses, and which latents the auxiliary loss holds to which error."""
+        ends = self.cfg.matryoshka_widths
+        widths = [end - start for start, end in pairwise([0, *ends])]
+        error = p["b_dec"].unsqueeze(1) - x
+        losses, errors = {}, []
+        parts = zip(ends, widths, acts.split(widths, 2), p["W_dec"].split(widths, 1), strict=True)
+        for end, width, level_acts, level_W_dec in parts:
+            error = torch.baddbmm(error, level_acts, level_W_dec)
+            name = "mse_loss" if end == ends[-1] else f"inner_mse_loss_{end}"
+            losses[name] = mse(error)
+            errors.append((slice(end - width, end), error))
+        if not self.cfg.use_matryoshka_aux_loss:
+            errors = [(slice(None), error)]
+        return losses, errors

@@ -16,13 +16,13 @@ from sparse_but_wrong.training.controls import Control, KTransition, TargetL0
 from sparse_but_wrong.training.l0_control import L0Controller
 
 
-class Knobs:
-    """The knobs of a stack, from step to step.
+class SparsitySchedule:
+    """The coefficients or ks of a stack, from step to step.
 
     Args:
-        finals: the value of each SAE's knob once all schedules are over: what its config says.
+        finals: each SAE's coefficient or k once all schedules are over: what its config says.
         warm_up_steps: steps over which a coefficient rises linearly from 0, as sae_lens' do.
-        controls: what moves each SAE's knob besides.
+        controls: what else moves it.
         n_steps: of the run.
         device: where the values are needed.
     """
@@ -43,8 +43,8 @@ class Knobs:
         self._initial = row(
             [t.initial_k if t else final for t, final in zip(transitions, finals, strict=True)]
         )
-        # A knob starts at its own value, or at 0 and rises, or at initial_k and moves: all three
-        # are a line from a start step on, over some steps.
+        # It starts at its own value, or at 0 and rises, or at initial_k and moves: all three are a
+        # line from a start step on, over some steps.
         self._start = row([float(t.start_step) if t else 0.0 for t in transitions])
         self._duration = row([float(t.duration_steps) if t else 1.0 for t in transitions])
         self._warm_up = row([max(steps, 1.0) for steps in warm_up_steps])
@@ -58,7 +58,7 @@ class Knobs:
         )
 
     def between(self, rows: slice, first: int, n: int) -> Float[Tensor, "n C"]:
-        """The knobs of some SAEs at n steps.
+        """The values of some SAEs at n steps.
 
         For an SAE with a target L0 they are as of now, so these steps have to be the next ones.
         """
@@ -69,10 +69,10 @@ class Knobs:
         )
         moved = ((steps - self._start[rows]) / self._duration[rows]).clamp_(0.0, 1.0)
         initial = self._initial[rows]
-        knobs = risen * torch.lerp(
+        values = risen * torch.lerp(
             initial.expand_as(moved), self.final[rows].expand_as(moved), moved
         )
         if self.l0_controller is None:
-            return knobs
+            return values
         is_free = self.l0_controller.target[rows].isnan()
-        return torch.where(is_free, knobs, self.l0_controller.coefficient(rows))
+        return torch.where(is_free, values, self.l0_controller.coefficient(rows))
