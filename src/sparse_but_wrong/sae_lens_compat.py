@@ -86,11 +86,7 @@ _MAY_BE_NONE = ("target_l0", "pre_act_loss_coefficient", "decoder_init_norm")
 
 
 def why_not_config(cfg: sae_lens.TrainingSAEConfig) -> str | None:
-    """What nobody could train an SAE with, sae_lens included, in words that follow the SAE's name.
-
-    Returns:
-        The field, its value and what it must be; None if nothing is wrong.
-    """
+    """The field that nobody could train with, and what it must be, in words; or None."""
     for wanted, (is_good, names) in _LIMITS.items():
         for name in names:
             value = getattr(cfg, name, None)
@@ -229,12 +225,7 @@ def inference_copy(sae: sae_lens.SAE[Any]) -> sae_lens.SAE[Any]:
 
 
 def training_class(cfg: object) -> type[sae_lens.TrainingSAE[Any]]:
-    """The class of the SAEs that a training config describes.
-
-    Raises:
-        TypeError: something else than a training config.
-        ValueError: a config of an architecture that is not registered with sae_lens.
-    """
+    """The class of the SAEs that a config describes; a TypeError or ValueError says why none."""
     from sae_lens import TrainingSAEConfig
     from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 
@@ -267,13 +258,7 @@ def set_scaling_factor(trainer: SAETrainer[Any, Any], factor: float) -> None:
 def step_metrics(
     trainer: SAETrainer[Any, Any], output: TrainStepOutput, coefficients: dict[str, float]
 ) -> dict[str, float]:
-    """What the training log keeps of a step that sae_lens' trainer has taken.
-
-    Args:
-        coefficients: those the step was taken with.
-    Returns:
-        The metrics by name, without the gradient's norm, which the trainer does not report.
-    """
+    """What the training log keeps of a step that sae_lens' trainer took with some coefficients."""
     l0 = output.feature_acts.bool().float().sum(-1).to_dense().mean()
     metrics = {
         "loss": float(output.loss.detach()),
@@ -289,12 +274,7 @@ def step_metrics(
 
 
 def complete(trainer: SAETrainer[Any, Any], sae: sae_lens.TrainingSAE[Any]) -> None:
-    """Fold a trainer's normalisation into an SAE and record metadata, as its `fit` would.
-
-    Args:
-        trainer: is left as it is.
-        sae: the trainer's own, or a copy of it.
-    """
+    """Fold a trainer's normalisation into its SAE or a copy and record metadata, as `fit` does."""
     scaler = trainer.activation_scaler
     if scaler.scaling_factor is not None:
         sae.fold_activation_norm_scaling_factor(scaler.scaling_factor)

@@ -37,13 +37,10 @@ class Block:
 
     first: int
     """Index in the stream of the first batch."""
-
     batches: list[Tensor] = field(default_factory=list)
     """Each [B, d_in] float32, finite, on the training device."""
-
     error: Exception | None = None
     """Why the stream cannot go on after these batches; they themselves are good, once settled."""
-
     check: FiniteCheck | None = None
     """Of batches on a GPU, under way."""
 
@@ -78,15 +75,10 @@ class BatchReader:
         self.n_drawn = 0
 
     def draw(self, n_samples: int | None, n_batches: int | None) -> Block:
-        """The next block.
+        """The next block, of at most so many batches, that ends once it has so many samples.
 
-        Args:
-            n_samples: draw no further batch once there are so many samples.
-            n_batches: draw at most so many batches.
-        Returns:
-            A block of at least one batch, unless its `error` says why there is none. An exception
-            of the source itself is kept there too, so that the good batches before it still count.
-            It has to be settled before use.
+        An exception of the source is kept as its `error`, so that the good batches before it still
+        count. It has to be settled before use.
         """
         block = Block(first=self.n_drawn)
         room = _MAX_BLOCK if n_batches is None else min(n_batches, _MAX_BLOCK)

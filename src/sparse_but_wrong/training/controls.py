@@ -19,10 +19,8 @@ class KTransition:
 
     initial_k: float
     """k until the transition starts."""
-
     start_step: int
     """The last step, counted from 0, that is taken at `initial_k`."""
-
     duration_steps: int
     """Steps from there to the first one that is taken at the config's k."""
 

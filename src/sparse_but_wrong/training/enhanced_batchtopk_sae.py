@@ -31,17 +31,13 @@ class EnhancedBatchTopKTrainingSAEConfig(BatchTopKTrainingSAEConfig):
 
     rescale_acts_by_decoder_norm: bool = False
     """sae_lens' name of `normalize_acts_by_decoder_norm`, which turns it on."""
-
     normalize_acts_by_decoder_norm: bool = False
     """Rank latents by pre-activation times decoder norm, and decode as if decoder rows had norm 1.
     The norms count once, also where both fields are on."""
-
     initial_k: float | None = None
     """k until its transition to `k` begins; None for no transition."""
-
     transition_k_duration_steps: int | None = None
     """Steps over which k moves linearly from `initial_k` to `k`; None for no transition."""
-
     transition_k_start_step: int = 0
     """The last step, counted from 0, that is taken at `initial_k`."""
 

@@ -1,4 +1,4 @@
-"""The training log: a few figures per SAE, every so many steps."""
+"""The training log: a few metrics per SAE, every so many steps."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ if TYPE_CHECKING:
 class SAELog:
     """What was measured on one SAE while it trained.
 
-    Each list has an entry per logged step. `columns` holds, by name: `mse_loss` and the losses of
-    the architecture (`l0_loss`, …), `loss` their sum, `l0` (latents active per sample of that
-    batch), `dead_latents` (not fired within the dead-latent window), `grad_norm` (before
-    clipping), `coefficient` (after warm-up) or `k`, and `lr`.
+    Each list has an entry per logged step. Columns: the losses by sae_lens' names, `loss` their
+    sum, `l0` (latents active per sample of that batch), `dead_latents` (not fired within the
+    dead-latent window), `grad_norm` (before clipping), `coefficient` or `k`, and `lr`.
     """
 
     trained_by: str
@@ -28,15 +27,13 @@ class SAELog:
 
     steps: list[int] = field(default_factory=list)
     columns: dict[str, list[float]] = field(default_factory=dict)
-
     diverged_at: int | None = None
     """The first step whose gradient was not finite (of those logged, under sae_lens' trainer)."""
-
     note: str | None = None
     """What the end of the run says about where L0 ended, in words; None where all is well."""
 
     def append(self, step: int, values: dict[str, float]) -> None:
-        """Add the figures of one step."""
+        """Add the metrics of one step."""
         self.steps.append(step)
         for name, value in values.items():
             self.columns.setdefault(name, []).append(value)
@@ -56,7 +53,7 @@ class SAELog:
         }
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Take up a log from a checkpoint."""
+        """Continue a log from a checkpoint."""
         self.steps = [int(step) for step in state["steps"]]
         self.columns = {
             name.split(".", 2)[2]: [float(v) for v in state[name]]

@@ -1,8 +1,4 @@
-"""The training loop: one stream of activations, any number of SAEs.
-
-`train_saes` is the call for users; `Training` is the same run as an object, for whoever needs to
-checkpoint it on the way.
-"""
+"""The training loop: one stream of activations, any number of SAEs."""
 
 from __future__ import annotations
 
@@ -306,11 +302,7 @@ class Training:
                 logger.warning("%s (%s) %s", name, sae_lens_compat.in_words(sae), note)
 
     def state(self) -> TrainingState:
-        """All that is needed to continue from the last finished step, bit for bit, elsewhere.
-
-        Raises:
-            TypeError, NotImplementedError, RuntimeError: see `can_checkpoint`.
-        """
+        """All that is needed to continue, bit for bit, elsewhere; only if `can_checkpoint`."""
         source = self._resumable_source()
         if not all(group.started for group in self.groups):
             raise RuntimeError("The run has not started training yet; there is nothing to keep.")

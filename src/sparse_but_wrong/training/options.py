@@ -17,60 +17,42 @@ class TrainOptions:
 
     total_training_samples: int = 15_000_000
     """Samples each SAE is trained on; the last batch may go past it, as in sae_lens."""
-
     train_batch_size_samples: int = 1024
     """Samples per batch; it sets the length of the learning-rate schedule."""
-
     lr: float = 3e-4
     """Adam's learning rate, after warm-up and before decay."""
-
     lr_end: float | None = None
     """Where the annealing schedulers end; a tenth of ``lr`` if left out."""
-
     lr_scheduler_name: str = "constant"
     """``constant``, ``cosineannealing`` or ``cosineannealingwarmrestarts``."""
-
     lr_warm_up_steps: int = 0
     """Steps over which the learning rate rises linearly to ``lr``."""
-
     lr_decay_steps: int = 0
     """Steps at the end over which the learning rate falls linearly to 0."""
-
     n_restart_cycles: int = 1
     """Cycles of ``cosineannealingwarmrestarts``."""
-
     adam_beta1: float = 0.9
     """Decay of Adam's mean gradient."""
-
     adam_beta2: float = 0.999
     """Decay of Adam's mean squared gradient."""
-
     dead_feature_window: int = 1000
     """A latent is dead once it has not fired for more than this many steps."""
-
     feature_sampling_window: int = 2000
     """Steps over which the L0 that sae_lens records in an SAE's metadata is counted."""
-
     n_batches_for_norm_estimate: int = 1000
     """Batches drawn first to estimate the mean norm (``expected_average_only_in`` only)."""
-
     reinit_dead_every: int | None = None
     """Re-initialise dead latents on reconstruction residuals every this many steps, in the first
     two thirds of the run (`reinitialize`). sae_lens does not do this, so never if left out."""
-
     log_every: int = 100
     """Steps between two rows of the training log."""
-
     snapshot_steps: tuple[int, ...] = ()
     """Steps after which a copy of every SAE is handed to ``on_snapshot``."""
-
     threads: int | None = None
     """CPU threads to train on, one SAE per thread; PyTorch's own number if left out.
     The result does not depend on it."""
-
     compiled: bool = True
     """Use the compiled step where there is one (CPU only); same results to float32 rounding."""
-
     progress: bool = True
     """Show a progress bar."""
 

@@ -3,12 +3,11 @@
 Axes: S SAE, B batch, D d_in, H d_sae.
 
 Adam divides each gradient by its usual size, so a threshold moves by at most about lr a step, and
-once one term of the loss outweighs the others a larger coefficient changes nothing. Both can be
-read off the end of a run. Measured on the JumpReLU notebook's world, coefficients 0.3 to 1000 and
-warm-ups of 1,000 and 10,000 steps: where L0 had settled, thresholds drifted at up to 0.2 lr a step
-and reconstruction's gradient on them was at least 0.45 of sparsity's. Where L0 was still falling
-they drifted at 0.8 lr and more. From where a larger coefficient no longer lowered L0, the gradient
-of reconstruction was 0.2 of that of sparsity and less.
+once one term of the loss outweighs the others a larger coefficient changes nothing. Measured on the
+JumpReLU notebook's world (coefficients 0.3 to 1000, warm-ups of 1,000 and 10,000 steps): where L0
+had settled, thresholds drifted at up to 0.2 lr a step and reconstruction's gradient on them was at
+least 0.45 of sparsity's; where it was still falling, at 0.8 lr and more; and from where a larger
+coefficient no longer lowered L0, reconstruction's gradient was 0.2 of sparsity's and less.
 """
 
 from __future__ import annotations
@@ -38,11 +37,9 @@ class ThresholdState:
 
     drift: float
     """Mean motion of the thresholds, in units of lr per step; positive is up."""
-
     reconstruction_share: float
     """Norm of reconstruction's gradient on the thresholds over that of sparsity's; NaN if neither
     reaches them."""
-
     l0: float
     """Latents active per sample of the last batch."""
 

@@ -120,17 +120,6 @@ def test_a_damaged_library_is_not_loaded_but_built_again(
     assert capfd.readouterr().err == ""
 
 
-def test_a_folder_under_the_name_of_the_library_makes_way(kept: Path, tmp_path: Path) -> None:
-    whole = kept.read_bytes()
-    kept.unlink()
-    (kept / "inside").mkdir(parents=True)
-    assert compiled_step.kernels() is not None
-    assert kept.read_bytes() == whole
-    again()
-    assert compiled_step.kernels() is not None
-    assert n_builds(tmp_path) == 1
-
-
 def open_to_others(place: Path) -> None:
     place.chmod(0o777)
 

@@ -70,13 +70,10 @@ class Architecture(ABC):
 
     sae_class: ClassVar[str]
     """sae_lens' name of the training SAEs that it steps."""
-
     sparsity: ClassVar[str]
     """What sets an SAE's sparsity: the name of its coefficient in sae_lens, or ``k``."""
-
     buffers: ClassVar[dict[str, torch.dtype]] = {}
     """Scalar buffers of the sae_lens class that training moves."""
-
     uses_dead_latents: bool = False
     """Whether the losses depend on which latents are dead."""
 

@@ -98,24 +98,12 @@ def _name(key: str, file: Path) -> str:
 
 
 def build(compiler: tuple[str, ...], machine_flags: tuple[str, ...], to: Path) -> None:
-    """Compile the loops.
-
-    Args:
-        compiler: the command of a C++ compiler.
-        machine_flags: for which processor.
-        to: the shared library to write.
-    Raises:
-        CannotBuildError: the compiler cannot be run, or fails; the message is its own.
-    """
+    """Compile the loops for a processor; a CannotBuildError has the compiler's own message."""
     _run([*compiler, *_FLAGS, *machine_flags, str(_SOURCE), "-o", str(to)])
 
 
 def find_compiler() -> tuple[str, ...]:
-    """The command of a C++ compiler: what CXX says, or else the first of the usual ones.
-
-    Raises:
-        CannotBuildError: there is none, or not the one that CXX names.
-    """
+    """The command of a C++ compiler: what CXX says, or else the first of the usual ones."""
     if chosen := shlex.split(os.environ.get("CXX", "")):
         if shutil.which(chosen[0]) is None:
             raise CannotBuildError(f"CXX names {chosen[0]}, which was not found")
@@ -127,10 +115,7 @@ def find_compiler() -> tuple[str, ...]:
 
 
 def _target(compiler: tuple[str, ...]) -> tuple[tuple[str, ...], bytes]:
-    """The flags for this machine, and all that the compiler then says of machine and itself.
-
-    A home folder may be shared by machines that are not alike.
-    """
+    """The flags for this machine, and what the compiler then says of it: homes may be shared."""
     *attempts, last = _FOR_THIS_MACHINE
     for flags in attempts:
         try:
@@ -147,9 +132,7 @@ def _macros(compiler: tuple[str, ...], flags: tuple[str, ...]) -> bytes:
 def _cache_folder() -> Path:
     """The folder in which the library is kept, made if need be.
 
-    Raises:
-        OSError: it cannot be made or written to, or others could put something into it or in its
-            place; the message says what to do.
+    An OSError says where it cannot be, or where others could put something in its place.
     """
     from platformdirs import user_cache_path
 
@@ -167,11 +150,9 @@ def _cache_folder() -> Path:
 
 
 def _why_unsafe(found: os.stat_result, *, may_be_shared: bool = False) -> str | None:
-    """Why somebody else than this user and root could decide what lies in a place, in words.
+    """Why others than this user and root could decide what lies in a place, in words.
 
-    Args:
-        found: what the place is.
-        may_be_shared: whether it may be a folder like /tmp, where nobody touches what is another's.
+    It `may_be_shared` like /tmp, where nobody touches what is another's.
     """
     if not hasattr(os, "geteuid"):  # Windows, where a user's cache is the user's alone
         return None
