@@ -57,7 +57,7 @@ class LanguageModel:
     model: HookedRootModule
     model_class: ModelClass
     dtype: ModelDtype
-    """Of the weights."""
+    """Type of the weights."""
 
     device: torch.device
     d_in: int

@@ -46,7 +46,7 @@ class Shard:
     file: Annotated[str, AfterValidator(plain_name)]
     n_samples: Count
     first_sequence: Whole = 0
-    """Of the text, counted from 0."""
+    """Its number in the text, from 0."""
 
     n_sequences: Whole = 0
     bytes: Count

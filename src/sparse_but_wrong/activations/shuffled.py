@@ -21,7 +21,7 @@ RUN = 64
 class ShuffledActivations(Iterator[Tensor]):
     """Shuffled float32 batches [batch_size, d_in] of stored activations, read ahead of their use.
 
-    Runs of 64 consecutive samples are put in a random order, across all files and anew in every
+    Runs of 64 consecutive samples are put in a random order, across all files and again in every
     pass, and dealt into buffers of about equal size. The samples of a buffer are shuffled, and the
     buffers one after the other give the order of the pass. So a pass has every sample once, except
     the last n_samples % batch_size of its order, which are left out. If all samples fit in one
@@ -125,7 +125,7 @@ class ShuffledActivations(Iterator[Tensor]):
         try:
             buffer = self._ahead.future.result()
         except Exception:
-            # To be read again by the next call. After an interruption it goes on being read.
+            # The next call reads it again. After an interruption, reading continues.
             self._ahead = None
             raise
         self._ahead = None

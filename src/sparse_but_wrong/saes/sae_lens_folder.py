@@ -198,7 +198,7 @@ def checked_config(
         check_sizes(file, {name: config[name] for name in sizes}, sizes, WEIGHTS)
         if hints.get("k") is int:
             config["k"] = check_k(file, config.get("k"), sizes["d_sae"])
-            # Of configs from before version 6, sae_lens reads this one.
+            # In configs from before version 6, sae_lens reads this one.
             config["activation_fn_kwargs"] = {"k": config["k"]}
     for name in ("k", "max_iterations"):
         if name in hints and config.get(name) is not None:
