@@ -36,8 +36,8 @@ WEIGHTS, CONFIG = "sae.safetensors", "cfg.json"
 _HOOK_POINT = re.compile(r"embed_tokens|(?:\w+\.)+\d+(?:\.\w+)*")
 """The path of a module, such as layers.5 or layers.5.mlp, from the base model on."""
 
-_LAYOUT = {name: {**LINEAR, **PLAIN}[name] for name in (*LINEAR, "W_dec", "b_dec")}
-del _LAYOUT["decoder.weight"]
+_ALL = {**LINEAR, **PLAIN}
+_LAYOUT = {n: _ALL[n] for n in ("encoder.weight", "encoder.bias", "W_dec", "b_dec")}
 
 
 def read_sparsify(file: Path) -> sae_lens.SAE[Any]:
