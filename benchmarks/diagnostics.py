@@ -4,8 +4,8 @@
     python -m benchmarks.diagnostics --d-in 576 --d-sae 4608 --batch 4096
 
 In turns in one process: the product of samples and decoder alone, the product and the counts that
-give s_n^dec for all n (what `measure_stream` does), and the product and the sort that gave one n.
-The exit status says nothing about speed.
+give s_n^dec for all n (what `evaluate` does over a stream), and the product and the sort that gave
+one n. The exit status says nothing about speed.
 """
 
 from __future__ import annotations

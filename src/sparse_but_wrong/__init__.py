@@ -43,8 +43,6 @@ if TYPE_CHECKING:
         Evaluations as Evaluations,
         evaluate as evaluate,
     )
-    from sparse_but_wrong.metrics.score import score_sae as score_sae
-    from sparse_but_wrong.metrics.stream import measure_stream as measure_stream
     from sparse_but_wrong.nth_decoder_projection import (
         nth_decoder_projection as nth_decoder_projection,
     )
@@ -83,8 +81,6 @@ _NAMES = {
     "l0.recommend": "L0Recommendation",
     "l0.sweep": "measure_sweep",
     "metrics.evaluate": "Evaluation Evaluations evaluate",
-    "metrics.score": "score_sae",
-    "metrics.stream": "measure_stream",
     "nth_decoder_projection": "nth_decoder_projection",
     "runs.sweep": "Sweep train_sweep",
     "saes.load": "load_sae",

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from sparse_but_wrong.activations.shuffled import ShuffledActivations
 from sparse_but_wrong.activations.stored import open_activations
 from sparse_but_wrong.experiments.analysis import RunSettings
-from sparse_but_wrong.metrics.stream import measure_stream
+from sparse_but_wrong.metrics.evaluate import evaluate
 from sparse_but_wrong.runs.folder import RunFolder
 from sparse_but_wrong.runs.spec import ActivationsSpec, ExperimentSpec, SAESpec
 from sparse_but_wrong.runs.stored_world import StoredWorld, fingerprint
@@ -79,10 +79,10 @@ def test_what_a_run_on_activations_leaves_behind(shards: Path, tmp_path: Path) -
     assert table["n_batches"].tolist() == [16] * 3
     # The row is what measuring the saved SAE on the held-out samples gives, s_n for every n.
     world = StoredWorld(str(shards), None, 800)
-    (score,) = measure_stream([run.saes["k_2"]], world.held_out())
+    found = evaluate(run.saes["k_2"], world.held_out())
     row = table.set_index("sae_id").loc["k_2"]
-    assert row["l0"] == score.l0.value
-    assert row["s_7"] == pytest.approx(float(score.projections.values[7]))
+    assert row["l0"] == pytest.approx(found.l0, rel=1e-12)
+    assert row["s_7"] == pytest.approx(found.projections[7])
     assert row["variance_explained"] > 0.5
     assert run.verdict.checks == ()
     assert "find-l0" in run.verdict.remarks[0]
