@@ -28,7 +28,7 @@ def without_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     from matplotlib.figure import Figure
 
     monkeypatch.setattr(
-        "sparse_but_wrong.report.diagnosis.stream_scores", lambda _: Figure(figsize=(1, 1))
+        "sparse_but_wrong.report.evaluation.plot_evaluations", lambda _: Figure(figsize=(1, 1))
     )
 
 

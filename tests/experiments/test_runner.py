@@ -26,7 +26,7 @@ from sparse_but_wrong.experiments.runner import finish_run, resume_run, start_ru
 from sparse_but_wrong.experiments.verdict import Check, Verdict
 from sparse_but_wrong.metrics.evaluate import evaluate
 from sparse_but_wrong.metrics.projection_table import join_projections, split_projections
-from sparse_but_wrong.report.write import write_report
+from sparse_but_wrong.report.run import write_report
 from sparse_but_wrong.runs.checkpoint import Checkpoint
 from sparse_but_wrong.runs.folder import RunFolder
 from sparse_but_wrong.runs.spec import ONLY_WORLD, ExperimentSpec

@@ -5,7 +5,6 @@ from typing import cast
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from matplotlib.container import ErrorbarContainer
 from matplotlib.patches import Rectangle, StepPatch
 
@@ -13,54 +12,56 @@ from sparse_but_wrong.figures.distributions import (
     SHARES,
     ProjectionPanel,
     l0_by_model,
+    plot_evaluations,
     projection_histograms,
-    stream_scores,
 )
-from sparse_but_wrong.metrics.moments import Estimate
-from sparse_but_wrong.metrics.stream import StreamedProjections, StreamScore
+from sparse_but_wrong.metrics.evaluate import Evaluation
 from tests.figures.conftest import legend_texts, lines, rendered
 
 H = 40
 
 
-def score(l0: float, d_sae: int = H) -> StreamScore:
-    values = torch.linspace(5, -5, d_sae) / (1 + l0)
-    return StreamScore(
+def evaluation(l0: float, d_sae: int = H) -> Evaluation:
+    return Evaluation(
+        name=str(l0),
         n_samples=100,
         n_batches=10,
         d_sae=d_sae,
-        l0=Estimate(l0, 0.1),
-        l0_counts=torch.bincount(torch.tensor([int(l0)] * 100), minlength=d_sae + 1),
-        densities=torch.linspace(0, 0.5, d_sae),
+        l0=l0,
+        l0_standard_error=0.1,
+        l0_counts=np.bincount([int(l0)] * 100, minlength=d_sae + 1),
+        densities=np.linspace(0, 0.5, d_sae),
         dead_latents=1,
         dense_latents=3,
-        mse=Estimate(1.0, 0.1),
-        variance_explained=Estimate(0.9, 0.01),
-        projections=StreamedProjections(
-            values=values,
-            standard_errors=torch.full((d_sae,), 0.01),
-            relative_error=1 / 2048,
-            edges=torch.linspace(-1, 1, 11),
-            counts=torch.arange(10),
-        ),
+        mse=1.0,
+        mse_standard_error=0.1,
+        variance_explained=0.9,
+        variance_explained_standard_error=0.01,
+        shrinkage=1.0,
         c_dec=0.1 + l0 / 100,
         c_enc=0.2,
+        match=None,
+        projections=np.linspace(5, -5, d_sae) / (1 + l0),
+        projection_standard_errors=np.full(d_sae, 0.01),
+        projection_relative_error=1 / 2048,
+        histogram_edges=np.linspace(-1, 1, 11),
+        histogram_counts=np.arange(10),
     )
 
 
 def test_curves_hold_the_numbers_of_the_scores_in_order_of_l0():
-    figure = stream_scores({"b": score(8.0), "a": score(2.0)})
+    figure = plot_evaluations([evaluation(8.0), evaluation(2.0)])
     all_n, over_l0, similarity, l0, density, _ = figure.axes
     assert [line.get_label() for line in all_n.get_lines()] == ["2", "8"]
     drawn = all_n.get_lines()[0]
     at = np.asarray(drawn.get_xdata(), dtype=int)
     assert at[0] == 1
     assert at[-1] == H // 2
-    assert np.allclose(drawn.get_ydata(), score(2.0).projections.values[at])
+    assert np.allclose(drawn.get_ydata(), evaluation(2.0).projections[at])
     (first, *_) = cast(ErrorbarContainer, over_l0.containers[0]).lines
     assert np.allclose(first.get_xdata(), [2.0, 8.0])
     n = int(SHARES[0] * H)
-    assert np.allclose(first.get_ydata(), [score(x).projections.values[n] for x in (2.0, 8.0)])
+    assert np.allclose(first.get_ydata(), [evaluation(x).projections[n] for x in (2.0, 8.0)])
     assert np.allclose(similarity.get_lines()[0].get_ydata(), [0.12, 0.18])
     # All samples have two active latents: one bar, from 2 to 3.
     values, edges, _ = cast(StepPatch, l0.patches[0]).get_data()
@@ -71,29 +72,29 @@ def test_curves_hold_the_numbers_of_the_scores_in_order_of_l0():
 
 
 @pytest.mark.parametrize(
-    "scores",
-    [{"one": score(3.0)}, {"a": score(3.0), "other width": score(4.0, 12)}],
+    "evaluations",
+    [[evaluation(3.0)], [evaluation(3.0), evaluation(4.0, 12)]],
     ids=["one", "two-widths"],
 )
-def test_is_drawn_whatever_there_is(scores):
-    assert rendered(stream_scores(scores))
+def test_is_drawn_whatever_there_is(evaluations):
+    assert rendered(plot_evaluations(evaluations))
 
 
 def test_nothing_is_refused():
-    with pytest.raises(ValueError, match="no scores"):
-        stream_scores({})
+    with pytest.raises(ValueError, match="no evaluations"):
+        plot_evaluations([])
 
 
 @pytest.mark.parametrize("l0s", [(0.0,), (0.0, 3.0)])
 def test_an_sae_whose_latents_are_all_silent_is_drawn(l0s):
-    figure = stream_scores({str(l0): score(l0) for l0 in l0s})
+    figure = plot_evaluations([evaluation(l0) for l0 in l0s])
     over_l0 = figure.axes[1]
     assert over_l0.get_xscale() == ("log" if max(l0s) else "linear")
     assert rendered(figure)
 
 
 def test_similarities_close_to_each_other_keep_off_the_frame():
-    similarity = stream_scores({str(l0): score(l0) for l0 in (10.0, 10.1)}).axes[2]
+    similarity = plot_evaluations([evaluation(l0) for l0 in (10.0, 10.1)]).axes[2]
     low, high = similarity.get_ylim()
     assert low == 0
     assert high > 1.05 * 0.201

@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from sparse_but_wrong.metrics.findings import saturated, unsettled_thresholds
+from sparse_but_wrong.metrics.findings import remarks, saturated, unsettled_thresholds
+from tests.metrics.evaluated import evaluated
 
 
 def test_an_l0_far_from_its_k_is_said_with_both():
@@ -51,3 +52,12 @@ def test_latents_that_are_all_silent_are_one_l0():
 )
 def test_other_sweeps_are_not(points):
     assert saturated(points) is None
+
+
+def test_remarks_name_the_number_and_the_sae():
+    said = " ".join(remarks(evaluated()))
+    # Of 16 latents of the wide one, 4 have a decoder row of their own and no encoder.
+    assert "25% (wide)" in said
+    assert "3 batches" in said
+    assert "iverged" not in said
+    assert "Diverged" in " ".join(remarks(evaluated(broken=True)))

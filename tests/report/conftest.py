@@ -39,9 +39,9 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def open_page(browser: Browser) -> Iterator[Callable[..., Watched]]:
-    """Opens a file; at the end of the test no page may have complained or asked for anything."""
+    """Opens a file; at the end of the module no page may have complained or asked for anything."""
     opened: list[Watched] = []
 
     def open_file(path: Path, scheme: Scheme = "light", width: int = 1280) -> Watched:

@@ -1,122 +1,184 @@
+"""What the interactive plots hold: every number, thinned where a page could not hold it."""
+
 from __future__ import annotations
 
-import base64
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+from sparse_but_wrong.metrics.projection_table import split_projections
 from sparse_but_wrong.report.plots import (
-    factors_that_vary,
+    MOST_SIDE,
+    cosine_frames,
+    curves_plot,
     in_order_of_l0,
-    projections,
-    sae_facts,
+    projections_plot,
+    saes_plot,
     spread,
-    training_curves,
+    varying_factors,
 )
-from tests.report.folders import Sweep, curves, results
+from sparse_but_wrong.tensors import cos_sims
+from sparse_but_wrong.worlds.world import ToyWorld
+from tests.report.folders import Sweep, curves, results, write_run
 
 
-def floats(packed: str) -> np.ndarray:
-    return np.frombuffer(base64.b64decode(packed), dtype="<f4")
+def ordered(sweep: Sweep) -> tuple[pd.DataFrame, pd.DataFrame]:
+    return split_projections(in_order_of_l0(results(sweep)))
+
+
+def projections_of(table: pd.DataFrame, wanted: tuple[int, ...] = (), above: float = 0) -> Any:
+    scalars, projections = split_projections(table.assign(sae_id="a", l0=1.0))
+    truth = {"w": above} if above else {}
+    factors = pd.DataFrame(index=scalars.index)
+    figure = projections_plot(scalars, projections, factors, truth, wanted, range(len(scalars)))
+    return figure.to_plotly_json()["layout"]["sliders"][0]
 
 
 def test_saes_are_in_order_of_l0_and_those_without_come_last() -> None:
     table = pd.DataFrame({"sae_id": list("abcd"), "l0": [3.0, np.nan, 1.0, np.inf]})
     assert in_order_of_l0(table)["sae_id"].tolist() == ["c", "a", "b", "d"]
-    assert in_order_of_l0(pd.DataFrame({"sae_id": list("abcd")}))["sae_id"].tolist() == list("abcd")
-
-
-def test_an_sae_has_its_factors_and_figures() -> None:
-    table = pd.DataFrame({"sae_id": ["a"], "l0": [2.0], "mcc": [np.nan], "s_0": [1.0], "k": [5]})
-    spec = {
-        "saes": [
-            {"sae_id": "a", "architecture": "topk", "world": "w", "factors": {"k": 5, "x": "y"}}
-        ]
-    }
-    assert sae_facts(table, spec) == [
-        {
-            "id": "a",
-            "l0": 2.0,
-            "added": False,
-            "world": "w",
-            "factors": {"world": "w", "architecture": "topk", "k": 5, "x": "y"},
-            "figures": {"mcc": None},
-        }
-    ]
+    assert in_order_of_l0(pd.DataFrame({"sae_id": list("ab")}))["sae_id"].tolist() == list("ab")
 
 
 def test_only_factors_that_vary_are_offered() -> None:
-    facts: list[dict[str, Any]] = [
-        {"factors": {"world": "w", "k": 1, "seed": 0}},
-        {"factors": {"world": "w", "k": 1, "seed": 1}},
-        {"factors": {"world": "w", "k": 1, "seed": 1, "extra": "x"}},
-    ]
-    assert factors_that_vary(facts) == ["seed", "extra"]
+    table = pd.DataFrame({"sae_id": list("abc"), "l0": 1.0, "architecture": ["x", "x", "y"]})
+    factors = [{"k": 1, "seed": 0}, {"k": 1, "seed": 1}, {"k": 1, "seed": 1, "extra": "x"}]
+    saes = [{"sae_id": i, "world": "w", "factors": f} for i, f in zip("abc", factors, strict=True)]
+    varying = varying_factors(table, {"saes": saes})
+    assert list(varying) == ["architecture", "seed", "extra"]
 
 
-def test_projections_keep_nan_where_an_sae_is_narrower() -> None:
+def test_a_step_of_the_slider_holds_s_n_of_every_sae() -> None:
     table = pd.DataFrame({"s_0": [3.0, 2.0], "s_10": [np.nan, 0.1], "s_2": [1.0, 0.5]})
-    shown = projections(table, (2,))
-    assert shown is not None
-    assert (shown["n"], shown["first_n"], shown["left_out"]) == ([0, 2, 10], 2, 0)
-    expected = np.array([3, 1, np.nan, 2, 0.5, 0.1], dtype=np.float32)
-    np.testing.assert_array_equal(floats(shown["values"]), expected)
+    slider = projections_of(table, (2,))
+    assert [step["label"] for step in slider["steps"]] == ["0", "2", "10"]
+    assert slider["active"] == 1
+    assert [step["args"][0]["y"][0] for step in slider["steps"]] == [[3, 2], [1, 0.5], [None, 0.1]]
+    many = pd.DataFrame(np.ones((2, 3000)), columns=[f"s_{n}" for n in range(3000)])
+    slider = projections_of(many, (1201, 1203))
+    labels = [step["label"] for step in slider["steps"]]
+    assert {"0", "1201", "1203", "2999"} <= set(labels)
+    assert 512 <= len(labels) <= 514
+    assert labels[slider["active"]] == "1201"
 
 
-def test_of_very_many_projections_some_are_taken_and_always_those_of_the_spec() -> None:
-    table = pd.DataFrame(np.ones((2, 3000)), columns=[f"s_{n}" for n in range(3000)])
-    shown = projections(table, (1201, 1203))
-    assert shown is not None
-    assert {0, 1201, 1203, 2999} <= set(shown["n"])
-    assert 512 <= len(shown["n"]) <= 514
-    assert shown["left_out"] == 3000 - len(shown["n"])
-    assert shown["first_n"] == 1201
-
-
-def test_where_the_spec_names_no_n_the_first_above_the_truth_is_shown() -> None:
+@pytest.mark.parametrize(("above", "first"), [(1.9, 2), (2.0, 3), (9.0, 0)])
+def test_where_the_spec_names_no_n_the_first_above_the_truth_is_shown(
+    above: float, first: int
+) -> None:
     table = pd.DataFrame(np.ones((1, 5)), columns=[f"s_{n}" for n in range(5)])
-    assert [(projections(table, (), above) or {})["first_n"] for above in (1.9, 2.0, 9.0)] == [
-        2,
-        3,
-        0,
-    ]
+    assert projections_of(table, (), above)["active"] == first
 
 
-def test_no_projections_no_plot() -> None:
-    assert projections(pd.DataFrame({"sae_id": ["a"]}), (1,)) is None
+@pytest.mark.parametrize(
+    ("worlds", "l0s", "first", "ends"),
+    [
+        (("w",), (1.0, 2.0, 3.0), "all alike", None),
+        (("left", "right"), (1.0, 2.0, 3.0), "colour: world", (-0.5, 1.5)),
+        # With more worlds than colours, what sets them apart is one of the factors.
+        (tuple(f"w_{i}" for i in range(9)), tuple(range(1, 10)), "colour: seed", (-0.5, 1.5)),
+    ],
+)
+def test_colours_tell_the_factor(
+    worlds: tuple[str, ...], l0s: tuple[float, ...], first: str, ends: tuple[float, float] | None
+) -> None:
+    sweep = Sweep(l0s=tuple(map(float, l0s)), worlds=worlds)
+    table, projections = ordered(sweep)
+    spec = {
+        "saes": [
+            {
+                "sae_id": sweep.sae_id(i),
+                "world": sweep.world_of(i),
+                "factors": {"k": k, "seed": i % 2},
+            }
+            for i, k in enumerate(l0s)
+        ]
+    }
+    factors = varying_factors(table, spec)
+    figure = projections_plot(table, projections, factors, {}, (2,), range(len(table)))
+    shown = figure.to_plotly_json()
+    menu = shown["layout"]["updatemenus"][0]
+    assert menu["buttons"][menu["active"]]["label"] == first
+    marker = shown["data"][0]["marker"]
+    assert (marker.get("cmin"), marker.get("cmax")) == (ends or (None, None))
+    by_k = next(b for b in menu["buttons"] if b["label"] == "colour: k")["args"][0]
+    # Many numbers are a scale, few are classes.
+    assert by_k["marker.cmin"] == [1.0 if len(l0s) > 8 else -0.5]
+
+
+def test_latents_are_in_the_order_of_their_features(tmp_path: Path) -> None:
+    sweep = Sweep(n_features=6, d_in=8, d_sae=9, l0s=(1.32,))
+    folder = write_run(tmp_path / "run", sweep)
+    table, _ = ordered(sweep)
+    (frame,) = cosine_frames(folder, table)
+    assert frame["features"] == list(range(6))
+    assert sorted(frame["latents"]) == list(range(9))
+    assert not frame["thinned"]
+    assert min(frame["cosines"][i][i] for i in range(6)) == 100
+    directions = ToyWorld.load(folder.world_path("world")).directions
+    sae = folder.load_sae(sweep.sae_id(0))
+    expected = cos_sims(sae.W_dec.detach()[frame["latents"]].T, directions).numpy()
+    np.testing.assert_allclose(np.array(frame["cosines"]) / 100, expected, atol=0.0051)
+    with torch.no_grad():
+        sae.W_dec[2] = torch.nan
+    shutil.rmtree(folder.sae_path(sweep.sae_id(0)))
+    folder.save_sae(sweep.sae_id(0), sae)
+    (frame,) = cosine_frames(folder, table)
+    assert frame["cosines"][frame["latents"].index(2)] == [None] * 6
+    assert cosine_frames(folder, table.assign(sae_id="another")) == []
+    assert cosine_frames(folder, table.assign(world="nowhere")) == []
+
+
+def test_of_wide_saes_and_long_sweeps_some_are_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = Sweep(n_features=150, d_in=160, d_sae=160, l0s=(33.0,))
+    (frame,) = cosine_frames(write_run(tmp_path / "wide", wide), ordered(wide)[0])
+    assert frame["thinned"]
+    assert len(frame["latents"]) == len(frame["features"]) == MOST_SIDE
+    assert (frame["features"][0], frame["features"][-1]) == (0, 149)
+    assert min(frame["cosines"][i][i] for i in range(MOST_SIDE)) > 90
+    monkeypatch.setattr("sparse_but_wrong.report.plots._MOST_CELLS", 3 * 6 * 64)
+    long = Sweep(l0s=(1.0, 1.5, 2.0, 2.5, 3.0))
+    table, projections = ordered(long)
+    frames = cosine_frames(write_run(tmp_path / "long", long), table)
+    assert [frame["sae"] for frame in frames] == [0, 2, 4]
+    shown = saes_plot(table, projections, {"world": 1.9}, frames).to_plotly_json()["layout"]
+    assert shown["sliders"][0]["active"] == 1  # the nearest to the true L0
+    assert "L0 2 · MCC" in shown["title"]["text"]
 
 
 def test_curves_of_few_saes_are_whole() -> None:
     sweep = Sweep(l0s=(2.0, 1.0), n_steps=5)
-    order = ["k_1_1", "k_2_0"]
-    shown = training_curves(curves(sweep).sample(frac=1, random_state=0), order)
-    assert shown is not None
-    assert shown["columns"] == ["l0", "mse_loss"]
-    assert [line["sae"] for line in shown["lines"]] == [0, 1]
-    assert shown["lines"][0]["steps"] == [0, 100, 200, 300, 400]
-    values = floats(shown["lines"][1]["values"]).reshape(2, 5)
-    assert values[0, 0] == pytest.approx(3.0)
-    assert np.isnan(values[1, 4])
-    assert (shown["steps_shown"], shown["steps_logged"], shown["left_out"]) == (5, 5, 0)
+    table, _ = ordered(sweep)
+    figure, notes = curves_plot(curves(sweep).sample(frac=1, random_state=0), table, {})
+    assert figure is not None
+    shown = figure.to_plotly_json()
+    buttons = shown["layout"]["updatemenus"][0]["buttons"]
+    assert [button["label"] for button in buttons] == ["l0", "mse_loss"]
+    assert shown["data"][0]["x"] == [0, 100, 200, 300, 400]
+    assert shown["data"][1]["y"][0] == 3.0
+    assert buttons[1]["args"][0]["y"][1][4] is None
+    assert notes == []
+    text = pd.DataFrame({"sae_id": ["k_1_1"], "step": [0], "note": ["x"], "never": [np.nan]})
+    assert curves_plot(text, table, {}) == (None, [])
 
 
 def test_curves_of_many_saes_are_thinned_and_keep_their_ends() -> None:
     sweep = Sweep(l0s=tuple(1 + 0.1 * i for i in range(210)), n_steps=150)
-    table = in_order_of_l0(results(sweep))
-    shown = training_curves(curves(sweep), table["sae_id"].tolist())
-    assert shown is not None
-    assert len(shown["lines"]) == 200
-    assert shown["left_out"] == 10
-    assert all(len(line["steps"]) == 40 for line in shown["lines"])
-    assert all((line["steps"][0], line["steps"][-1]) == (0, 14_900) for line in shown["lines"])
-    assert (shown["lines"][0]["sae"], shown["lines"][-1]["sae"]) == (0, 209)
-
-
-def test_columns_that_are_no_numbers_are_not_drawn() -> None:
-    table = pd.DataFrame({"sae_id": ["a"], "step": [0], "note": ["x"], "never": [np.nan]})
-    assert training_curves(table, ["a"]) is None
+    figure, notes = curves_plot(curves(sweep), ordered(sweep)[0], {"world": 1.32})
+    assert figure is not None
+    *drawn, _ = figure.to_plotly_json()["data"]  # the last is there for the colour bar
+    assert len(drawn) == 200
+    assert all(len(line["x"]) == 40 for line in drawn)
+    assert all((line["x"][0], line["x"][-1]) == (0, 14_900) for line in drawn)
+    assert "40 of the 150" in notes[0]
+    assert "10 SAEs" in notes[1]
 
 
 @pytest.mark.parametrize(

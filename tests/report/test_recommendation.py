@@ -28,7 +28,7 @@ def write(recommendation: L0Recommendation, folder: Path, *, with_sae: bool = Fa
 def test_a_recommendation(tmp_path: Path) -> None:
     found = recommend_l0(sweep())
     page = write(found, tmp_path / "out")
-    assert '<h2 id="answer">L0 10</h2>' in page
+    assert "L0 10" in page
     assert found.interval is not None
     assert f"between {found.interval[0]:.4g} and {found.interval[1]:.4g}" in page
     assert "a &lt;b&gt;" in page

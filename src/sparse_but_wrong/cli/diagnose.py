@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
 
     from sparse_but_wrong.activations.stored import StoredActivations
-    from sparse_but_wrong.metrics.stream import StreamScore
+    from sparse_but_wrong.metrics.evaluate import Evaluations
     from sparse_but_wrong.runs.folder import RunFolder
 
 N_BATCHES = 16
@@ -88,8 +88,9 @@ def diagnose(
     """
     from sparse_but_wrong.activations.stored import open_activations
     from sparse_but_wrong.atomic import claimed, full_disk_named
+    from sparse_but_wrong.metrics.findings import remarks
     from sparse_but_wrong.metrics.origin import of_other_activations, origin_of
-    from sparse_but_wrong.report.diagnosis import remarks, write_diagnosis
+    from sparse_but_wrong.report.evaluation import write_evaluation
     from sparse_but_wrong.runs.folder import fresh_path
 
     path = out or fresh_path(RUNS, "diagnose")
@@ -117,18 +118,19 @@ def diagnose(
             f"{len(loaded)} SAE{'s' if len(loaded) > 1 else ''} on {n_samples:,} of "
             f"{stored.n_samples:,} samples of {stored.name}, d_in {stored.d_in}"
         )
-        scores, broken, of_samples = _evaluate(
+        evaluations, of_samples = _evaluate(
             loaded, stored, batch_size, samples, exclude_tokens, exclude_outliers
         )
-        failed.update(broken)
-        _tell(broken if scores else failed, anything_left=bool(scores))
-        origins = {name: origin_of(loaded[name]) for name in scores}
+        failed.update(evaluations.failed)
+        some = bool(len(evaluations))
+        _tell(evaluations.failed if some else failed, anything_left=some)
+        origins = {name: origin_of(loaded[name]) for name in evaluations.names}
         said = [
-            *remarks(scores, origins),
+            *remarks(evaluations, origins),
             *of_other_activations(origins, *_recorded(stored, activations)),
             *of_samples,
         ]
-        click.echo(_table(scores))
+        click.echo(_table(evaluations))
         click.echo("\n".join(f"  - {remark}" for remark in said))
         facts = {
             "Activations": activations,
@@ -136,7 +138,7 @@ def diagnose(
             **made_how(started),
         }
         reasons = {name: _reason(error) for name, error in failed.items()}
-        write_diagnosis(scores, place, stored.name, facts, said, reasons)
+        write_evaluation(evaluations, place, stored.name, facts, said, reasons)
     click.echo(f"Tables and figures: {path}\nReport: {path / 'report.html'}")
     if failed:
         raise click.exceptions.Exit(1)
@@ -240,13 +242,13 @@ def _evaluate(
     samples: int | None,
     exclude_tokens: Collection[int],
     exclude_outliers: bool,
-) -> tuple[dict[str, StreamScore], dict[str, Exception], list[str]]:
-    """The scores, what went wrong, and remarks on the samples."""
+) -> tuple[Evaluations, list[str]]:
+    """The evaluations, and remarks on the samples."""
     import torch
 
     from sparse_but_wrong.activations.stored import without_tokens
+    from sparse_but_wrong.metrics.evaluate import evaluate
     from sparse_but_wrong.metrics.row_norms import OUTLIER, NormTally, WithoutOutliers
-    from sparse_but_wrong.metrics.stream import StreamScore, measure_each
 
     outliers: WithoutOutliers | None = None
     n_of_tokens = 0
@@ -282,8 +284,7 @@ def _evaluate(
         for batch in batches("Reading norms"):
             tally.add(batch)
         outliers, tally, n_of_tokens = WithoutOutliers(tally.result()), NormTally(), 0
-    measured = measure_each(list(saes.values()), tally.watch(batches("Evaluating")))
-    results = dict(zip(saes, measured, strict=True))
+    evaluations = evaluate(saes, tally.watch(batches("Evaluating")), skip_failing=True)
     said = []
     if exclude_tokens:
         said.append(f"Left out: {n_of_tokens:,} samples of the tokens to exclude.")
@@ -294,29 +295,27 @@ def _evaluate(
             f"Left out: {outliers.n_zero:,} samples of zeros and {outliers.n_outliers:,} with a "
             f"norm of more than {OUTLIER:g} times the median ({outliers.median:.3g})."
         )
-    scores = {name: r for name, r in results.items() if isinstance(r, StreamScore)}
-    failed = {name: r for name, r in results.items() if isinstance(r, Exception)}
-    return scores, failed, said
+    return evaluations, said
 
 
-def _table(scores: Mapping[str, StreamScore]) -> str:
+def _table(evaluations: Evaluations) -> str:
     import pandas as pd
 
     rows = []
-    for name, score in scores.items():
-        n = score.d_sae // 4
-        s_n, error = score.projections.values[n], score.projections.standard_errors[n]
+    for found in evaluations:
+        n = found.d_sae // 4
+        s_n, error = found.projections[n], found.projection_standard_errors[n]
         rows.append(
             {
-                "SAE": name,
-                "d_sae": score.d_sae,
-                "L0": f"{score.l0.value:.2f} ± {2 * score.l0.standard_error:.2g}",
-                "5 %–95 %": f"{score.l0_quantile(0.05)}–{score.l0_quantile(0.95)}",
-                "dead": score.dead_latents,
-                "dense": score.dense_latents,
-                "var. expl.": f"{score.variance_explained.value:.4f}",
-                "c_dec": f"{score.c_dec:.4f}",
-                "c_enc": f"{score.c_enc:.4f}",
+                "SAE": found.name,
+                "d_sae": found.d_sae,
+                "L0": f"{found.l0:.2f} ± {2 * found.l0_standard_error:.2g}",
+                "5 %–95 %": f"{found.l0_quantile(0.05)}–{found.l0_quantile(0.95)}",
+                "dead": found.dead_latents,
+                "dense": found.dense_latents,
+                "var. expl.": f"{found.variance_explained:.4f}",
+                "c_dec": f"{found.c_dec:.4f}",
+                "c_enc": f"{found.c_enc:.4f}",
                 "s at H/4": f"{s_n:.4g} ± {2 * error:.1g}",
             }
         )

@@ -33,7 +33,7 @@ def paper(
     from sparse_but_wrong.experiments import runner
     from sparse_but_wrong.experiments.registry import EXPERIMENTS, get_experiment
     from sparse_but_wrong.experiments.verdict import in_lines
-    from sparse_but_wrong.report.verdict import shown_verdict
+    from sparse_but_wrong.report.run import outcome_of
     from sparse_but_wrong.runs.folder import RunFolder, is_run
 
     specs = [get_experiment(name) for name in names or EXPERIMENTS]
@@ -61,13 +61,13 @@ def paper(
     click.echo("")
     for path in _finished(out):
         manifest = RunFolder.open(path).manifest
-        click.echo(f"{shown_verdict(manifest).badge.outcome:>10}  {manifest['experiment']}")
+        click.echo(f"{outcome_of(manifest):>10}  {manifest['experiment']}")
     click.echo(f"Index: {_write_index(out)}")
 
 
 def _write_index(out: Path) -> Path:
     from sparse_but_wrong.atomic import full_disk_named
-    from sparse_but_wrong.report.index import write_index
+    from sparse_but_wrong.report.run import write_index
 
     with full_disk_named(out, "Finished runs are kept; free some space and run the command again."):
         return write_index(_finished(out), out / "index.html")

@@ -14,7 +14,7 @@ from sparse_but_wrong.cli.options import PATH
 def report(folder: Path) -> None:
     """Rebuild report.html of the run in FOLDER, finished or not."""
     from sparse_but_wrong.atomic import full_disk_named
-    from sparse_but_wrong.report.write import write_report
+    from sparse_but_wrong.report.run import write_report
     from sparse_but_wrong.runs.folder import RunFolder
 
     with (

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparse_but_wrong.experiments.verdict import Verdict, in_lines
-from sparse_but_wrong.metrics.stream import StreamScore
+from sparse_but_wrong.metrics.evaluate import Evaluation
 from sparse_but_wrong.runs.folder import RunFolder
 from sparse_but_wrong.runs.make import make_saes, world_seed
 from sparse_but_wrong.runs.spec import ExperimentSpec, SAESpec
@@ -107,8 +107,8 @@ class Run:
         self.saes = RunSAEs(folder, settings.device)
         self.tables: dict[str, MeasuredTable] = {}
         """What the analysis measured, by name."""
-        self.scores: dict[str, StreamScore] = {}
-        """All that was measured of SAEs on stored activations, by the SAE's id."""
+        self.evaluations: list[Evaluation] = []
+        """All that was measured of SAEs on stored activations."""
         self.verdict = Verdict()
         """Whether what the experiment claims was seen."""
 

@@ -26,8 +26,7 @@ from sparse_but_wrong.experiments.verdict import Verdict
 from sparse_but_wrong.figures.style import save_figure
 from sparse_but_wrong.metrics.evaluate import evaluate
 from sparse_but_wrong.metrics.projection_table import join_projections
-from sparse_but_wrong.metrics.stream import measure_stream
-from sparse_but_wrong.report.write import write_report
+from sparse_but_wrong.report.run import write_report
 from sparse_but_wrong.runs.checkpoint import Checkpoint
 from sparse_but_wrong.runs.folder import RunFolder, fresh_path
 from sparse_but_wrong.runs.make import (
@@ -382,16 +381,15 @@ def _evaluate(run: Run) -> None:
         world = load_data(run.folder.checked_world_path(name), run.settings.device)
         saes = {sae.sae_id: run.saes[sae.sae_id] for sae in run.spec.of_world(name)}
         if isinstance(world, StoredWorld):
-            scores = measure_stream(list(saes.values()), world.held_out())
-            run.scores |= dict(zip(saes, scores, strict=True))
-            for sae_id, score in zip(saes, scores, strict=True):
-                rows[sae_id] = score.as_row()
-                projections[sae_id] = score.projections.values.numpy()
-            continue
-        activations, run.true_l0[name] = run.samples(name)
-        for evaluation in evaluate(saes, activations, world.directions) if saes else ():
+            found, columns = evaluate(saes, world.held_out()), _STORED_METRICS
+            run.evaluations += found
+        else:
+            activations, run.true_l0[name] = run.samples(name)
+            found = evaluate(saes, activations, world.directions) if saes else ()
+            columns = _TOY_METRICS
+        for evaluation in found:
             row = evaluation.to_row()
-            rows[evaluation.name] = {column: row[column] for column in _TOY_METRICS}
+            rows[evaluation.name] = {column: row[column] for column in columns}
             projections[evaluation.name] = evaluation.projections
     run.table = pd.DataFrame(
         {

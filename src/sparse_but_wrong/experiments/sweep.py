@@ -104,20 +104,20 @@ class Activations(Analysis):
 
     def judge(self, run: Run) -> Verdict:
         """As the base class: there is nothing to judge."""
-        from sparse_but_wrong.report.diagnosis import remarks
+        from sparse_but_wrong.metrics.findings import remarks
 
         first = (
             "Nobody knows the features of these activations, so nothing is judged. `sbw find-l0 "
             f"{run.folder.path}` says what the sweep tells about the right L0."
         )
-        return Verdict(remarks=(first, *remarks(run.scores)))
+        return Verdict(remarks=(first, *remarks(run.evaluations)))
 
     def draw(self, run: Run) -> list[NamedFigure]:
         """As the base class."""
-        from sparse_but_wrong.figures.distributions import stream_scores
-        from sparse_but_wrong.report.diagnosis import CAPTION
+        from sparse_but_wrong.figures.distributions import plot_evaluations
+        from sparse_but_wrong.report.evaluation import CAPTION
 
-        overview = NamedFigure("overview", stream_scores(run.scores), CAPTION)
+        overview = NamedFigure("overview", plot_evaluations(run.evaluations), CAPTION)
         return [overview, *draw_projections(run, None), draw_curves(run)]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,7 @@ from sparse_but_wrong.figures.axes import (
     shades,
 )
 from sparse_but_wrong.figures.style import BLUE, GREY, RED, VERMILLION, Number, paper_style
-from sparse_but_wrong.metrics.stream import DENSE, StreamScore
+from sparse_but_wrong.metrics.evaluate import DENSE, Evaluation
 
 SHARES = (0.25, 0.33, 0.4, 0.48)
 """The n of the curves, as shares of d_sae: well above the L0 of any sparse SAE, below a half."""
@@ -36,42 +36,37 @@ _SPREAD = 0.56
 
 
 @paper_style()
-def stream_scores(scores: Mapping[str, StreamScore]) -> Figure:
+def plot_evaluations(evaluations: Sequence[Evaluation]) -> Figure:
     """s_n^dec over n and over L0, similarity, L0 over samples, densities, all projections.
 
     SAEs are drawn in order of their L0, dark at the lowest. Bars at s_n are two standard errors.
 
-    Args:
-        scores: by the name of the SAE; at least one.
     Raises:
-        ValueError: there are none.
+        ValueError: there are no evaluations.
     """
-    if not scores:
-        raise ValueError("there are no scores to draw; measure at least one SAE.")
-    l0s = np.array([score.l0.value for score in scores.values()])
-    ordered = [list(scores.values())[i] for i in np.argsort(l0s, kind="stable")]  # NaN last
+    if not evaluations:
+        raise ValueError("there are no evaluations to draw; evaluate at least one SAE.")
+    order = np.argsort([found.l0 for found in evaluations], kind="stable")  # NaN last
+    ordered = [evaluations[int(i)] for i in order]
     figure = Figure(figsize=(9, 5), layout="constrained")
     (all_n, over_l0, similarity), (l0, density, projection) = figure.subplots(2, 3)
     _draw_over_l0(over_l0, ordered)
     _draw_similarity(similarity, ordered)
-    for score, color in zip(ordered, shades(len(ordered)), strict=True):
+    for found, color in zip(ordered, shades(len(ordered)), strict=True):
         # s_0, the largest projection of all, would set the scale alone.
-        n = np.unique(np.geomspace(1, max(2, score.d_sae // 2), 200).astype(int))
-        n = n[n < score.d_sae]
-        values = score.projections.values.numpy()
-        all_n.plot(n, values[n], color=color, linewidth=0.9, label=f"{score.l0.value:.3g}")
-        _draw_l0(l0, score, color)
-        densities = score.densities.numpy()
-        alive = densities[np.isfinite(densities) & (densities > 0)]
-        edges = np.geomspace(1 / max(2, score.n_samples), 1, _BINS // 2)
+        n = np.unique(np.geomspace(1, max(2, found.d_sae // 2), 200).astype(int))
+        n = n[n < found.d_sae]
+        all_n.plot(n, found.projections[n], color=color, linewidth=0.9, label=f"{found.l0:.3g}")
+        _draw_l0(l0, found, color)
+        alive = found.densities[found.densities > 0]
+        edges = np.geomspace(1 / max(2, found.n_samples), 1, _BINS // 2)
         density.stairs(np.histogram(alive, edges)[0], edges, color=color, linewidth=0.9)
-        counts = score.projections.counts.numpy()
+        counts = found.histogram_counts
         if counts.sum() > 0:
             # The outermost bars hold what lies beyond them, which is not there.
             share = counts[1:-1] / counts.sum()
-            edges = score.projections.edges.numpy()[1:-1]
             heights = np.where(share > 0, share, np.nan)
-            projection.stairs(heights, edges, color=color, linewidth=0.9)
+            projection.stairs(heights, found.histogram_edges[1:-1], color=color, linewidth=0.9)
     density.axvline(DENSE, color=GREY, linewidth=0.6, linestyle=":")
     if len(ordered) <= _MOST_NAMED:
         all_n.legend(title="L0", loc="best", handlelength=1, ncols=2)
@@ -86,15 +81,14 @@ def stream_scores(scores: Mapping[str, StreamScore]) -> Figure:
     return figure
 
 
-def _draw_over_l0(axes: Axes, scores: Sequence[StreamScore]) -> None:
-    l0 = np.array([score.l0.value for score in scores])
+def _draw_over_l0(axes: Axes, evaluations: Sequence[Evaluation]) -> None:
     for share, color, marker in zip(SHARES, shades(4, "plasma", 0.8), "os^D", strict=True):
-        at = [int(share * score.d_sae) for score in scores]
-        pairs = list(zip(scores, at, strict=True))
+        at = [int(share * found.d_sae) for found in evaluations]
+        pairs = list(zip(evaluations, at, strict=True))
         axes.errorbar(
-            l0,
-            [float(score.projections.values[n]) for score, n in pairs],
-            yerr=[2 * float(score.projections.standard_errors[n]) for score, n in pairs],
+            [found.l0 for found in evaluations],
+            [found.projections[n] for found, n in pairs],
+            yerr=[2 * found.projection_standard_errors[n] for found, n in pairs],
             color=color,
             marker=marker,
             markersize=3,
@@ -102,35 +96,35 @@ def _draw_over_l0(axes: Axes, scores: Sequence[StreamScore]) -> None:
             elinewidth=0.8,
             label=f"$n = {at[0]}$" if len(set(at)) == 1 else f"$n = {share:g}\\,H$",
         )
-    _over_l0(axes, l0, "$s_n$", "$n$-th decoder projection")
+    _over_l0(axes, evaluations, "$s_n$", "$n$-th decoder projection")
     low, high = axes.get_ylim()
     axes.set_ylim(low, high + 0.3 * (high - low))  # room for the legend
     axes.legend(loc="upper center", handlelength=1.2, ncols=2)
 
 
-def _draw_similarity(axes: Axes, scores: Sequence[StreamScore]) -> None:
-    l0 = np.array([score.l0.value for score in scores])
+def _draw_similarity(axes: Axes, evaluations: Sequence[Evaluation]) -> None:
+    l0 = [found.l0 for found in evaluations]
     for label, color, marker, values in (
-        (r"$c_\mathrm{dec}$", BLUE, "o", [score.c_dec for score in scores]),
-        (r"$c_\mathrm{enc}$", VERMILLION, "s", [score.c_enc for score in scores]),
+        (r"$c_\mathrm{dec}$", BLUE, "o", [found.c_dec for found in evaluations]),
+        (r"$c_\mathrm{enc}$", VERMILLION, "s", [found.c_enc for found in evaluations]),
     ):
         axes.plot(l0, values, color=color, marker=marker, markersize=3, linewidth=0.8, label=label)
-    _over_l0(axes, l0, "mean |cosine|", "Similarity of latents")
+    _over_l0(axes, evaluations, "mean |cosine|", "Similarity of latents")
     axes.set_ylim(0, 1.1 * axes.get_ylim()[1])  # or values close to each other touch the frame
     axes.legend(loc="best", handlelength=1.2)
 
 
-def _over_l0(axes: Axes, l0: Float[np.ndarray, " saes"], ylabel: str, title: str) -> None:
+def _over_l0(axes: Axes, evaluations: Sequence[Evaluation], ylabel: str, title: str) -> None:
     finish(axes, "SAE L0", ylabel, title)
-    if (l0 > 0).any():  # otherwise a logarithmic axis would have nothing on it
+    if any(found.l0 > 0 for found in evaluations):  # else there is nothing on a logarithmic axis
         log_l0_axis(axes)
 
 
-def _draw_l0(axes: Axes, score: StreamScore, color: Color) -> None:
-    counts = score.l0_counts.numpy()
-    edges = np.unique(np.geomspace(1, score.d_sae + 1, _BINS).astype(int)).astype(float)
+def _draw_l0(axes: Axes, found: Evaluation, color: Color) -> None:
+    counts = found.l0_counts
+    edges = np.unique(np.geomspace(1, found.d_sae + 1, _BINS).astype(int)).astype(float)
     # What has no active latent has no place on a logarithmic axis, and is in the first bar.
-    at, weights = np.maximum(np.arange(len(counts)), 1), counts / max(1, score.n_samples)
+    at, weights = np.maximum(np.arange(len(counts)), 1), counts / max(1, found.n_samples)
     share = np.histogram(at, edges, weights=weights)[0] / np.diff(edges)
     used = np.flatnonzero(share)
     if len(used):

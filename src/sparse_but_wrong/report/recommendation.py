@@ -19,10 +19,7 @@ from sparse_but_wrong import atomic
 from sparse_but_wrong.figures.recommendation import plot_recommendation
 from sparse_but_wrong.figures.style import save_figure
 from sparse_but_wrong.l0.recommend import L0Recommendation
-from sparse_but_wrong.report.embed import data_uri
-from sparse_but_wrong.report.render import own_script, render
-from sparse_but_wrong.report.tables import PROJECTION, shown_table
-from sparse_but_wrong.report.write import shown_time
+from sparse_but_wrong.report.page import Image, Section, shown_facts, write_page
 
 _CAPTION = (
     "Left and middle: an SAE per mark, hollow where it started from the learned directions; the "
@@ -52,94 +49,77 @@ def write_recommendation(
     import pandas as pd
 
     sweep = recommendation.sweep
-    table = sweep.wide()
-    named = {f"s_{n}" for curve in recommendation.curves for n in _n_of(curve.metric)}
-    dropped = [name for name in table.columns if PROJECTION.fullmatch(name) and name not in named]
-    shown = table.drop(columns=dropped).sort_values("l0")
-    counts = pd.DataFrame(
-        [
+    _, png = save_figure(plot_recommendation(recommendation), folder / "plots/recommendation")
+    content = json.dumps(_as_json(recommendation, facts), indent=2, ensure_ascii=False)
+    atomic.write_bytes(folder / "recommendation.json", content.encode())
+    atomic.write_bytes(folder / "sweep.csv", sweep.wide().to_csv(index=False).encode())
+    if with_sae and recommendation.sae is not None:
+        recommendation.sae.save_inference_model(str(folder / "sae"))
+    image = Image(png.read_bytes(), _CAPTION, "plots/recommendation.pdf")
+    sections = [_answer(recommendation), Section("figure", "The evidence", images=[image])]
+    if sweep.counts:
+        rows = [
             {
                 "from SAE": count.sae_id,
                 "group": count.group,
                 "directions": count.presence.n_directions,
                 "present per sample": count.presence.l0,
                 "ambiguous": count.presence.ambiguity,
-                "left over": count.presence.residual,
+                "unexplained": count.presence.residual,
                 "cost on noise": count.noise_cost,
             }
             for count in sweep.counts
         ]
-    )
-    _, png = save_figure(plot_recommendation(recommendation), folder / "plots/recommendation")
-    content = json.dumps(_as_json(recommendation, facts), indent=2, ensure_ascii=False)
-    atomic.write_bytes(folder / "recommendation.json", content.encode())
-    atomic.write_bytes(folder / "sweep.csv", table.to_csv(index=False).encode())
-    if with_sae and recommendation.sae is not None:
-        recommendation.sae.save_inference_model(str(folder / "sae"))
-    page = render(
-        "recommendation.html.jinja",
-        [own_script("tables.js")],
-        title=title,
-        recommendation=recommendation,
-        l0=None if recommendation.l0 is None else f"{recommendation.l0:.4g}",
-        interval=None
-        if recommendation.interval is None
-        else [f"{end:.4g}" for end in recommendation.interval],
-        image=data_uri(png.read_bytes(), "image/png"),
-        caption=_CAPTION,
-        sweep=shown_table("sweep", "A row per SAE, in order of L0.", shown),
-        counts=shown_table("counts", "A row per start, best first.", counts)
-        if len(counts)
-        else None,
-        facts={k: shown_time(v) if k == "Started" else str(v) for k, v in facts.items()},
-    )
-    atomic.write_bytes(folder / "report.html", page)
-    return folder / "report.html"
+        more = {"table": pd.DataFrame(rows), "notes": ["A row per start, best first."]}
+        sections.append(Section("counts", "What was counted", **more))
+    named = [n for n in sweep.projections if f"s_{n}" in {c.metric for c in recommendation.curves}]
+    shown = sweep.table.join(sweep.projections[named].add_prefix("s_")).sort_values("l0")
+    more = {"table": shown, "csv": "sweep.csv", "notes": ["A row per SAE, in order of L0."]}
+    sections.append(Section("sweep", "The sweep", **more))
+    sections.append(Section("made", "How it was made", facts=shown_facts(facts)))
+    above = "The L0 that SAEs on these activations should have"
+    return write_page(folder / "report.html", title, sections, above=above)
 
 
-def _n_of(metric: str) -> list[str]:
-    found = PROJECTION.fullmatch(metric)
-    return [] if found is None else [found[1]]
+def _answer(found: L0Recommendation) -> Section:
+    reasons = {"Why" if found.l0 is not None else "What was seen": found.reasons}
+    if found.l0 is None or found.interval is None:
+        points = {"": found.doubts, **reasons}
+        return Section("answer", "No recommendation", points=points)
+    low, high = found.interval
+    lead = f"between {low:.4g} and {high:.4g}"
+    return Section("answer", f"L0 {found.l0:.4g}", lead=lead, points=reasons)
 
 
-def _as_json(recommendation: L0Recommendation, facts: Mapping[str, Any]) -> dict[str, Any]:
+def _as_json(found: L0Recommendation, facts: Mapping[str, Any]) -> dict[str, Any]:
     """All numbers and words; what is not finite becomes null."""
+    curve_numbers = ("near", "below", "smallest_at", "elbow", "risen_at")
+    presence_numbers = ("l0", "above_cut", "standard_error", "cut", "residual")
     return {
-        "l0": recommendation.l0,
-        "interval": recommendation.interval,
-        "counted": recommendation.counted,
-        "sae_l0": recommendation.sae_l0,
-        "reasons": recommendation.reasons,
-        "doubts": recommendation.doubts,
+        "l0": found.l0,
+        "interval": found.interval,
+        "counted": found.counted,
+        "sae_l0": found.sae_l0,
+        "reasons": found.reasons,
+        "doubts": found.doubts,
         "curves": [
-            {
-                "metric": curve.metric,
-                "near": _finite(curve.near),
-                "below": _finite(curve.below),
-                "smallest_at": _finite(curve.smallest_at),
-                "elbow": _finite(curve.elbow),
-                "risen_at": _finite(curve.risen_at),
-                "verdict": curve.verdict,
-            }
-            for curve in recommendation.curves
+            {"metric": curve.metric, **_numbers(curve, curve_numbers), "verdict": curve.verdict}
+            for curve in found.curves
         ],
         "counts": [
             {
                 "sae_id": count.sae_id,
                 "group": count.group,
-                "l0": _finite(count.presence.l0),
-                "above_cut": _finite(count.presence.above_cut),
-                "standard_error": _finite(count.presence.standard_error),
-                "cut": count.presence.cut,
-                "residual": _finite(count.presence.residual),
+                **_numbers(count.presence, presence_numbers),
                 "n_directions": count.presence.n_directions,
-                "noise_cost": _finite(count.noise_cost),
+                **_numbers(count, ("noise_cost",)),
             }
-            for count in recommendation.sweep.counts
+            for count in found.sweep.counts
         ],
         "made": {name: str(value) for name, value in facts.items()},
     }
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _numbers(record: object, names: tuple[str, ...]) -> dict[str, float | None]:
+    values = {name: float(getattr(record, name)) for name in names}
+    return {name: value if math.isfinite(value) else None for name, value in values.items()}

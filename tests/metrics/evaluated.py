@@ -1,13 +1,13 @@
-"""Scores of small SAEs, as a pass over a stream gives them."""
+"""Evaluations of small SAEs on a stream."""
 
 from __future__ import annotations
 
 import torch
 
-from sparse_but_wrong.metrics.stream import StreamScore, measure_stream
+from sparse_but_wrong.metrics.evaluate import Evaluations, evaluate
 
 
-def streamed(*, broken: bool = False) -> dict[str, StreamScore]:
+def evaluated(*, broken: bool = False) -> Evaluations:
     """Two SAEs on three batches: `wide`, 16 latents of which 4 are dead, and `narrow`, 5 latents.
 
     Args:
@@ -27,4 +27,4 @@ def streamed(*, broken: bool = False) -> dict[str, StreamScore]:
     if broken:
         saes[1].W_dec.data.fill_(torch.nan)
     batches = torch.randn(300, 6, generator=generator).split(100)
-    return dict(zip(("wide", "narrow"), measure_stream(saes, batches), strict=True))
+    return evaluate(dict(zip(("wide", "narrow"), saes, strict=True)), batches)

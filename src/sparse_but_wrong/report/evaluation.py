@@ -1,0 +1,114 @@
+"""Evaluations of SAEs as a folder: the tables, the figure, and a page that shows them.
+
+saes.csv               a row per SAE
+projections.csv        a row per SAE and n: s_n^dec and its standard error
+latents.csv            a row per SAE and latent: the share of samples on which it is active
+plots/                 the figure, as PDF and PNG
+report.html            all of it on one page
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sparse_but_wrong import atomic
+from sparse_but_wrong.figures.distributions import SHARES, plot_evaluations
+from sparse_but_wrong.figures.style import save_figure
+from sparse_but_wrong.metrics.evaluate import Evaluation
+from sparse_but_wrong.report.page import Image, Section, shown_facts, write_page
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CAPTION = (
+    "Above: s_n^dec over n for every SAE, the darkest at the lowest L0; s_n^dec over L0 for n from "
+    "a quarter to half of the latents, bars of two standard errors; similarity of decoder rows and "
+    "of encoder columns. Below: how many latents a sample has, on how many samples a latent is "
+    "active, and all projections of samples on decoder rows."
+)
+
+
+def write_evaluation(
+    evaluations: Sequence[Evaluation],
+    place: Path,
+    title: str,
+    facts: Mapping[str, Any],
+    remarks: Sequence[str],
+    not_evaluated: Mapping[str, str] | None = None,
+) -> Path:
+    """Write evaluations into a folder.
+
+    Args:
+        evaluations: at least one.
+        place: an empty folder; it is made where there is none.
+        title: of the page: what the activations are.
+        facts: how it was made, by name.
+        remarks: what stands out (`metrics.findings.remarks`).
+        not_evaluated: why not, by the name of the SAE.
+    Returns:
+        The path of the page.
+    Raises:
+        FileExistsError: the folder holds something.
+    """
+    if not atomic.is_free(place):
+        raise FileExistsError(
+            f"{place} already holds something, and nothing is overwritten; choose a new folder."
+        )
+    tables = {
+        "saes": evaluation_table(evaluations),
+        "projections": _per_entry(
+            evaluations, "n", s_n="projections", standard_error="projection_standard_errors"
+        ),
+        "latents": _per_entry(evaluations, "latent", density="densities"),
+    }
+    _, png = save_figure(plot_evaluations(evaluations), place / "plots/scores")
+    for name, table in tables.items():
+        atomic.write_bytes(place / f"{name}.csv", table.to_csv(index=False).encode())
+    image = Image(png.read_bytes(), CAPTION, "plots/scores.pdf")
+    sections = [Section("figure", "All of them together", images=[image])]
+    if not_evaluated:
+        sections.insert(0, Section("not-evaluated", "Not evaluated", facts=not_evaluated))
+    if remarks:
+        sections.insert(0, Section("remarks", "What stands out", points={"": remarks}))
+    more = {"table": tables["saes"], "csv": "saes.csv", "notes": ["A row per SAE."]}
+    sections.append(Section("saes", "The SAEs", **more))
+    sections.append(Section("made", "How it was made", facts=shown_facts(facts)))
+    above = f"SAEs, evaluated on {max(found.n_samples for found in evaluations):,} samples of"
+    return write_page(place / "report.html", title, sections, above=above)
+
+
+def evaluation_table(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
+    """A row per SAE, with s_n^dec for n of a quarter to half of its latents.
+
+    Columns `s_0.25H` and so on, with their standard errors, are comparable between SAEs of one
+    width only.
+    """
+    import pandas as pd
+
+    rows = []
+    for found in evaluations:
+        row: dict[str, Any] = {"sae": found.name, **found.to_row()}
+        if found.match is None:
+            del row["mcc"], row["mean_max_cosine"]
+        for share in SHARES:
+            n = int(share * found.d_sae)
+            row[f"s_{share:g}H"] = float(found.projections[n])
+            row[f"s_{share:g}H_standard_error"] = float(found.projection_standard_errors[n])
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _per_entry(evaluations: Sequence[Evaluation], number: str, **columns: str) -> pd.DataFrame:
+    """A row per SAE and entry of some arrays of its evaluation, which are numbered."""
+    import pandas as pd
+
+    tables = [
+        pd.DataFrame(
+            {"sae": found.name, number: range(found.d_sae)}
+            | {column: getattr(found, name) for column, name in columns.items()}
+        )
+        for found in evaluations
+    ]
+    return pd.concat(tables, ignore_index=True)
