@@ -180,7 +180,7 @@ def test_one_bad_sae_is_named_and_the_others_are_measured(
     assert pd.read_csv(out / "saes.csv")["sae"].tolist() == ["jumprelu", "batchtopk"]
     (line,) = [line for line in done.stderr.splitlines() if "not evaluated" in line]
     assert "bad" in line
-    assert "Not measured" in page_text(out)
+    assert "Not evaluated" in page_text(out)
     assert " ".join(line.split(": ", 3)[3].split()[:3]) in page_text(out)
 
 
@@ -270,7 +270,7 @@ def test_a_run_that_changed_or_lost_an_sae_says_so(place: Path, tmp_path: Path) 
     assert done.exit_code == 1, done.output
     assert pd.read_csv(tmp_path / "out/saes.csv")["sae"].tolist() == ["a"]
     page = page_text(tmp_path / "out")
-    assert re.search(r"b : .*content has changed", page)
+    assert re.search(r"\bb\b.*content has changed", page)
     assert re.search(r"c : .*is missing", page)
 
 
