@@ -271,7 +271,7 @@ def test_a_run_that_changed_or_lost_an_sae_says_so(place: Path, tmp_path: Path) 
     assert pd.read_csv(tmp_path / "out/saes.csv")["sae"].tolist() == ["a"]
     page = page_text(tmp_path / "out")
     assert re.search(r"\bb\b.*content has changed", page)
-    assert re.search(r"c : .*is missing", page)
+    assert re.search(r"\bc\b.*is missing", page)
 
 
 @quickly
