@@ -12,10 +12,6 @@ import torch
 
 from sparse_but_wrong.experiments.analysis import rank_correlation
 from sparse_but_wrong.experiments.mixing import (
-    CORRELATION_STRENGTH,
-    L0_STRENGTH,
-    SMALL,
-    SUPERPOSITION,
     by_setting,
     floats,
     judge_correlations,
@@ -24,6 +20,12 @@ from sparse_but_wrong.experiments.mixing import (
     judge_superposition,
     lowering_in_words,
     remarks,
+)
+from sparse_but_wrong.experiments.small import (
+    CORRELATION_STRENGTH,
+    L0_STRENGTH,
+    SMALL,
+    SUPERPOSITION,
 )
 from sparse_but_wrong.runs.make import make_world
 from sparse_but_wrong.runs.spec import ExperimentSpec

@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 import sparse_but_wrong as sbw
-from sparse_but_wrong.experiments import registry, runner
+from sparse_but_wrong.experiments import registry, train
 from sparse_but_wrong.experiments.analysis import NamedFigure, Run, RunSettings
 from sparse_but_wrong.experiments.runner import finish_run, resume_run, start_run
 from sparse_but_wrong.experiments.verdict import Check, Verdict
@@ -191,7 +191,7 @@ def test_killed_while_training_it_goes_on_from_the_last_checkpoint(
     whole: Run, tmp_path: Path, monkeypatch: Patch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(runner, "CHECKPOINT_EVERY_SECONDS", 0.0)
+        patch.setattr(train, "CHECKPOINT_EVERY_SECONDS", 0.0)
         original, written = Checkpoint.write, []
 
         def write(self: Checkpoint, path: Path) -> None:
@@ -364,7 +364,7 @@ def test_a_full_disk_is_said_with_what_is_kept(
             raise SafetensorError("I/O error: No space left on device (os error 28)")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(runner, "CHECKPOINT_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(train, "CHECKPOINT_EVERY_SECONDS", 0.0)
     started(TINY, tmp_path / "run")
     with monkeypatch.context() as patch:
         patch.setattr(owner, through, full)

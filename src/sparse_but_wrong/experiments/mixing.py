@@ -25,147 +25,21 @@ from sparse_but_wrong.experiments.analysis import (
     rank_correlation,
 )
 from sparse_but_wrong.experiments.verdict import Check, Verdict
-from sparse_but_wrong.experiments.worlds import BUDGET, N_SMALL, batchtopk, small_world
+from sparse_but_wrong.experiments.worlds import N_SMALL
 from sparse_but_wrong.metrics.recovery import feature_components, feature_mixing, mean_abs_cosine
-from sparse_but_wrong.runs.spec import ExperimentSpec, SAESpec
+from sparse_but_wrong.runs.spec import ExperimentSpec
 from sparse_but_wrong.training.controls import KTransition
 from sparse_but_wrong.worlds.correlations import firing_correlation
 
 if TYPE_CHECKING:
     import pandas as pd
 
-TRUE_L0 = 2.0
-"""Of every small world: five features of probability 0.4."""
-
-EVALUATION_SAMPLES = 20_000
-"""Of experiments with many SAEs. Mixing is read off the weights; on samples only L0 and error are
-measured, and with 100,000 of them evaluation would take a third of the time of such a run."""
-
 NO_COMPONENT = 0.05
 """A latent with no more than this of another feature counts as clean. Exactly 0 is not to be had:
 BatchTopK keeps k·B values of every batch, and k is too low for one whose features fire more often
 than on average."""
 
-_SEEDS, _SIGNS = range(5), (0.4, -0.4)
-_CORRELATIONS = tuple(round(tenth / 10, 1) for tenth in range(-5, 6))
-_KS = (1.7, 1.75, 1.8, 1.85, 1.9, 1.95, 2.0)
 _COMPONENT = "component_"
-
-
-def _sae(
-    k: float,
-    correlation: float,
-    seed: int,
-    world: str,
-    sae_id: str,
-    added: bool = False,
-    lowered: bool = False,
-) -> SAESpec:
-    """A BatchTopK SAE that starts at the true features.
-
-    Args:
-        lowered: k comes down from the true L0 over the first half of training. That tells what a
-            low k does from what starting at it does: a low k from the first step may lead to
-            another minimum.
-    """
-    return batchtopk(
-        f"{sae_id}{'_lowered' if lowered else ''}",
-        k,
-        N_SMALL,
-        added=added or lowered,
-        world=world,
-        factors={"correlation": correlation, "k": k, "seed": seed},
-        init="true_features",
-        control=KTransition(TRUE_L0, 0, BUDGET.n_steps // 2) if lowered else None,
-    )
-
-
-SMALL = ExperimentSpec(
-    name="small",
-    title="Five features, the first correlated with the others, at the true L0 and below it",
-    claim="at k = 1.8 every latent takes on a component of the correlated feature, of the sign of "
-    "the correlation; at k = 2, the true L0, none does",
-    worlds={f"c_{c:+g}": small_world(c) for c in _SIGNS},
-    saes=tuple(_sae(k, c, 0, f"c_{c:+g}", f"c_{c:+g}_k_{k:g}") for c in _SIGNS for k in (2.0, 1.8)),
-    training=BUDGET,
-    analysis="small",
-)
-
-CORRELATION_STRENGTH = ExperimentSpec(
-    name="correlation-strength",
-    title="How much latents mix at k = 1.8, over the strength of the correlation",
-    claim="mixing grows with the correlation and has its sign",
-    worlds={f"c_{c:+g}_seed_{seed}": small_world(c) for c in _CORRELATIONS for seed in _SEEDS},
-    saes=tuple(
-        _sae(1.8, c, seed, f"c_{c:+g}_seed_{seed}", f"c_{c:+g}_seed_{seed}")
-        for c in _CORRELATIONS
-        for seed in _SEEDS
-    ),
-    training=BUDGET,
-    evaluation_samples=EVALUATION_SAMPLES,
-    analysis="correlation-strength",
-)
-
-L0_STRENGTH = ExperimentSpec(
-    name="l0-strength",
-    title="How much latents mix, over how far k is below the true L0",
-    claim="the further k is below the true L0, the more latents mix",
-    worlds={f"c_{c:+g}_seed_{seed}": small_world(c) for c in _SIGNS for seed in _SEEDS},
-    saes=tuple(
-        _sae(k, c, seed, f"c_{c:+g}_seed_{seed}", f"c_{c:+g}_seed_{seed}_k_{k:g}", lowered=lowered)
-        for c in _SIGNS
-        for seed in _SEEDS
-        for lowered in (False, True)
-        for k in _KS
-        if k < TRUE_L0 or not lowered
-    ),
-    training=BUDGET,
-    evaluation_samples=EVALUATION_SAMPLES,
-    analysis="l0-strength",
-)
-
-# Without orthogonalisation the directions keep what random ones in 20 dimensions have in common,
-# √(2/20π) = 0.18 on average: noise whose strength is no number of ours. A few steps leave about a
-# quarter of it. In both the encoder can still tell features apart exactly. In 4 dimensions it
-# cannot, and all cosines are ±0.25 at best; the claim is not judged there.
-_NOISES: dict[str, dict[str, int]] = {
-    "": {"ortho_num_steps": 0},
-    "mild_": {"ortho_num_steps": 8},
-    f"d_in_{N_SMALL - 1}_": {"d_in": N_SMALL - 1},
-}
-
-SUPERPOSITION = ExperimentSpec(
-    name="superposition",
-    title="The same five features with superposition noise",
-    claim="with superposition noise as without, every latent takes on a component of the "
-    "correlated feature at k = 1.8, of the sign of the correlation, and none does at k = 2, over "
-    "and above what the true directions have in common",
-    worlds={
-        f"{prefix}c_{c:+g}_seed_{seed}": small_world(c, **noise)
-        for prefix, noise in _NOISES.items()
-        for c in _SIGNS
-        for seed in _SEEDS
-    },
-    saes=tuple(
-        _sae(
-            k,
-            c,
-            seed,
-            world=f"{prefix}c_{c:+g}_seed_{seed}",
-            sae_id=f"{prefix}c_{c:+g}_seed_{seed}_k_{k:g}",
-            added="d_in" in noise,
-            lowered=lowered,
-        )
-        for prefix, noise in _NOISES.items()
-        for c in _SIGNS
-        for seed in _SEEDS
-        for k, lowered in ((2.0, False), (1.8, False), (1.8, True))
-        if not (lowered and prefix)
-    ),
-    training=BUDGET,
-    evaluation_samples=EVALUATION_SAMPLES,
-    analysis="superposition",
-)
 
 
 class Mixing(Analysis):

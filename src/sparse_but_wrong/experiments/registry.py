@@ -7,10 +7,6 @@ from sparse_but_wrong.experiments.batchtopk import BATCHTOPK, BatchTopK
 from sparse_but_wrong.experiments.intuition import INTUITION, Intuition
 from sparse_but_wrong.experiments.low_l0 import LOW_L0, LowL0
 from sparse_but_wrong.experiments.mixing import (
-    CORRELATION_STRENGTH,
-    L0_STRENGTH,
-    SMALL,
-    SUPERPOSITION,
     Mixing,
     draw_by_correlation,
     draw_by_k,
@@ -21,6 +17,12 @@ from sparse_but_wrong.experiments.mixing import (
     judge_superposition,
 )
 from sparse_but_wrong.experiments.published_l0 import PUBLISHED_L0, PublishedL0
+from sparse_but_wrong.experiments.small import (
+    CORRELATION_STRENGTH,
+    L0_STRENGTH,
+    SMALL,
+    SUPERPOSITION,
+)
 from sparse_but_wrong.experiments.sweep import JUMPRELU, Activations, JumpReLU, Sweep
 from sparse_but_wrong.experiments.true_features import (
     CHEATING,

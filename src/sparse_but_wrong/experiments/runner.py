@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,35 +16,29 @@ from sparse_but_wrong import atomic
 from sparse_but_wrong.experiments.analysis import Run, RunSettings
 from sparse_but_wrong.experiments.findings import (
     l0_change_at_end,
-    log_every_that_tells,
     moving_in_words,
     sparsity_in_words,
 )
 from sparse_but_wrong.experiments.registry import get_analysis, get_experiment
+from sparse_but_wrong.experiments.train import make_training, train_all
 from sparse_but_wrong.experiments.verdict import Verdict
 from sparse_but_wrong.figures.style import save_figure
 from sparse_but_wrong.metrics.evaluate import evaluate
 from sparse_but_wrong.metrics.projection_table import join_projections
 from sparse_but_wrong.report.run import write_report
-from sparse_but_wrong.runs.checkpoint import Checkpoint
 from sparse_but_wrong.runs.folder import RunFolder, fresh_path
 from sparse_but_wrong.runs.make import (
     load_data,
     make_data,
-    make_saes,
-    world_seed,
 )
 from sparse_but_wrong.runs.provenance import provenance
-from sparse_but_wrong.runs.spec import ExperimentSpec, SAESpec
+from sparse_but_wrong.runs.spec import ExperimentSpec
 from sparse_but_wrong.runs.stored_world import StoredWorld
 from sparse_but_wrong.training.log import SAELog
-from sparse_but_wrong.training.loop import Training
 from sparse_but_wrong.worlds.world import ToyWorld
 
 if TYPE_CHECKING:
     import pandas as pd
-
-CHECKPOINT_EVERY_SECONDS = 10.0
 
 _OWN_COLUMNS = ("sae_id", "world", "architecture", "added", "diverged_at_step", "l0_change_at_end")
 _TOY_METRICS = (
@@ -126,7 +119,7 @@ def start_run(
     for name, world in worlds.items():  # so that a bad SAE is refused now
         try:
             if group := spec.of_world(name):
-                _make_training(spec, group, name, world, settings)
+                make_training(spec, group, name, world, settings)
         except TypeError as error:  # a config value of the wrong type, which only sae_lens notices
             raise ValueError(f"the SAEs of the world {name!r} cannot be made: {error}") from error
     manifest = {
@@ -205,7 +198,7 @@ def finish_run(run: Run) -> Run:
     with _disk_named(folder.path):
         atomic.remove_leftovers(folder.path)
         _check_what_is_there(run)
-        _train_all(run)
+        train_all(run)
         started = time.perf_counter()
         _evaluate(run)
         _judge(run)
@@ -257,116 +250,6 @@ def _disk_named(path: Path) -> AbstractContextManager[None]:
         "Finished SAEs and the last checkpoint are kept; make room, then continue with `sbw run` "
         "and --resume.",
     )
-
-
-def _train_all(run: Run) -> None:
-    """Train what is not saved yet, world by world; many worlds share one progress bar."""
-    from tqdm import tqdm
-
-    worlds = [name for name in run.spec.worlds if run.spec.of_world(name)]
-    progress = run.settings.progress
-    one_bar = len(worlds) > 1
-    settings = replace(run.settings, progress=progress and not one_bar)
-    bar = tqdm(worlds, desc="Training", unit=" worlds", disable=not (progress and one_bar))
-    for name in bar:
-        _train_missing(run, name, settings)
-
-
-def _train_missing(run: Run, world: str, settings: RunSettings) -> None:
-    """Train every SAE of a world that is not saved yet, from the checkpoint if it is theirs."""
-    path = run.folder.checkpoint_path
-    by_id = {sae.sae_id: sae for sae in run.spec.of_world(world)}
-    missing = [sae_id for sae_id in by_id if not run.folder.has_sae(sae_id)]
-    checkpoint = Checkpoint.read(path) if path.exists() else None
-    is_ours = checkpoint is not None and set(checkpoint.sae_ids) <= set(by_id)
-    if not missing:
-        if is_ours:
-            path.unlink()
-        return
-    if checkpoint is not None and not (is_ours and set(missing) <= set(checkpoint.sae_ids)):
-        raise ValueError(
-            f"{path} belongs to other SAEs than are missing here; delete it to train them from "
-            "their start."
-        )
-    group = [by_id[sae_id] for sae_id in (checkpoint.sae_ids if checkpoint else missing)]
-    run_group(run.folder, run.spec, group, world, settings, checkpoint)
-
-
-def _make_training(
-    spec: ExperimentSpec,
-    group: Sequence[SAESpec],
-    name: str,
-    world: ToyWorld | StoredWorld,
-    settings: RunSettings,
-) -> Training:
-    """The training of some SAEs of a world, at its start."""
-    options = replace(
-        spec.training,
-        threads=settings.threads,
-        progress=settings.progress,
-        log_every=log_every_that_tells(spec.training.log_every, spec.training.n_steps),
-    )
-    seed = world_seed(settings.seed, "stream", name)
-    source = world.stream(options.train_batch_size_samples, seed)
-    features = world.model if isinstance(world, ToyWorld) else None
-    saes = make_saes(group, world.d_in, settings.seed, settings.device, features)
-    names = [f"SAE {sae.sae_id!r}" for sae in group]
-    return Training(saes, source, options, [sae.control for sae in group], names=names)
-
-
-def run_group(
-    folder: RunFolder,
-    spec: ExperimentSpec,
-    group: Sequence[SAESpec],
-    world: str,
-    settings: RunSettings,
-    checkpoint: Checkpoint | None = None,
-) -> None:
-    """Train some SAEs of a world together and save each with its log.
-
-    An SAE's result depends on the spec and the seed, not on the group it is trained in.
-
-    Args:
-        checkpoint: of this very group, to continue from.
-    """
-    data = load_data(folder.checked_world_path(world), settings.device)
-    training = _make_training(spec, group, world, data, settings)
-    seconds_before = 0.0
-    if checkpoint is not None:
-        try:
-            training.load_state(checkpoint.state)
-        except (KeyError, ValueError, RuntimeError) as error:
-            raise ValueError(
-                f"{folder.checkpoint_path} does not fit this run ({error}); delete it to train the "
-                "unfinished SAEs from their start."
-            ) from error
-        seconds_before = checkpoint.seconds
-    ids = [sae.sae_id for sae in group]
-    started = time.perf_counter()
-
-    def seconds() -> float:
-        return seconds_before + time.perf_counter() - started
-
-    def write_checkpoint(training: Training) -> None:
-        if training.can_checkpoint:
-            Checkpoint(ids, seconds(), training.state()).write(folder.checkpoint_path)
-
-    try:
-        training.run(write_checkpoint, every_seconds=CHECKPOINT_EVERY_SECONDS)
-    except KeyboardInterrupt:
-        write_checkpoint(training)
-        raise
-    # The log first: an SAE that is there counts as finished, so nothing of it may be missing.
-    for sae_id, log in zip(ids, training.log.saes, strict=True):
-        folder.write_log(sae_id, log)
-    for sae_id, sae in zip(ids, training.saes, strict=True):
-        if not folder.has_sae(sae_id):
-            folder.save_sae(sae_id, sae)
-    folder.checkpoint_path.unlink(missing_ok=True)
-    folder.manifest.setdefault("steps", {}).update(zip(ids, training.steps, strict=True))
-    timings = folder.manifest["timings"]
-    timings["training_seconds"] = timings.get("training_seconds", 0.0) + seconds()
-    folder.write_manifest()
 
 
 def _evaluate(run: Run) -> None:

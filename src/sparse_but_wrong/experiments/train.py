@@ -1,0 +1,129 @@
+"""Training what a run lacks, group by group, with checkpoints."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from sparse_but_wrong.experiments.analysis import Run, RunSettings
+from sparse_but_wrong.experiments.findings import log_every_that_tells
+from sparse_but_wrong.runs.checkpoint import Checkpoint
+from sparse_but_wrong.runs.folder import RunFolder
+from sparse_but_wrong.runs.make import load_data, make_saes, world_seed
+from sparse_but_wrong.runs.spec import ExperimentSpec, SAESpec
+from sparse_but_wrong.runs.stored_world import StoredWorld
+from sparse_but_wrong.training.loop import Training
+from sparse_but_wrong.worlds.world import ToyWorld
+
+CHECKPOINT_EVERY_SECONDS = 10.0
+
+
+def train_all(run: Run) -> None:
+    """Train what is not saved yet, world by world; many worlds share one progress bar."""
+    from tqdm import tqdm
+
+    worlds = [name for name in run.spec.worlds if run.spec.of_world(name)]
+    progress = run.settings.progress
+    one_bar = len(worlds) > 1
+    settings = replace(run.settings, progress=progress and not one_bar)
+    bar = tqdm(worlds, desc="Training", unit=" worlds", disable=not (progress and one_bar))
+    for name in bar:
+        _train_missing(run, name, settings)
+
+
+def _train_missing(run: Run, world: str, settings: RunSettings) -> None:
+    """Train every SAE of a world that is not saved yet, from the checkpoint if it is theirs."""
+    path = run.folder.checkpoint_path
+    by_id = {sae.sae_id: sae for sae in run.spec.of_world(world)}
+    missing = [sae_id for sae_id in by_id if not run.folder.has_sae(sae_id)]
+    checkpoint = Checkpoint.read(path) if path.exists() else None
+    is_ours = checkpoint is not None and set(checkpoint.sae_ids) <= set(by_id)
+    if not missing:
+        if is_ours:
+            path.unlink()
+        return
+    if checkpoint is not None and not (is_ours and set(missing) <= set(checkpoint.sae_ids)):
+        raise ValueError(
+            f"{path} belongs to other SAEs than are missing here; delete it to train them from "
+            "their start."
+        )
+    group = [by_id[sae_id] for sae_id in (checkpoint.sae_ids if checkpoint else missing)]
+    run_group(run.folder, run.spec, group, world, settings, checkpoint)
+
+
+def make_training(
+    spec: ExperimentSpec,
+    group: Sequence[SAESpec],
+    name: str,
+    world: ToyWorld | StoredWorld,
+    settings: RunSettings,
+) -> Training:
+    """The training of some SAEs of a world, at its start."""
+    options = replace(
+        spec.training,
+        threads=settings.threads,
+        progress=settings.progress,
+        log_every=log_every_that_tells(spec.training.log_every, spec.training.n_steps),
+    )
+    seed = world_seed(settings.seed, "stream", name)
+    source = world.stream(options.train_batch_size_samples, seed)
+    features = world.model if isinstance(world, ToyWorld) else None
+    saes = make_saes(group, world.d_in, settings.seed, settings.device, features)
+    names = [f"SAE {sae.sae_id!r}" for sae in group]
+    return Training(saes, source, options, [sae.control for sae in group], names=names)
+
+
+def run_group(
+    folder: RunFolder,
+    spec: ExperimentSpec,
+    group: Sequence[SAESpec],
+    world: str,
+    settings: RunSettings,
+    checkpoint: Checkpoint | None = None,
+) -> None:
+    """Train some SAEs of a world together and save each with its log.
+
+    An SAE's result depends on the spec and the seed, not on the group it is trained in.
+
+    Args:
+        checkpoint: of this very group, to continue from.
+    """
+    data = load_data(folder.checked_world_path(world), settings.device)
+    training = make_training(spec, group, world, data, settings)
+    seconds_before = 0.0
+    if checkpoint is not None:
+        try:
+            training.load_state(checkpoint.state)
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"{folder.checkpoint_path} does not fit this run ({error}); delete it to train the "
+                "unfinished SAEs from their start."
+            ) from error
+        seconds_before = checkpoint.seconds
+    ids = [sae.sae_id for sae in group]
+    started = time.perf_counter()
+
+    def seconds() -> float:
+        return seconds_before + time.perf_counter() - started
+
+    def write_checkpoint(training: Training) -> None:
+        if training.can_checkpoint:
+            Checkpoint(ids, seconds(), training.state()).write(folder.checkpoint_path)
+
+    try:
+        training.run(write_checkpoint, every_seconds=CHECKPOINT_EVERY_SECONDS)
+    except KeyboardInterrupt:
+        write_checkpoint(training)
+        raise
+    # The log first: an SAE that is there counts as finished, so nothing of it may be missing.
+    for sae_id, log in zip(ids, training.log.saes, strict=True):
+        folder.write_log(sae_id, log)
+    for sae_id, sae in zip(ids, training.saes, strict=True):
+        if not folder.has_sae(sae_id):
+            folder.save_sae(sae_id, sae)
+    folder.checkpoint_path.unlink(missing_ok=True)
+    folder.manifest.setdefault("steps", {}).update(zip(ids, training.steps, strict=True))
+    timings = folder.manifest["timings"]
+    timings["training_seconds"] = timings.get("training_seconds", 0.0) + seconds()
+    folder.write_manifest()
