@@ -2,19 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number that was measured over batches."""
-
-    value: float
-    standard_error: float
-    """Of the value, from how much the batches differ; NaN where there was only one."""
 
 
 class BatchMoments:
@@ -66,7 +55,3 @@ class BatchMoments:
         squares = self._sums[2] - 2 * mean * self._sums[1] + mean**2 * self._square_weight
         factor = self.n_batches / (self.n_batches - 1)
         return (factor * squares.clamp_min(0)).sqrt() / self._weight
-
-    def estimate(self) -> Estimate:
-        """The mean of a single number."""
-        return Estimate(float(self.mean), float(self.standard_error))
