@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -177,8 +178,9 @@ def read_worlds() -> dict[str, BenchmarkWorld]:
     import yaml
 
     text = resources.files("benchmarks.l0").joinpath("worlds.yaml")
-    entries = TypeAdapter(list[BenchmarkWorld]).validate_python(
-        yaml.safe_load(text.read_text(encoding="utf-8"))
+    # As JSON, where strict fields still take a list for a tuple and a mapping for a record.
+    entries = TypeAdapter(list[BenchmarkWorld]).validate_json(
+        json.dumps(yaml.safe_load(text.read_text(encoding="utf-8")))
     )
     worlds: dict[str, BenchmarkWorld] = {}
     for entry in entries:

@@ -36,7 +36,7 @@ def raising(error: Exception) -> Callable[..., None]:
 @pytest.mark.parametrize(
     ("absent", "kpsewhich", "works"),
     [
-        *((name, raising(AssertionError("started a program")), False) for name in PROGRAMS),
+        *((name, raising(AssertionError("started a program")), False) for name in sorted(PROGRAMS)),
         ("", finding(list(style._LATEX_FILES)), True),
         ("", finding(list(style._LATEX_FILES[1:])), False),
         ("", raising(FileNotFoundError("kpsewhich")), False),
