@@ -30,6 +30,11 @@ TOPK = ("topk", "batchtopk", "matryoshka_batchtopk")
 COMPILED = ("jumprelu", "topk", "batchtopk", "enhanced_batchtopk")
 
 
+def steps_of(architecture: str) -> tuple[str, ...]:
+    """What can take the steps of its SAEs; parameters of the fixture `step`."""
+    return ("compiled", "pytorch") if architecture in COMPILED else ("pytorch",)
+
+
 def make_sae(architecture: str, seed: int = 0, **changes: Any) -> Any:
     """An SAE whose parameters, biases included, follow from a seed; no norm is special.
 

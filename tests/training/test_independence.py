@@ -12,11 +12,11 @@ from sparse_but_wrong.training import compiled_step
 from sparse_but_wrong.training.loop import Training, train_saes
 from tests.training import oracle
 from tests.training.saes import (
-    COMPILED,
     DEFAULTS,
     assert_close,
     assert_identical,
     make_sae,
+    steps_of,
     unlike_saes,
 )
 
@@ -42,13 +42,17 @@ def trained(saes: list[Any], batch: int = oracle.BATCH, **changes: Any) -> list[
 
 
 @pytest.mark.parametrize("batch", [64, 37])
-@pytest.mark.parametrize("architecture", DEFAULTS)
+@pytest.mark.parametrize(
+    ("architecture", "step"),
+    [(name, step) for name in DEFAULTS for step in steps_of(name)],
+    indirect=["step"],
+)
 def test_company_order_and_threads_make_no_difference(
-    architecture: str, batch: int, step: str
+    architecture: str,
+    batch: int,
+    step: str,  # noqa: ARG001
 ) -> None:
     """Odd sizes too: there kernels' vector loops end in scalar ones, which round otherwise."""
-    if step == "compiled" and architecture not in COMPILED:
-        pytest.skip("it has one step only, and that is PyTorch's")
     options: dict[str, Any] = {"d_sae": 7} if batch == 37 else {}
     if architecture == "matryoshka_batchtopk":
         options |= {"matryoshka_widths": [3, options.get("d_sae", oracle.D_SAE)]}
