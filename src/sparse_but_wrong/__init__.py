@@ -38,10 +38,10 @@ if TYPE_CHECKING:
     from sparse_but_wrong.l0.options import FindOptions as FindOptions
     from sparse_but_wrong.l0.recommend import L0Recommendation as L0Recommendation
     from sparse_but_wrong.l0.sweep import measure_sweep as measure_sweep
-    from sparse_but_wrong.metrics.evaluate import (
+    from sparse_but_wrong.metrics.evaluate import evaluate as evaluate
+    from sparse_but_wrong.metrics.evaluation import (
         Evaluation as Evaluation,
         Evaluations as Evaluations,
-        evaluate as evaluate,
     )
     from sparse_but_wrong.nth_decoder_projection import (
         nth_decoder_projection as nth_decoder_projection,
@@ -80,7 +80,8 @@ _NAMES = {
     "l0.options": "FindOptions",
     "l0.recommend": "L0Recommendation",
     "l0.sweep": "measure_sweep",
-    "metrics.evaluate": "Evaluation Evaluations evaluate",
+    "metrics.evaluate": "evaluate",
+    "metrics.evaluation": "Evaluation Evaluations",
     "nth_decoder_projection": "nth_decoder_projection",
     "runs.sweep": "Sweep train_sweep",
     "saes.load": "load_sae",

@@ -15,7 +15,7 @@ from sparse_but_wrong.figures.distributions import (
     plot_evaluations,
     projection_histograms,
 )
-from sparse_but_wrong.metrics.evaluate import Evaluation
+from sparse_but_wrong.metrics.evaluation import Evaluation
 from tests.figures.conftest import legend_texts, lines, rendered
 
 H = 40

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from sparse_but_wrong.metrics.evaluate import Evaluations, evaluate
+from sparse_but_wrong.metrics.evaluate import evaluate
+from sparse_but_wrong.metrics.evaluation import Evaluations
 
 
 def evaluated(*, broken: bool = False) -> Evaluations:

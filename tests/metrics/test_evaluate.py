@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from sparse_but_wrong.metrics.evaluate import DENSE, evaluate
+from sparse_but_wrong.metrics.evaluate import evaluate
+from sparse_but_wrong.metrics.evaluation import DENSE
 from sparse_but_wrong.metrics.projections import RELATIVE_ERROR
 from sparse_but_wrong.metrics.recovery import decoder_similarity, encoder_similarity, match_latents
 

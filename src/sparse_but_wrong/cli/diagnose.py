@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import torch
 
     from sparse_but_wrong.activations.stored import StoredActivations
-    from sparse_but_wrong.metrics.evaluate import Evaluations
+    from sparse_but_wrong.metrics.evaluation import Evaluations
     from sparse_but_wrong.runs.folder import RunFolder
 
 N_BATCHES = 16

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparse_but_wrong.experiments.verdict import Verdict, in_lines
-from sparse_but_wrong.metrics.evaluate import Evaluation
+from sparse_but_wrong.metrics.evaluation import Evaluation
 from sparse_but_wrong.runs.folder import RunFolder
 from sparse_but_wrong.runs.make import make_saes, world_seed
 from sparse_but_wrong.runs.spec import ExperimentSpec, SAESpec

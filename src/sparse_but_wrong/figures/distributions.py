@@ -22,7 +22,7 @@ from sparse_but_wrong.figures.axes import (
     shades,
 )
 from sparse_but_wrong.figures.style import BLUE, GREY, RED, VERMILLION, Number, paper_style
-from sparse_but_wrong.metrics.evaluate import DENSE, Evaluation
+from sparse_but_wrong.metrics.evaluation import DENSE, Evaluation
 
 SHARES = (0.25, 0.33, 0.4, 0.48)
 """The n of the curves, as shares of d_sae: well above the L0 of any sparse SAE, below a half."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from sparse_but_wrong.metrics.evaluate import DENSE, Evaluation
+from sparse_but_wrong.metrics.evaluation import DENSE, Evaluation
 from sparse_but_wrong.metrics.origin import Origin
 
 UNSETTLED = 0.1

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from sparse_but_wrong import atomic
 from sparse_but_wrong.figures.distributions import SHARES, plot_evaluations
 from sparse_but_wrong.figures.style import save_figure
-from sparse_but_wrong.metrics.evaluate import Evaluation
+from sparse_but_wrong.metrics.evaluation import Evaluation
 from sparse_but_wrong.report.page import Image, Section, shown_facts, write_page
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from sparse_but_wrong import atomic
-from sparse_but_wrong.metrics.evaluate import Evaluations, evaluate
+from sparse_but_wrong.metrics.evaluate import evaluate
+from sparse_but_wrong.metrics.evaluation import Evaluations
 from sparse_but_wrong.runs.stored_world import StoredWorld
 from sparse_but_wrong.seeds import derive_seed
 from sparse_but_wrong.training.controls import Control

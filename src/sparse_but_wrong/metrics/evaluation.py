@@ -1,0 +1,168 @@
+"""What was measured of SAEs, as records. H stands for d_sae."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, overload
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from sparse_but_wrong.metrics.recovery import FeatureMatch
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DENSE = 0.1
+"""A latent that is active on a larger share of the samples counts as dense."""
+
+_SHOWN = ["l0", "dead_latents", "variance_explained", "shrinkage", "c_dec", "c_enc", "mcc"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Evaluation:
+    """All that was measured of one SAE. NaN where the SAE diverged or something is not known."""
+
+    name: str
+    n_samples: int
+    n_batches: int
+    d_sae: int
+
+    l0: float
+    """Active latents per sample, on average. Active means not zero."""
+    l0_standard_error: float
+    """This one and the others: from how much batches differ; NaN after a single batch."""
+    l0_counts: Int[np.ndarray, " numbers"]
+    """How many samples had 0, 1, … H active latents."""
+    densities: Float[np.ndarray, " H"]
+    """The share of samples on which each latent was active."""
+    dead_latents: int
+    """Latents that were active on no sample. A rare latent looks dead on few samples."""
+    dense_latents: int
+    """Latents that were active on more than a tenth of the samples."""
+
+    mse: float
+    """Squared error, summed over d_in and averaged over samples (sae_lens' loss convention)."""
+    mse_standard_error: float
+    variance_explained: float
+    """1 − mean squared error / mean squared distance of the samples from their mean.
+
+    Where all samples are the same: 1 if they are reconstructed (to rounding), else 0."""
+    variance_explained_standard_error: float
+    shrinkage: float
+    """Mean of ‖reconstruction‖ / ‖input‖ over the samples that are not zero; 1 is none."""
+
+    c_dec: float
+    """Mean |cosine| over pairs of decoder rows."""
+    c_enc: float
+    """Mean |cosine| over pairs of encoder columns."""
+
+    match: FeatureMatch | None
+    """Latents assigned to true features; None where those were not given."""
+
+    projections: Float[np.ndarray, " H"]
+    """s_n^dec for n = 0 … H − 1, with unit-norm decoder rows, in the units of the activations."""
+    projection_standard_errors: Float[np.ndarray, " H"]
+    projection_relative_error: float
+    """0 where projections were sorted; where they were counted, each s_n is within this share of
+    itself of what sorting would give."""
+    histogram_edges: Float[np.ndarray, " edges"]
+    histogram_counts: Int[np.ndarray, " bars"]
+    """Projections of samples on decoder rows between the edges; the outermost bars also hold what
+    lies beyond."""
+
+    @property
+    def mcc(self) -> float:
+        """Mean cosine of latents with the features they are matched to; NaN without these."""
+        return math.nan if self.match is None else self.match.mcc
+
+    @property
+    def mean_max_cosine(self) -> float:
+        """Mean over features of the best cosine with any latent; NaN without true features."""
+        return math.nan if self.match is None else self.match.mean_max_cosine
+
+    def l0_quantile(self, share: float) -> int:
+        """The smallest number of active latents that a share of the samples does not exceed."""
+        return int(np.searchsorted(self.l0_counts.cumsum(), math.ceil(share * self.n_samples)))
+
+    def to_row(self) -> dict[str, float | int]:
+        """The scalars, as columns of a table; s_n^dec is in `projections`."""
+        return {
+            "l0": self.l0,
+            "dead_latents": self.dead_latents,
+            "shrinkage": self.shrinkage,
+            "mse": self.mse,
+            "variance_explained": self.variance_explained,
+            "c_dec": self.c_dec,
+            "c_enc": self.c_enc,
+            "mean_max_cosine": self.mean_max_cosine,
+            "mcc": self.mcc,
+            "l0_standard_error": self.l0_standard_error,
+            "l0_p05": self.l0_quantile(0.05),
+            "l0_median": self.l0_quantile(0.5),
+            "l0_p95": self.l0_quantile(0.95),
+            "dense_latents": self.dense_latents,
+            "mse_standard_error": self.mse_standard_error,
+            "variance_explained_standard_error": self.variance_explained_standard_error,
+            "d_sae": self.d_sae,
+            "n_samples": self.n_samples,
+            "n_batches": self.n_batches,
+        }
+
+    def __repr__(self) -> str:
+        row = {name: value for name, value in self.to_row().items() if name in _SHOWN}
+        shown = ", ".join(f"{name}={value:.4g}" for name, value in row.items())
+        return f"Evaluation({shown}, d_sae={self.d_sae}, n_samples={self.n_samples:,})"
+
+
+class Evaluations(Sequence[Evaluation]):
+    """Evaluations of several SAEs on the same samples, by place or by name."""
+
+    def __init__(
+        self, evaluations: Iterable[Evaluation], failed: Mapping[str, Exception] | None = None
+    ) -> None:
+        self._evaluations = tuple(evaluations)
+        self.failed = dict(failed or {})
+        """Why an SAE could not be evaluated, by its name."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The SAEs' names, in order."""
+        return tuple(evaluation.name for evaluation in self)
+
+    @property
+    def projections(self) -> pd.DataFrame:
+        """s_n^dec: a row per SAE, a column per n; NaN where an SAE has fewer latents."""
+        import pandas as pd
+
+        values = np.full((len(self), max((e.d_sae for e in self), default=0)), np.nan)
+        for row, evaluation in zip(values, self, strict=True):
+            row[: evaluation.d_sae] = evaluation.projections
+        return pd.DataFrame(values, index=pd.Index(self.names, name="sae"))
+
+    def to_frame(self) -> pd.DataFrame:
+        """The scalars: a row per SAE."""
+        import pandas as pd
+
+        rows = [evaluation.to_row() for evaluation in self]
+        return pd.DataFrame(rows, index=pd.Index(self.names, name="sae"))
+
+    @overload
+    def __getitem__(self, at: int | str) -> Evaluation: ...
+    @overload
+    def __getitem__(self, at: slice) -> Evaluations: ...
+    def __getitem__(self, at: int | str | slice) -> Evaluation | Evaluations:
+        if isinstance(at, slice):
+            return Evaluations(self._evaluations[at], self.failed)
+        return self._evaluations[self.names.index(at) if isinstance(at, str) else at]
+
+    def __len__(self) -> int:
+        return len(self._evaluations)
+
+    def __repr__(self) -> str:
+        return self.to_frame()[_SHOWN].round(4).to_string()
+
+    def _repr_html_(self) -> str:
+        return self.to_frame()[_SHOWN].round(4).to_html()
