@@ -18,6 +18,7 @@ from sparse_but_wrong.activations.stored import StoredActivations, open_activati
 from sparse_but_wrong.untrusted import read_json
 
 _FILE = "activations.json"
+_HELD_OUT = 100_000
 _LOOKS, _LOOK_BYTES = 1024, 4096
 
 
@@ -27,17 +28,22 @@ class StoredWorld:
     Args:
         where: what `open_activations` opens; "~" is the user's home.
         column: of a dataset.
-        n_held_out: samples that are not trained on.
+        n_held_out: samples that are not trained on; a tenth, at most 100,000, if left out.
     Raises:
         ValueError, OSError: as `open_activations` and `hold_out`.
     """
 
-    def __init__(self, where: str, column: str | None, n_held_out: int) -> None:
+    def __init__(
+        self, where: str, column: str | None = None, n_held_out: int | None = None
+    ) -> None:
         # Absolute, so that a run can be resumed from another folder.
         path = Path(where).expanduser() if where.startswith("~/") else Path(where)
         self.where = str(path.resolve()) if path.exists() else where
-        self.column, self.n_held_out = column, n_held_out
+        self.column = column
         self.stored = open_activations(self.where, column)
+        if n_held_out is None:
+            n_held_out = min(_HELD_OUT, max(1, self.stored.n_samples // 10))
+        self.n_held_out = n_held_out
         self._training, self._held_out = self.stored.hold_out(n_held_out)
 
     @property

@@ -27,7 +27,6 @@ from sparse_but_wrong.worlds.world import ToyWorld
 if TYPE_CHECKING:
     import sae_lens
 
-_HELD_OUT = 100_000
 _SETS_SPARSITY = ("k", "l0_coefficient", "l1_coefficient")
 
 
@@ -110,7 +109,7 @@ def train_sweep(
     Raises:
         ValueError, TypeError, OSError: as `make_saes`, `train_saes` and `open_activations`.
     """
-    opened = _opened(source) if isinstance(source, str | Path) else source
+    opened = StoredWorld(str(source)) if isinstance(source, str | Path) else source
     named = [_name(cfg) for cfg in cfgs]
     counts = Counter(named)
     names = [f"{n}_{named[:i].count(n) + 1}" if counts[n] > 1 else n for i, n in enumerate(named)]
@@ -125,11 +124,6 @@ def train_sweep(
     )
     log = train_saes(saes, stream, of_run, controls)
     return Sweep(dict(zip(names, saes, strict=True)), log, opened, seed, batch_size)
-
-
-def _opened(where: str | Path) -> StoredWorld:
-    n_samples = StoredWorld(str(where), None, 1).stored.n_samples
-    return StoredWorld(str(where), None, min(_HELD_OUT, max(1, n_samples // 10)))
 
 
 def _name(cfg: sae_lens.TrainingSAEConfig) -> str:
