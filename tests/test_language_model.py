@@ -74,8 +74,8 @@ def test_from_text_to_an_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(
         sweep,
-        "measure_sweep",
-        functools.partial(sweep.measure_sweep, learning_batches=10),
+        "evaluate_sweep",
+        functools.partial(sweep.evaluate_sweep, learning_batches=10),
     )
     said = sbw("find-l0 sweep --out answer")
     answer = json.loads(Path("answer/recommendation.json").read_text())

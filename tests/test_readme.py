@@ -61,7 +61,7 @@ def run_page(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any
     )
     for module in (options, find):
         monkeypatch.setattr(module, "FindOptions", small)
-    monkeypatch.setattr(sweep, "measure_sweep", functools.partial(sweep.measure_sweep, **few))
+    monkeypatch.setattr(sweep, "evaluate_sweep", functools.partial(sweep.evaluate_sweep, **few))
     monkeypatch.chdir(tmp_path)
     for path in here.iterdir():
         (tmp_path / path.name).symlink_to(path)

@@ -17,7 +17,6 @@ from benchmarks.l0.summary import in_lines, summarize
 from benchmarks.l0.table import append_row, read_table
 from benchmarks.l0.worlds import read_worlds
 from sparse_but_wrong.atomic import full_disk_named, locked
-from sparse_but_wrong.cli.options import quiet_training
 from sparse_but_wrong.l0.find import FindOptions
 
 
@@ -59,11 +58,10 @@ def bench(names: Sequence[str], split: str, out: Path, seed: int, threads: int |
                 "again; after a change give another --out."
             )
         kept = f"The rows in {path} are kept; make room and run the command again to go on."
-        with quiet_training():
-            for row in run_benchmark(left, seed, FindOptions(threads=threads, progress=False)):
-                click.echo(row.as_line())
-                with full_disk_named(out, kept):
-                    append_row(path, row)
+        for row in run_benchmark(left, seed, FindOptions(threads=threads, progress=False)):
+            click.echo(row.as_line())
+            with full_disk_named(out, kept):
+                append_row(path, row)
     table = read_table(path)
     wanted = {entry.name for entry in chosen}
     table = table.loc[[world in wanted for world in table["world"]]]

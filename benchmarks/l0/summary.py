@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Figure:
-    """A figure of the summary and its target."""
+class Metric:
+    """A metric of the summary and its target."""
 
     name: str
     value: float | int
@@ -35,8 +35,8 @@ class Figure:
         return self.value <= self.target if self.at_most else self.value >= self.target
 
 
-def summarize(table: pd.DataFrame) -> list[Figure]:
-    """The figures over all rows.
+def summarize(table: pd.DataFrame) -> list[Metric]:
+    """The metrics over all rows.
 
     SAEs with at least as many latents as the world has features are judged by their errors, over
     worlds where something is recommended, except that the others do not count as within 5 %; of
@@ -62,41 +62,41 @@ def summarize(table: pd.DataFrame) -> list[Figure]:
         for name in ("error_argmin_s_n", "error_argmin_c_dec")
     )
     return [
-        Figure("worlds with d_sae ≥ features", int(wide.sum()), None, share=False),
-        Figure("median error", _median(error[judged]), 0.015),
-        Figure("within 5 %", _share((error < 0.05)[wide]), 0.90, at_most=False),
-        Figure("interval holds the truth", _share(covered[judged]), 0.90, at_most=False),
-        Figure("median half-width", _median(half[judged]), 0.06),
-        Figure("nothing recommended", _share(~given[wide]), 0.10),
-        Figure("median error, argmin of s_n at n = d_sae / 2.5", _median(s_n), None),
-        Figure("within 5 %, argmin of s_n at n = d_sae / 2.5", _share(s_n < 0.05), None),
-        Figure("median error, argmin of c_dec", _median(c_dec), None),
-        Figure("within 5 %, argmin of c_dec", _share(c_dec < 0.05), None),
-        Figure("worlds with d_sae < features", int(narrow.sum()), None, share=False),
-        Figure(
+        Metric("worlds with d_sae ≥ features", int(wide.sum()), None, share=False),
+        Metric("median error", _median(error[judged]), 0.015),
+        Metric("within 5 %", _share((error < 0.05)[wide]), 0.90, at_most=False),
+        Metric("interval holds the truth", _share(covered[judged]), 0.90, at_most=False),
+        Metric("median half-width", _median(half[judged]), 0.06),
+        Metric("nothing recommended", _share(~given[wide]), 0.10),
+        Metric("median error, argmin of s_n at n = d_sae / 2.5", _median(s_n), None),
+        Metric("within 5 %, argmin of s_n at n = d_sae / 2.5", _share(s_n < 0.05), None),
+        Metric("median error, argmin of c_dec", _median(c_dec), None),
+        Metric("within 5 %, argmin of c_dec", _share(c_dec < 0.05), None),
+        Metric("worlds with d_sae < features", int(narrow.sum()), None, share=False),
+        Metric(
             "nothing recommended, or the interval holds the truth",
             _share((~given | covered)[narrow]),
             0.90,
             at_most=False,
         ),
-        Figure("worlds without features", int(featureless.sum()), None, share=False),
-        Figure("nothing recommended there", _share(~given[featureless]), 0.90, at_most=False),
-        Figure("hours", float(table["seconds"].to_numpy(float).sum()) / 3600, 2.0, share=False),
+        Metric("worlds without features", int(featureless.sum()), None, share=False),
+        Metric("nothing recommended there", _share(~given[featureless]), 0.90, at_most=False),
+        Metric("hours", float(table["seconds"].to_numpy(float).sum()) / 3600, 2.0, share=False),
     ]
 
 
-def in_lines(figures: list[Figure]) -> list[str]:
+def in_lines(metrics: list[Metric]) -> list[str]:
     """The summary for people."""
     lines = []
-    for figure in figures:
-        value = f"{figure.value:.1%}" if figure.share else f"{figure.value:.3g}"
+    for metric in metrics:
+        value = f"{metric.value:.1%}" if metric.share else f"{metric.value:.3g}"
         aim = ""
-        if figure.target is not None:
-            bound = "≤" if figure.at_most else "≥"
-            target = f"{figure.target:.1%}" if figure.share else f"{figure.target:g}"
-            met = {True: "met", False: "missed", None: "not judged"}[figure.is_met]
+        if metric.target is not None:
+            bound = "≤" if metric.at_most else "≥"
+            target = f"{metric.target:.1%}" if metric.share else f"{metric.target:g}"
+            met = {True: "met", False: "missed", None: "not judged"}[metric.is_met]
             aim = f" (aim {bound} {target}: {met})"
-        lines.append(f"{figure.name}: {value}{aim}")
+        lines.append(f"{metric.name}: {value}{aim}")
     return lines
 
 

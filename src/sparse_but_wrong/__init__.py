@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from sparse_but_wrong.figures.sweep import plot_projections as plot_projections
     from sparse_but_wrong.l0.options import FindOptions as FindOptions
     from sparse_but_wrong.l0.recommend import L0Recommendation as L0Recommendation
-    from sparse_but_wrong.l0.sweep import measure_sweep as measure_sweep
+    from sparse_but_wrong.l0.sweep import evaluate_sweep as evaluate_sweep
     from sparse_but_wrong.metrics.evaluate import evaluate as evaluate
     from sparse_but_wrong.metrics.evaluation import (
         Evaluation as Evaluation,
@@ -79,7 +79,7 @@ _NAMES = {
     "figures.sweep": "plot_projections",
     "l0.options": "FindOptions",
     "l0.recommend": "L0Recommendation",
-    "l0.sweep": "measure_sweep",
+    "l0.sweep": "evaluate_sweep",
     "metrics.evaluate": "evaluate",
     "metrics.evaluation": "Evaluation Evaluations",
     "nth_decoder_projection": "nth_decoder_projection",

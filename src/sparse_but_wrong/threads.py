@@ -1,4 +1,4 @@
-"""One thread per operation, for work that many threads would only slow down."""
+"""How many threads PyTorch's operations take: on a busy machine, small ones should take one."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import torch
 
 
 @contextmanager
-def one_thread_per_operation() -> Iterator[None]:
-    """While open, PyTorch's CPU operations run on the thread that calls them.
+def threads_per_operation(n: int | None) -> Iterator[None]:
+    """While open, PyTorch's CPU operations run on n threads; on as many as before for None.
 
-    Small operations gain nothing from more, and on a busy machine waiting for the others can take
-    a hundred times as long as the work.
+    Small operations gain nothing from more than one, and on a busy machine waiting for the others
+    can take a hundred times as long as the work.
     """
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(n or before)
     try:
         yield
     finally:

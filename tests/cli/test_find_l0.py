@@ -141,7 +141,7 @@ def test_a_run_is_judged_by_what_it_held_out(monkeypatch: pytest.MonkeyPatch) ->
         drawn.extend(next(source) for _ in range(18))
         return sweep()
 
-    monkeypatch.setattr(l0_sweep, "measure_sweep", measure)
+    monkeypatch.setattr(l0_sweep, "evaluate_sweep", measure)
     threads = torch.get_num_threads()
     try:
         result = sbw("find-l0", "run", "--threads", "1")
@@ -281,7 +281,7 @@ def test_the_answer_is_printed_where_it_cannot_be_written(
 
 
 def test_how_many_saes_of_a_run_are_judged_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(l0_sweep, "measure_sweep", lambda *_, **__: sweep())
+    monkeypatch.setattr(l0_sweep, "evaluate_sweep", lambda *_, **__: sweep())
     acts = np.random.default_rng(0).normal(size=(2_400, 7)).astype("float32")
     np.save("acts.npy", acts)
     Path("mine.yaml").write_text(SPEC)

@@ -23,7 +23,7 @@ def test_the_figure_shows_the_numbers() -> None:
         np.testing.assert_allclose(drawn, measured[["l0", column]].to_numpy(float))
     # SAEs of 9.9 and 10 stand for one L0, of which the best counts.
     (line,) = [line for line in similarity.get_lines() if line.get_linestyle() == ":"]
-    assert np.asarray(line.get_xdata()).tolist() == [found.curves[0].elbow] * 2 == [9.9] * 2
+    assert np.asarray(line.get_xdata()).tolist() == [found.curves[0].bottom.elbow] * 2 == [9.9] * 2
     (band,) = similarity.patches
     assert isinstance(band, Rectangle)
     assert found.interval is not None

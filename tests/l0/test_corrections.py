@@ -7,7 +7,7 @@ import torch
 
 from sparse_but_wrong.l0.corrections import drop_constants, keep_one_side, turn_round, unmix
 from sparse_but_wrong.l0.dictionaries import Directions
-from sparse_but_wrong.l0.presence import measure_presence
+from sparse_but_wrong.l0.presence import count_present
 from sparse_but_wrong.worlds.world import ToyWorld
 from tests.l0.worlds import found, samples, small_world, true_directions
 
@@ -32,7 +32,7 @@ def test_a_child_gives_back_what_it_holds_of_its_parent() -> None:
     rows[child] = torch.nn.functional.normalize(rows[child] + 0.6 * rows[parent], dim=0)
     mixed = Directions(rows, true.bias, true.penalty)
     assert float(rows[child] @ true.rows[child]) < 0.95
-    unmixed = unmix(mixed, measure_presence(mixed, x), x)
+    unmixed = unmix(mixed, count_present(mixed, x), x)
     assert float((unmixed.rows * true.rows).sum(1).min()) > 0.99
 
 
@@ -41,7 +41,7 @@ def test_a_child_that_holds_nothing_of_its_parent_stays_as_it_is() -> None:
     world = small_world()
     true = true_directions(world)
     x = _with_a_child(world, 0, 2)
-    unmixed = unmix(true, measure_presence(true, x), x)
+    unmixed = unmix(true, count_present(true, x), x)
     assert float((unmixed.rows * true.rows).sum(1).min()) > 0.999
 
 
@@ -55,13 +55,13 @@ def test_a_direction_that_is_on_where_its_feature_is_off_is_turned_round(which: 
     rows[which] *= -1
     reversed_ = Directions(rows, true.bias + level * true.rows[which], true.penalty)
     # They express all there is, and too many are present.
-    presence = measure_presence(reversed_, x)
+    presence = count_present(reversed_, x)
     assert presence.score < 0.02
     assert presence.l0 > truth + 0.3
     turned = turn_round(reversed_, x)
     assert torch.equal(turned.rows, true.rows)
     assert float(turned.bias.norm()) < 0.05
-    assert measure_presence(turned, x).l0 == pytest.approx(truth, rel=0.01)
+    assert count_present(turned, x).l0 == pytest.approx(truth, rel=0.01)
     assert turn_round(turned, x) is turned
 
 
@@ -81,10 +81,10 @@ def test_a_direction_that_is_in_all_samples_goes_into_the_bias() -> None:
     extra = torch.nn.functional.normalize(torch.randn(1, 30, generator=generator), dim=1)
     x, truth = samples(world, 8_192)
     start = Directions(torch.cat([true.rows, extra]), -0.4 * extra[0], 0.005)
-    assert measure_presence(start, x).l0 == pytest.approx(truth + 1, rel=0.01)
+    assert count_present(start, x).l0 == pytest.approx(truth + 1, rel=0.01)
     without = drop_constants(start, x)
     assert without.rows.shape == (20, 30)
-    assert measure_presence(without, x).l0 == pytest.approx(truth, rel=0.01)
+    assert count_present(without, x).l0 == pytest.approx(truth, rel=0.01)
     assert float(without.bias.norm()) < 0.05
     # Nothing else is: the features come and go.
     assert drop_constants(without, x) is without
@@ -96,12 +96,12 @@ def test_of_a_direction_and_its_reverse_one_stays() -> None:
     true = true_directions(world)
     x, truth = samples(world, 8_192)
     both = Directions(torch.cat([true.rows, -true.rows[:1]]), 0.4 * true.rows[0], 0.01)
-    presence = measure_presence(both, x)
+    presence = count_present(both, x)
     assert presence.score < 0.02
     assert presence.l0 > truth + 0.5
     settled = keep_one_side(both, x)
     assert settled.rows.shape == (20, 30)
-    assert measure_presence(settled, x).l0 == pytest.approx(truth, rel=0.01)
+    assert count_present(settled, x).l0 == pytest.approx(truth, rel=0.01)
     assert keep_one_side(settled, x) is settled
 
 
@@ -111,11 +111,11 @@ def test_of_three_that_add_up_to_nothing_two_stay() -> None:
     x, truth = samples(world, 8_192)
     third = torch.nn.functional.normalize(-true.rows[:1] - true.rows[1:2], dim=1)
     star = Directions(torch.cat([true.rows, third]), 0.4 * (true.rows[0] + true.rows[1]), 0.01)
-    assert measure_presence(star, x).l0 > truth + 0.3
+    assert count_present(star, x).l0 > truth + 0.3
     settled = keep_one_side(star, x)
     assert settled.rows.shape == (20, 30)
     assert found(settled, world.directions) == 20
-    assert measure_presence(settled, x).l0 == pytest.approx(truth, rel=0.01)
+    assert count_present(settled, x).l0 == pytest.approx(truth, rel=0.01)
 
 
 def test_what_two_opposite_directions_express_together_stays() -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from sparse_but_wrong.l0 import find
 from sparse_but_wrong.l0.dictionaries import Directions
 from sparse_but_wrong.l0.find import FindOptions, find_l0
 from sparse_but_wrong.l0.recommend import L0Recommendation, recommend_l0
-from sparse_but_wrong.l0.sweep import Count, measure_sweep
+from sparse_but_wrong.l0.sweep import Count, evaluate_sweep
 from sparse_but_wrong.sae_lens_compat import inference_copy
 from sparse_but_wrong.training.loop import train_saes
 from sparse_but_wrong.training.make import make_saes
@@ -36,86 +38,77 @@ SMALL = FindOptions(
 )
 
 
-def search(architecture: str = "batchtopk", d_sae: int = 20, seed: int = 0) -> L0Recommendation:
+@functools.cache
+def search(
+    architecture: str = "batchtopk", d_sae: int = 20, seed: int = 0, l0: float = 4.0
+) -> L0Recommendation:
     options = replace(SMALL, architecture=architecture, seed=seed)
-    return find_l0(stream(small_world(), seed=seed, batch_size=256), d_sae, options)
+    if architecture == "topk":
+        # Between two k; one more SAE is trained, and misses too.
+        options = replace(options, fine_factors=(0.7, 0.9, 1.0, 1.1, 1.4))
+    return find_l0(stream(small_world(l0=l0), seed=seed, batch_size=256), d_sae, options)
 
 
-def count_of(directions: Directions, l0: float) -> Count:
-    return Count("by_hand", "seed_0", directions, presence(l0), 5.0)
+def truth(l0: float = 4.0) -> float:
+    return samples(small_world(l0=l0), 100_000)[1]
 
 
-@pytest.fixture(scope="module")
-def found() -> L0Recommendation:
-    return search()
+def l0_as_used(found: L0Recommendation, n_samples: int) -> float:
+    assert found.sae is not None
+    x, _ = samples(small_world(), n_samples)
+    with torch.no_grad():
+        return (inference_copy(found.sae).encode(x) > 0).sum(1).float().mean().item()
 
 
-def test_the_truth_lies_in_the_interval(found: L0Recommendation) -> None:
-    _, truth = samples(small_world(), 100_000)
-    assert found.l0 == pytest.approx(truth, rel=0.02)
+def test_the_truth_lies_in_the_interval_and_the_sae_has_the_true_features() -> None:
+    found = search()
+    assert found.l0 == pytest.approx(truth(), rel=0.02)
     assert found.interval is not None
-    assert found.interval[0] < truth < found.interval[1]
+    assert found.interval[0] < truth() < found.interval[1]
     assert found.doubts == ()
     assert found.sweep.counts[0].presence.n_directions == 20
-
-
-def test_the_sae_that_comes_with_it_has_that_l0_and_the_true_features(
-    found: L0Recommendation,
-) -> None:
     assert found.sae is not None
-    world = small_world()
-    x, _ = samples(world, 4_096)
-    with torch.no_grad():
-        l0 = (inference_copy(found.sae).encode(x) > 0).sum(1).float().mean().item()
-        cosines = torch.nn.functional.normalize(found.sae.W_dec, dim=1) @ world.directions
-    assert l0 == pytest.approx(found.sae_l0, rel=0.05)
-    assert found.interval is not None
     assert found.sae_l0 is not None
     assert found.interval[0] <= found.sae_l0 <= found.interval[1]
     assert found.sae_l0 in set(found.sweep.table["l0"])
+    assert l0_as_used(found, 4_096) == pytest.approx(found.sae_l0, rel=0.05)
+    rows = torch.nn.functional.normalize(found.sae.W_dec.detach(), dim=1)
+    cosines = rows @ small_world().directions
     assert int((cosines.max(0).values > 0.99).sum()) >= 19
 
 
-def test_the_sweep_is_there_as_evidence(found: L0Recommendation) -> None:
-    table = found.sweep.table
+def test_the_sweep_is_there_as_evidence() -> None:
+    sweep = search().sweep
     # Four coarse and three fine L0s of two seeds each, and three that start from directions.
-    assert len(table) == 4 * 2 + 3 * 2 + 3
-    assert set(table["group"]) == {"seed_0", "seed_1", "directions"}
-    assert table["sae_id"].is_unique
-    assert bool(table["l0"].between(0, 20).all())
-    assert found.sweep.projections.shape == (len(table), 20)
-    wide = found.sweep.wide()
-    assert {"c_dec", "s_0", "s_19"} <= set(wide.columns)
-    assert wide["s_19"].tolist() == found.sweep.projections[19].tolist()
+    assert len(sweep.table) == 4 * 2 + 3 * 2 + 3
+    assert set(sweep.table["group"]) == {"seed_0", "seed_1", "directions"}
+    assert sweep.table["sae_id"].is_unique
+    assert bool(sweep.table["l0"].between(0, 20).all())
+    assert sweep.projections.shape == (len(sweep.table), 20)
+    assert {"c_dec", "s_0"} <= set(sweep.wide().columns)
+    assert sweep.wide()["s_19"].tolist() == sweep.projections[19].tolist()
 
 
-def test_two_seeds_agree_within_their_intervals(found: L0Recommendation) -> None:
-    other = search(seed=1)
-    assert found.l0 is not None
-    assert other.l0 is not None
+def test_two_seeds_agree_within_their_intervals() -> None:
+    found, other = search(), search(seed=1)
     assert other.interval is not None
+    assert found.l0 is not None
     assert other.interval[0] <= found.l0 <= other.interval[1]
     assert other.l0 != found.l0
 
 
-def test_jumprelu(caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.ERROR)
+def test_jumprelu() -> None:
     found = search("jumprelu")
-    world = small_world()
-    _, truth = samples(world, 100_000)
     # L0 sticks at the true one: no SAE goes below, though its target was lower.
-    assert found.l0 == pytest.approx(truth, rel=0.02)
-    assert found.sweep.table["l0"].to_numpy(float).min() > 0.92 * truth
+    assert found.l0 == pytest.approx(truth(), rel=0.02)
+    assert found.sweep.table["l0"].to_numpy(float).min() > 0.92 * truth()
     assert found.sweep.table["target_l0"].to_numpy(float).min() == 1.5
     assert "stay at this one" in found.reasons[-1]
     # The SAE is the one with the recommended L0 as its target, and has it where it is measured.
     assert isinstance(found.sae, JumpReLUTrainingSAE)
     by_id = found.sweep.table.set_index("sae_id")["l0"]
     assert found.sae_l0 == by_id[f"directions_{found.l0:.2f}"]
-    x, _ = samples(world, 8_192)
-    with torch.no_grad():
-        l0 = (inference_copy(found.sae).encode(x) > 0).sum(1).float().mean().item()
-    assert l0 == pytest.approx(found.sae_l0, rel=0.05)
+    assert l0_as_used(found, 8_192) == pytest.approx(found.sae_l0, rel=0.05)
 
 
 def test_matryoshka_saes_have_widths_without_being_told() -> None:
@@ -127,19 +120,14 @@ def test_matryoshka_saes_have_widths_without_being_told() -> None:
 
 def test_too_narrow_saes_are_declined_and_the_width_is_named() -> None:
     found = search(d_sae=14)
-    assert found.l0 is None
-    assert found.sae is None
+    assert (found.l0, found.sae) == (None, None)
     assert any("too narrow" in doubt and "Use d_sae ≥ 20" in doubt for doubt in found.doubts)
 
 
 def test_an_sae_that_misses_the_l0_is_not_given() -> None:
-    # Between two k of a TopK SAE; one more is trained, and misses too.
-    options = replace(SMALL, architecture="topk", fine_factors=(0.7, 0.9, 1.0, 1.1, 1.4))
-    found = find_l0(stream(small_world(l0=4.5), batch_size=256), 20, options)
-    _, truth = samples(small_world(l0=4.5), 100_000)
-    assert found.l0 == pytest.approx(truth, rel=0.02)
-    assert found.sae is None
-    assert found.sae_l0 is None
+    found = search("topk", l0=4.5)
+    assert found.l0 == pytest.approx(truth(4.5), rel=0.02)
+    assert (found.sae, found.sae_l0) == (None, None)
     last = found.sweep.table.iloc[-1]
     assert last["sae_id"] == f"last_directions_{found.l0:.2f}"
     assert f"has an L0 of {last['l0']:.2f}, outside the interval" in found.reasons[-1]
@@ -155,7 +143,7 @@ def test_one_more_sae_is_trained_where_none_has_the_l0(monkeypatch: pytest.Monke
         return real(self, stage, higher, directions)
 
     monkeypatch.setattr(find._Search, "_from_directions", too_high)
-    found = search()
+    found = search.__wrapped__()
     last = found.sweep.table.iloc[-1]
     assert last["sae_id"] == f"last_directions_{found.l0:.2f}"
     assert found.sae is not None
@@ -165,10 +153,7 @@ def test_one_more_sae_is_trained_where_none_has_the_l0(monkeypatch: pytest.Monke
 def test_saes_that_are_too_wide_to_count_are_read_by_their_curves() -> None:
     options = replace(SMALL, count_up_to=19)
     found = find_l0(stream(small_world(), batch_size=256), 20, options)
-    assert found.l0 is None
-    assert found.sae is None
-    assert found.counted is None
-    assert found.sweep.counts == ()
+    assert (found.l0, found.sae, found.counted, found.sweep.counts) == (None, None, None, ())
     assert len(found.sweep.table) == 4 * 2
     assert "the SAEs have 20 latents" in found.doubts[0]
     assert "up to 19 (count_up_to)" in found.doubts[0]
@@ -202,10 +187,11 @@ def test_l0s_that_are_out_of_reach_are_not_trained_twice() -> None:
     )
     search_ = find._Search(stream(small_world(), batch_size=256), held_out, 256, 20, options)
     directions = true_directions(small_world())
-    around = search_.around(count_of(directions, 17.0), "")
+    count = Count("by_hand", "seed_0", directions, presence(17.0), 5.0)
+    fine, started = search_.around(count)
     # 1.2 and 1.4 times 17 are cut to the same.
-    assert around.fine.ids == ["fine_8.50_seed_0", "fine_17.00_seed_0", "fine_19.60_seed_0"]
-    assert len(around.started.saes) == 3
+    assert fine.ids == ["fine_8.50_seed_0", "fine_17.00_seed_0", "fine_19.60_seed_0"]
+    assert len(started.saes) == 3
 
 
 def test_saes_without_a_scale_start_in_the_units_of_the_activations() -> None:
@@ -257,50 +243,47 @@ def test_saes_trained_elsewhere() -> None:
     )
     train_saes(saes, stream(world, batch_size=256), options)
     before = [sae.W_dec.detach().clone() for sae in saes]
-    sweep = measure_sweep(
+    sweep = evaluate_sweep(
         saes, stream(world, seed=5), evaluation_samples=8_192, learning_batches=100
     )
     found = recommend_l0(sweep)
-    _, truth = samples(world, 100_000)
-    assert found.l0 == pytest.approx(truth, rel=0.02)
+    assert found.l0 == pytest.approx(truth(), rel=0.02)
     assert found.sae is None
     assert list(sweep.table["l0"]) == pytest.approx(ks, rel=0.1)
     for sae, weights in zip(saes, before, strict=True):
         assert torch.equal(sae.W_dec, weights)
 
 
-def test_bad_input_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"FindOptions\.n_coarse must be at least 1, got 0"):
-        FindOptions(n_coarse=0)
-    with pytest.raises(ValueError, match=r"with 1\.0 among them"):
-        FindOptions(fine_factors=(0.5, 2.0))
-    source = stream(small_world(), batch_size=256)
-    with pytest.raises(
-        ValueError, match="L0 of 'temporal' SAEs cannot be set; use one of batchtopk"
-    ):
-        replace(SMALL, architecture="temporal")
-    with pytest.raises(ValueError, match="d_sae must be at least 2, got 1"):
-        find_l0(source, 1, SMALL)
-    with pytest.raises(ValueError, match="8192 samples drawn from the source are all the same"):
-        find_l0(itertools.repeat(torch.ones(256, 6)), 20, SMALL)
-    with pytest.raises(TypeError, match="yields tuple objects; give one that yields tensors"):
-        find_l0(zip(source, strict=True), 20, SMALL)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="the source ended before"):
-        find_l0(itertools.islice(source, 3), 20, SMALL)
-    with pytest.raises(ValueError, match="the source ended before"):
-        find_l0([torch.rand(3, 30)], 20, SMALL)
-    with pytest.raises(ValueError, match="d_sae"):
-        find_l0(torch.rand(300, 30), options=SMALL)
-    with pytest.raises(ValueError, match="there are no SAEs"):
-        measure_sweep([], source)
+NAN = torch.full((9_000, 30), torch.nan)
+
+
+@pytest.mark.parametrize(
+    ("source", "d_sae", "error", "message"),
+    [
+        ([torch.rand(3, 30)], 1, ValueError, "d_sae must be at least 2, got 1"),
+        (torch.rand(300, 30), None, ValueError, "d_sae"),
+        (itertools.repeat(torch.ones(256, 6)), 20, ValueError, "8192 samples .* all the same"),
+        (itertools.repeat((torch.rand(3, 30),)), 20, TypeError, "yields tuple objects"),
+        ([torch.rand(256, 30)] * 3, 20, ValueError, "the source ended"),
+        ([NAN], 20, ValueError, "not finite"),
+    ],
+)
+def test_activations_that_nothing_is_found_on(
+    source: Any, d_sae: int | None, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        find_l0(source, d_sae, SMALL)
+
+
+def test_saes_that_are_no_sweep() -> None:
     cfgs = [BatchTopKTrainingSAEConfig(d_in=30, d_sae=d, k=2) for d in (8, 9)]
-    with pytest.raises(ValueError, match=r"differ in \(d_sae, d_in\): \(8, 30\), \(9, 30\)"):
-        measure_sweep(make_saes(cfgs, seeds=[0, 0]), source)
-    with pytest.raises(ValueError, match="there are 1 SAEs but 2 ids"):
-        measure_sweep(make_saes(cfgs[:1], seeds=[0]), source, ids=["a", "b"])
-    nan = iter([torch.full((9_000, 30), torch.nan)])
-    with pytest.raises(ValueError, match="not finite"):
-        find_l0(nan, 20, SMALL)
+    source = stream(small_world())
+    with pytest.raises(ValueError, match="no SAEs"):
+        evaluate_sweep([], source)
+    with pytest.raises(ValueError, match=r"\(8, 30\), \(9, 30\)"):
+        evaluate_sweep(make_saes(cfgs, seeds=[0, 0]), source)
+    with pytest.raises(ValueError, match="1 SAEs but 2 ids"):
+        evaluate_sweep(make_saes(cfgs[:1], seeds=[0]), source, ids=["a", "b"])
 
 
 @pytest.mark.parametrize(
@@ -321,7 +304,7 @@ def test_a_vector_added_to_all_activations_changes_nothing(
     def source() -> Iterator[torch.Tensor]:
         return stream(small_world(), batch_size=256)
 
-    plain = find_l0(source(), 20, options)
+    plain = search() if architecture == "batchtopk" else find_l0(source(), 20, options)
     moved = find_l0((batch + added for batch in source()), 20, options)
     assert plain.l0 is not None
     assert plain.sae is not None
@@ -343,7 +326,15 @@ def test_noise_is_not_recommended_from() -> None:
     generator = torch.Generator().manual_seed(0)
     source = iter(lambda: torch.randn(256, 12, generator=generator), None)
     found = find_l0(source, 24, SMALL)
-    assert found.l0 is None
-    assert found.sae is None
+    assert (found.l0, found.sae) == (None, None)
     assert found.sweep.counts[0].noise_cost == pytest.approx(1, abs=0.1)
     assert "there is no sign of features" in found.doubts[0]
+
+
+def test_training_reports_nothing_on_single_saes(monkeypatch: pytest.MonkeyPatch) -> None:
+    training, levels = logging.getLogger("sparse_but_wrong.training"), []
+    monkeypatch.setattr(find, "_find", lambda *_: levels.append(training.level))
+    before = training.level
+    find_l0(torch.rand(300, 30), 20, SMALL)
+    assert levels == [logging.ERROR]
+    assert training.level == before

@@ -1,4 +1,4 @@
-"""Counting present directions, where the answer is known."""
+"""Counting present directions, where the answer is known, and its control on noise."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sparse_but_wrong.l0.dictionaries import Directions
-from sparse_but_wrong.l0.presence import measure_presence
+from sparse_but_wrong.l0.presence import cost_on_noise, count_present, featureless
 from tests.l0.worlds import samples, small_world, true_directions
 
 
@@ -17,7 +17,7 @@ def test_by_hand() -> None:
     # Two directions; the first is in both samples, the second in one: 1.5 per sample.
     directions = Directions(torch.eye(2), torch.tensor([5.0, -5.0]), penalty=1e-4)
     x = torch.tensor([[1.0, 0.0], [1.1, 0.9]]).repeat(50, 1) + directions.bias
-    presence = measure_presence(directions, x)
+    presence = count_present(directions, x)
     assert presence.l0 == pytest.approx(1.5, abs=1e-6)
     assert presence.above_cut == 1.5
     assert presence.ambiguity == pytest.approx(0, abs=1e-6)
@@ -31,7 +31,7 @@ def test_by_hand() -> None:
 def test_true_directions_count_the_truth(sigma: float) -> None:
     world = small_world(sigma=sigma)
     x, truth = samples(world, 10_000)
-    presence = measure_presence(true_directions(world), x)
+    presence = count_present(true_directions(world), x)
     # Wide magnitudes reach down to where codes are noise; what is there has to be extrapolated.
     assert presence.l0 == pytest.approx(truth, rel=0.003 if sigma == 0.15 else 0.015)
     assert presence.score < 0.03
@@ -41,7 +41,7 @@ def test_with_wide_magnitudes_what_lies_below_the_cut_is_counted() -> None:
     world = small_world(sigma=0.5)
     x, truth = samples(world, 10_000)
     # A larger penalty hides small magnitudes.
-    presence = measure_presence(true_directions(world, penalty=0.05), x)
+    presence = count_present(true_directions(world, penalty=0.05), x)
     assert presence.above_cut < truth * 0.995
     assert abs(presence.l0 - truth) < abs(presence.above_cut - truth)
 
@@ -52,7 +52,7 @@ def test_mixed_directions_score_worse() -> None:
     true = true_directions(world)
     mixed = true.rows.clone()
     mixed[:10] = torch.nn.functional.normalize(mixed[:10] + 0.4 * mixed[10:], dim=1)
-    right, wrong = (measure_presence(d, x) for d in (true, replace(true, rows=mixed)))
+    right, wrong = (count_present(d, x) for d in (true, replace(true, rows=mixed)))
     assert wrong.score > 5 * right.score
     assert wrong.cost > right.cost
 
@@ -61,9 +61,9 @@ def test_one_direction_too_few_leaves_a_residual() -> None:
     world = small_world()
     x, _ = samples(world, 5_000)
     true = true_directions(world)
-    missing = measure_presence(replace(true, rows=true.rows[1:]), x)
+    missing = count_present(replace(true, rows=true.rows[1:]), x)
     assert missing.residual > 0.02
-    assert measure_presence(true, x).residual < 0.002
+    assert count_present(true, x).residual < 0.002
 
 
 def test_neighbours_that_are_alike_tell_less() -> None:
@@ -72,9 +72,37 @@ def test_neighbours_that_are_alike_tell_less() -> None:
     alike = torch.tensor([[1.0, 0.0], [1.0, 1.0]]).repeat_interleave(100, 0).repeat(32, 1)
     mixed = alike[torch.randperm(6_400, generator=torch.Generator().manual_seed(0))]
     apart = math.sqrt(0.25 / 6_400)
-    assert measure_presence(directions, mixed).standard_error == pytest.approx(apart, rel=0.3)
-    assert measure_presence(directions, mixed).standard_error >= 0.999 * apart
+    assert count_present(directions, mixed).standard_error == pytest.approx(apart, rel=0.3)
+    assert count_present(directions, mixed).standard_error >= 0.999 * apart
     # Of the 64 blocks, each of which holds one kind.
-    assert measure_presence(directions, alike).standard_error == pytest.approx(
+    assert count_present(directions, alike).standard_error == pytest.approx(
         math.sqrt(0.25 / 63), rel=1e-3
     )
+
+
+def test_featureless_samples_have_mean_and_covariance_and_no_more() -> None:
+    x, _ = samples(small_world(), 40_000)
+    x = x + 3
+    noise = featureless(x, seed=0)
+    torch.testing.assert_close(noise.mean(0), x.mean(0), rtol=0, atol=0.02)
+    torch.testing.assert_close(torch.cov(noise.T), torch.cov(x.T), rtol=0, atol=0.01)
+    kurtosis = ((noise - noise.mean(0)) ** 4).mean(0) / noise.var(0) ** 2
+    assert float(kurtosis.mean()) == pytest.approx(3, abs=0.05)
+    assert torch.equal(noise, featureless(x, seed=0))
+    assert not torch.equal(noise, featureless(x, seed=1))
+
+
+def test_samples_in_fewer_dimensions_than_they_have() -> None:
+    x = torch.randn(500, 3) @ torch.randn(3, 10)
+    assert torch.linalg.matrix_rank(featureless(x, 0) - featureless(x, 0).mean(0), rtol=1e-4) == 3
+
+
+def test_features_cost_less_than_noise() -> None:
+    x, _ = samples(small_world(), 8_192)
+    directions = true_directions(small_world())
+    here = count_present(directions, x).cost
+    assert cost_on_noise(directions, x, seed=0) > 5 * here
+    # And on noise, as much as on other noise.
+    noise = featureless(x, seed=1)
+    there = count_present(directions, noise).cost
+    assert cost_on_noise(directions, noise, seed=0) == pytest.approx(there, rel=0.02)

@@ -204,7 +204,9 @@ def test_too_wide_to_count() -> None:
     assert "down to an L0 of 9.9" in found.reasons[1]
     assert "risen by more at an L0 of 8" in found.reasons[1]
     assert found.reasons[2] == "The n agree on where that is."
-    assert [(curve.elbow, curve.risen_at) for curve in found.curves] == [(9.9, 8.0)] * 7
+    assert [(curve.bottom.elbow, curve.bottom.risen_at) for curve in found.curves] == [
+        (9.9, 8.0)
+    ] * 7
     assert {curve.verdict for curve in found.curves} == {"unknown"}
 
 
@@ -240,11 +242,11 @@ def test_saes_that_are_mostly_dead_are_left_out_of_the_curves() -> None:
     found = recommend_l0(wide)
     assert found.l0 is None
     assert any("more than half of the latents of sae_0 are silent" in d for d in found.doubts)
-    assert {(curve.smallest_at, curve.elbow) for curve in found.curves} == {(12, 10)}
+    assert {(curve.bottom.smallest_at, curve.bottom.elbow) for curve in found.curves} == {(12, 10)}
     # On so few samples the mean latent is active but four times, and silence tells nothing.
     few = recommend_l0(replace(wide, n_samples=50))
-    assert all(curve.smallest_at == 4 for curve in few.curves)
+    assert all(curve.bottom.smallest_at == 4 for curve in few.curves)
     assert len(few.doubts) == 1
     curves["dead_latents"] = 0
     alive = replace(sweep([], curves), not_counted="they are wide")
-    assert all(curve.smallest_at == 4 for curve in recommend_l0(alive).curves)
+    assert all(curve.bottom.smallest_at == 4 for curve in recommend_l0(alive).curves)

@@ -17,7 +17,6 @@ from sparse_but_wrong.cli.options import (
     column,
     made_how,
     out,
-    quiet_training,
     threads,
     use_threads,
 )
@@ -149,8 +148,7 @@ def _search(
     if d_sae is None:
         raise ValueError("Stored activations do not say how many latents to use; give --d-sae.")
     click.echo(f"{title}: {options.architecture} SAEs, d_in {d_in}, d_sae {d_sae}")
-    with quiet_training():
-        answer = find_l0(found, d_sae, options)
+    answer = find_l0(found, d_sae, options)
     return title, answer, {"Architecture": options.architecture, "d_in": d_in, "d_sae": d_sae}
 
 
@@ -178,7 +176,7 @@ def _is_run(source: str) -> bool:
 def _judge_run(path: Path, world: str | None, seed: int) -> tuple[str, L0Recommendation]:
     from sparse_but_wrong.l0.recommend import recommend_l0
     from sparse_but_wrong.l0.source import BATCH_SIZE, in_random_order
-    from sparse_but_wrong.l0.sweep import EVALUATION_SAMPLES, measure_sweep
+    from sparse_but_wrong.l0.sweep import EVALUATION_SAMPLES, evaluate_sweep
     from sparse_but_wrong.runs.folder import RunFolder
     from sparse_but_wrong.runs.make import load_data, world_seed
     from sparse_but_wrong.runs.stored_world import StoredWorld
@@ -204,7 +202,7 @@ def _judge_run(path: Path, world: str | None, seed: int) -> tuple[str, L0Recomme
         stream = chain(in_random_order(neighbours, seed), stream)
     missing = "" if len(done) == n_saes else f" of {n_saes}; the run is not finished"
     click.echo(f"{len(saes)} SAEs{missing}: {path}")
-    sweep = measure_sweep(saes, stream, done, seed=seed, evaluation_samples=n_samples)
+    sweep = evaluate_sweep(saes, stream, done, seed=seed, evaluation_samples=n_samples)
     return f"The sweep in {path}", recommend_l0(sweep)
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,18 +52,6 @@ def use_threads(threads: int | None) -> None:
         import torch
 
         torch.set_num_threads(threads)
-
-
-@contextmanager
-def quiet_training() -> Iterator[None]:
-    """Keep a search's sweeps from reporting on single SAEs: each is evaluated anyway."""
-    training = logging.getLogger("sparse_but_wrong.training")
-    level = training.level
-    training.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        training.setLevel(level)
 
 
 def made_how(started: float) -> dict[str, object]:

@@ -88,9 +88,9 @@ def _mark(axes: Axes, recommendation: L0Recommendation) -> None:
 def _mark_elbows(axes: Axes, recommendation: L0Recommendation, *, of_projections: bool) -> None:
     """A line for every L0 at which a curve has its elbow: several show that the n disagree."""
     elbows = {
-        curve.elbow
+        curve.bottom.elbow
         for curve in recommendation.curves
-        if (curve.metric != "c_dec") == of_projections and np.isfinite(curve.elbow)
+        if (curve.n is not None) == of_projections and np.isfinite(curve.bottom.elbow)
     }
     for i, elbow in enumerate(sorted(elbows)):
         label = ("elbow" if len(elbows) == 1 else "elbows") if i == 0 else "_"

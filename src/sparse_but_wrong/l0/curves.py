@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -27,31 +29,38 @@ _FLAT_BELOW = 1e-3
 """Values of s_n, as a share of the largest, between which no factor means anything."""
 
 
+class Bottom(NamedTuple):
+    """Where a curve is smallest and where it rises from there, by the L0 of SAEs; NaN: nowhere."""
+
+    smallest_at: float = math.nan
+    highest: float = math.nan
+    """The highest L0 of the sweep."""
+    elbow: float = math.nan
+    """The lowest L0 that can be reached from the smallest before it has risen by `RISE`."""
+    risen_at: float = math.nan
+    """The next lower L0, at which it has; NaN where the sweep ends before."""
+
+
+_NOWHERE = Bottom()
+
+
 @dataclass(frozen=True)
 class Curve:
     """What one curve over the sweep says of an L0, and what it says alone."""
 
-    metric: str
-    """``c_dec`` or ``s_n`` for a number n."""
-
+    n: int | None
+    """Of s_n^dec; None for c_dec."""
     near: float
     """Its smallest value among SAEs near that L0 (`NEAR`; where there are none, in the next one
     above, up to `CLOSE`); NaN where there are none."""
-
     below: float
     """Its smallest value among SAEs clearly below (`BELOW`); NaN where there are none."""
+    bottom: Bottom = _NOWHERE
 
-    smallest_at: float = math.nan
-    """The L0 of the SAE in which it is smallest."""
-
-    highest: float = math.nan
-    """The highest L0 of the sweep at which it is known."""
-
-    elbow: float = math.nan
-    """The lowest L0 that can be reached from there before it has risen by the factor `RISE`."""
-
-    risen_at: float = math.nan
-    """The next lower L0 of the sweep, at which it has; NaN where the sweep ends before."""
+    @property
+    def metric(self) -> str:
+        """Its name in tables: ``c_dec`` or ``s_n``."""
+        return "c_dec" if self.n is None else f"s_{self.n}"
 
     @property
     def verdict(self) -> str:
@@ -67,7 +76,7 @@ def read_curves(sweep: EvaluatedSweep, l0: float | None) -> tuple[Curve, ...]:
     """c_dec, and s_n^dec for several n.
 
     Args:
-        sweep: that is measured.
+        sweep: an evaluated one.
         l0: that the curves are to bear out; None to read them alone.
     """
     reached = sweep.table["l0"].to_numpy(float)
@@ -78,20 +87,13 @@ def read_curves(sweep: EvaluatedSweep, l0: float | None) -> tuple[Curve, ...]:
         near = above & (relative == relative[above].min(initial=math.inf))
     below = (relative >= BELOW[0]) & (relative <= BELOW[1])
     curves = []
-    metrics = {"c_dec": sweep.table["c_dec"]}
-    metrics |= {f"s_{n}": sweep.projections[n] for n in useful_n(l0 or 0.0, sweep.d_sae)}
-    for metric, column in metrics.items():
+    for n in (None, *useful_n(l0 or 0.0, sweep.d_sae)):
+        column = sweep.table["c_dec"] if n is None else sweep.projections[n]
         values = column.to_numpy(float)
         values = np.where(np.isfinite(values), values, np.nan)
         floor = _FLAT_BELOW * float(np.nanmax(np.abs(values), initial=0.0))
-        curves.append(
-            Curve(
-                metric,
-                _smallest(values[near], floor),
-                _smallest(values[below], floor),
-                *_elbow(reached, values, floor),
-            )
-        )
+        at_it, lower = (_smallest(values[rows], floor) for rows in (near, below))
+        curves.append(Curve(n, at_it, lower, _bottom(reached, values, floor)))
     return tuple(curves)
 
 
@@ -100,25 +102,21 @@ def _smallest(values: np.ndarray, floor: float) -> float:
     return max(floor, float(finite.min())) if len(finite) else math.nan
 
 
-def _elbow(
-    reached: np.ndarray, values: np.ndarray, floor: float
-) -> tuple[float, float, float, float]:
-    """Where a curve is smallest, where it ends, the elbow, and where it has risen."""
+def _bottom(reached: np.ndarray, values: np.ndarray, floor: float) -> Bottom:
     known = np.isfinite(reached) & (reached > 0) & np.isfinite(values)
     if not known.any():
-        return math.nan, math.nan, math.nan, math.nan
+        return _NOWHERE
     downwards = np.argsort(-reached[known], kind="stable")
     l0s, heights = reached[known][downwards], values[known][downwards]
     start = int(heights.argmin())
     low = RISE * max(floor, float(heights[start]))
-    smallest_at, highest = float(l0s[start]), float(l0s[0])
-    elbow = smallest_at
+    found = Bottom(smallest_at=float(l0s[start]), highest=float(l0s[0]), elbow=float(l0s[start]))
     for l0 in l0s[start:].tolist():
         # The best of those at one L0: single SAEs land in poor minima.
         if heights[np.abs(l0s / l0 - 1) < NEAR].min() > low:
-            return smallest_at, highest, elbow, l0
-        elbow = l0
-    return smallest_at, highest, elbow, math.nan
+            return found._replace(risen_at=l0)
+        found = found._replace(elbow=l0)
+    return found
 
 
 def useful_n(l0: float | int, d_sae: int) -> tuple[int, ...]:
@@ -133,55 +131,6 @@ def useful_n(l0: float | int, d_sae: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys(n for n in spread if n < d_sae / 2))
 
 
-def words_of_curves_alone(curves: tuple[Curve, ...]) -> tuple[str, ...]:
-    """What the curves say where nothing was counted, and how far that can be trusted."""
-    known = [curve for curve in curves if math.isfinite(curve.smallest_at)]
-    projections = [curve for curve in known if curve.metric != "c_dec"]
-    if not known:
-        return ()
-    words = []
-    if projections:
-        first, last = projections[0].metric, projections[-1].metric
-        lows = [curve.smallest_at for curve in projections]
-        at_top = sum(curve.elbow == curve.highest for curve in projections)
-        words.append(
-            f"By the curves alone: s_n^dec is smallest at {_between(lows)} ({first} to {last})."
-            + "".join(
-                f" c_dec is smallest at an L0 of {curve.smallest_at:.4g}."
-                for curve in known
-                if curve.metric == "c_dec"
-            )
-        )
-        if at_top:
-            words.append(
-                f"For {at_top} of {len(projections)} n it is smaller there, where the sweep ends, "
-                "than at any other; extend it to higher L0."
-            )
-        elbows = [curve.elbow for curve in projections]
-        risen = [curve.risen_at for curve in projections if math.isfinite(curve.risen_at)]
-        n_open = len(projections) - len(risen)
-        stays = f"From there down to {_between(elbows)} it stays within a factor of {RISE} of that"
-        if not risen:
-            words.append(f"{stays}, and the sweep ends before it rises; extend it to lower L0.")
-        else:
-            words.append(
-                f"{stays}, and has risen by more at {_between(risen)}: the elbow lies between."
-                + (
-                    f" For {n_open} of {len(projections)} n the sweep ends before."
-                    if n_open
-                    else ""
-                )
-            )
-            agree = not n_open and max(risen) < min(elbows)
-            words.append(
-                "The n agree on where that is."
-                if agree
-                else "The n disagree on where that is, so that no one L0 follows from them."
-            )
-    words.append(_TRUST)
-    return tuple(words)
-
-
 _TRUST = (
     "Such a reading is no measurement: in benchmarks/l0/seed_0.csv, on 30 worlds with known "
     "answers and SAEs that are wide enough, the L0 of the SAE with the smallest s_n^dec "
@@ -190,6 +139,43 @@ _TRUST = (
 )
 
 
-def _between(l0s: list[float]) -> str:
-    low, high = f"{min(l0s):.4g}", f"{max(l0s):.4g}"
+def curves_in_words(curves: tuple[Curve, ...]) -> tuple[str, ...]:
+    """What the curves say where nothing was counted, and how far that can be trusted."""
+    known = [curve for curve in curves if math.isfinite(curve.bottom.smallest_at)]
+    bottoms = [curve.bottom for curve in known if curve.n is not None]
+    if not bottoms:
+        return (_TRUST,) if known else ()
+    names = [curve.metric for curve in known if curve.n is not None]
+    c_dec = "".join(f", c_dec at {_l0s([c.bottom.smallest_at])}" for c in known if c.n is None)
+    words = [
+        f"By the curves alone: s_n^dec is smallest at {_l0s(b.smallest_at for b in bottoms)} "
+        f"({names[0]} to {names[-1]}){c_dec}."
+    ]
+    if at_top := sum(bottom.elbow == bottom.highest for bottom in bottoms):
+        words.append(
+            f"For {at_top} of {len(bottoms)} n the sweep ends there; extend it to higher L0."
+        )
+    stays = (
+        f"From there down to {_l0s(b.elbow for b in bottoms)} it stays within a factor of {RISE} "
+        "of that, and "
+    )
+    risen = [bottom.risen_at for bottom in bottoms if math.isfinite(bottom.risen_at)]
+    n_open = len(bottoms) - len(risen)
+    if not risen:
+        words.append(f"{stays}the sweep ends before it rises; extend it to lower L0.")
+    else:
+        ends = f" For {n_open} of {len(bottoms)} n the sweep ends before." if n_open else ""
+        words.append(f"{stays}has risen by more at {_l0s(risen)}: the elbow lies between.{ends}")
+        agree = not n_open and max(risen) < min(bottom.elbow for bottom in bottoms)
+        words.append(
+            "The n agree on where that is."
+            if agree
+            else "The n disagree on where that is, so that no one L0 follows from them."
+        )
+    return (*words, _TRUST)
+
+
+def _l0s(values: Iterable[float]) -> str:
+    ordered = sorted(values)
+    low, high = (f"{ordered[end]:.4g}" for end in (0, -1))
     return f"an L0 of {low}" if low == high else f"L0s of {low} to {high}"

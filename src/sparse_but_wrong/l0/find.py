@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,20 +19,20 @@ from sparse_but_wrong.l0.recommend import L0Recommendation, recommend_l0
 from sparse_but_wrong.l0.refine import most_worth
 from sparse_but_wrong.l0.source import Activations, draw_batch, draw_samples, open_source
 from sparse_but_wrong.l0.sweep import (
-    MEASURED_SAMPLES,
+    CURVE_SAMPLES,
     Count,
     EvaluatedSweep,
     count_from,
-    measure_saes,
+    evaluate_saes,
     too_wide,
 )
-from sparse_but_wrong.training.controls import Control, TargetL0
+from sparse_but_wrong.threads import threads_per_operation
+from sparse_but_wrong.training.controls import TargetL0
 from sparse_but_wrong.training.loop import train_saes
 from sparse_but_wrong.training.make import make_saes
 from sparse_but_wrong.training.options import TrainOptions
 
 if TYPE_CHECKING:
-    import pandas as pd
     import sae_lens
 
 _JUMPRELU = {
@@ -41,9 +42,16 @@ _JUMPRELU = {
 }
 """Those of the published toy models; `TargetL0` was measured with them."""
 
-
 _SLOWNESS = 2
 """A coefficient takes time to bring an SAE to its L0; a k does not."""
+
+_CLEAR = 0.03
+"""`Presence.score` below which there is nothing more to look for."""
+
+_NEAR = 0.05
+"""Share of the L0 by which a count may move without a new sweep around it."""
+
+_WORTH_SAMPLES = 2048
 
 
 def find_l0(
@@ -57,10 +65,10 @@ def find_l0(
 
     A coarse sweep of SAEs is trained in one stack. From the decoders of the most promising ones the
     directions are learned that the activations are made of, and counted (`refine_directions`,
-    `measure_presence`). A finer sweep around the count shows whether the curves of s_n^dec and
-    c_dec bear it out; they decide only where the count is not clear (`recommend_l0`). This uses
-    neither ground truth nor the SAEs' reconstruction error, only the variance that the learned
-    directions leave unexplained.
+    `count_present`). A finer sweep around the count shows whether the curves of s_n^dec and c_dec
+    bear it out; they decide only where the count is not clear (`recommend_l0`). This uses neither
+    ground truth nor the SAEs' reconstruction error, only the variance that the learned directions
+    leave unexplained.
 
     The mean of the activations is subtracted first, so that nothing depends on a vector that is
     added to all of them; the SAE that is returned, and the directions, are for the activations as
@@ -93,15 +101,27 @@ def find_l0(
     source, n_samples, n_features = open_source(
         activations, column, options.evaluation_samples, options.seed
     )
-    if d_sae is None and n_features is None:
+    width = d_sae if d_sae is not None else n_features
+    if width is None:
         raise ValueError("These activations do not say how many latents to use; give d_sae.")
-    width = d_sae if d_sae is not None else n_features or 0
     if width < 2:
         raise ValueError(
             f"d_sae must be at least 2, got {width}: there is no L0 to choose below it."
         )
-    with _threads(options.threads):
+    with threads_per_operation(options.threads), quiet_training():
         return _find(source, width, replace(options, evaluation_samples=n_samples))
+
+
+@contextmanager
+def quiet_training() -> Iterator[None]:
+    """Keep training from reporting on single SAEs: each is evaluated anyway."""
+    training = logging.getLogger("sparse_but_wrong.training")
+    level = training.level
+    training.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        training.setLevel(level)
 
 
 def _find(source: Iterator[Tensor], d_sae: int, options: FindOptions) -> L0Recommendation:
@@ -109,42 +129,37 @@ def _find(source: Iterator[Tensor], d_sae: int, options: FindOptions) -> L0Recom
     drawn = draw_samples(chain([first], source), options.evaluation_samples)
     mean = drawn.mean(0)
     search = _Search(_centred(source, mean), drawn - mean, len(first), d_sae, options)
-    return _moved(_found(search, d_sae, options), mean)
-
-
-def _found(search: _Search, d_sae: int, options: FindOptions) -> L0Recommendation:
-    source, held_out = search.source, search.held_out
-    coarse = search.coarse()
-    if d_sae > options.count_up_to:
-        why = too_wide(d_sae, options.count_up_to)
-        return recommend_l0(replace(search.sweep([coarse], ()), not_counted=why))
-    batches = [draw_batch(source) for _ in range(options.learning_batches)]
-    counts = count_from(
-        coarse.saes, coarse.ids, coarse.groups, batches, held_out, seed=options.seed
-    )
-    if not counts:
-        return recommend_l0(search.sweep([coarse], ()))
-    around = search.around(counts[0], "")
-    trained = [coarse, around.fine]
-    if counts[0].presence.score > _CLEAR:
-        # The coarse sweep may have had no SAE near enough; the fine one has some now.
-        fine = around.fine
-        more = count_from(fine.saes, fine.ids, fine.groups, batches, held_out, seed=options.seed)
-        counts = tuple(sorted([*counts, *more], key=lambda count: count.presence.score))
-        if abs(counts[0].presence.l0 / around.l0 - 1) > _NEAR:
-            around = search.around(counts[0], "again_")
-            trained.append(around.fine)
-    found = recommend_l0(search.sweep([*trained, around.started], counts))
-    if found.l0 is None:
-        return found
-    # SAEs of other directions than those that are recommended from are not given.
-    started = around.started if around.count is counts[0] else None
-    return search.with_sae(found, found.l0, started)
+    return _moved(_found(search), mean)
 
 
 def _centred(source: Iterator[Tensor], mean: Tensor) -> Iterator[Tensor]:
     while True:
         yield draw_batch(source, len(mean)) - mean
+
+
+def _found(search: _Search) -> L0Recommendation:
+    coarse = search.coarse()
+    if not search.is_counted:
+        why = too_wide(search.d_sae, search.options.count_up_to)
+        return recommend_l0(replace(search.sweep([coarse], ()), not_counted=why))
+    batches = [draw_batch(search.source) for _ in range(search.options.learning_batches)]
+    counts = search.count(coarse, batches)
+    if not counts:
+        return recommend_l0(search.sweep([coarse], ()))
+    used = counts[0]
+    fine, started = search.around(used)
+    trained = [coarse, fine]
+    if used.presence.score > _CLEAR:
+        # The coarse sweep may have had no SAE near enough; the fine one has some now.
+        more = search.count(fine, batches)
+        counts = tuple(sorted([*counts, *more], key=lambda count: count.presence.score))
+        if abs(counts[0].presence.l0 / search.reachable(used) - 1) > _NEAR:
+            used = counts[0]
+            fine, started = search.around(used, "again_")
+            trained.append(fine)
+    found = recommend_l0(search.sweep([*trained, started], counts))
+    # SAEs of other directions than those that are recommended from are not given.
+    return search.with_sae(found, started if used is counts[0] else None)
 
 
 @torch.no_grad()
@@ -161,24 +176,6 @@ def _moved(found: L0Recommendation, by: Tensor) -> L0Recommendation:
     return replace(found, sweep=replace(found.sweep, counts=counts))
 
 
-@contextmanager
-def _threads(n: int | None) -> Iterator[None]:
-    """While open, PyTorch's CPU operations run on n threads; on as many as before for None."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(n or before)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-_CLEAR = 0.03
-"""`Presence.score` below which there is nothing more to look for."""
-
-_NEAR = 0.05
-"""Share of the L0 by which a count may move without a new sweep around it."""
-
-
 @dataclass(frozen=True, eq=False)
 class _Trained:
     saes: list[sae_lens.TrainingSAE[Any]]
@@ -186,17 +183,6 @@ class _Trained:
     groups: list[str]
     targets: list[float]
     """The target L0 of each."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Around:
-    count: Count
-    l0: float
-    fine: _Trained
-    """From random initial weights."""
-
-    started: _Trained
-    """That started from the learned directions."""
 
 
 class _Search:
@@ -210,10 +196,9 @@ class _Search:
         d_sae: int,
         options: FindOptions,
     ) -> None:
-        self.source, self.held_out = source, held_out
-        self.batch_size = batch_size
-        self.d_in, self.d_sae = held_out.shape[1], d_sae
-        self.options = options
+        self.source, self.held_out, self.batch_size = source, held_out, batch_size
+        self.d_in, self.d_sae, self.options = held_out.shape[1], d_sae, options
+        self.is_counted = d_sae <= options.count_up_to
         self._config_class = config_class(options.architecture)
         self._has_k = any(f.name == "k" for f in fields(self._config_class))
         self._fine_steps = options.fine_steps * (1 if self._has_k else _SLOWNESS)
@@ -222,41 +207,78 @@ class _Search:
         n = self.options.n_coarse
         low, high = 1.5, 0.45 * self.d_sae
         targets = [low * (high / low) ** (i / max(1, n - 1)) for i in range(n)]
-        return self._train("coarse", _distinct(targets), self.options.coarse_steps)
+        return self._from_scratch("coarse", _distinct(targets), self.options.coarse_steps)
 
-    def around(self, count: Count, prefix: str) -> _Around:
-        """Fine sweeps around a count; the prefix tells their ids from those of others."""
-        l0 = self._reachable(count.presence.l0)
-        targets = _distinct([self._reachable(l0 * f, 0.98) for f in self.options.fine_factors])
-        fine = self._train(f"{prefix}fine", targets, self._fine_steps)
-        started = self._from_directions(f"{prefix}directions", targets, count.directions)
-        return _Around(count, l0, fine, started)
+    def count(self, trained: _Trained, batches: Sequence[Tensor]) -> tuple[Count, ...]:
+        return count_from(
+            trained.saes,
+            trained.ids,
+            trained.groups,
+            batches,
+            self.held_out,
+            seed=self.options.seed,
+        )
 
-    def with_sae(
-        self, found: L0Recommendation, l0: float, started: _Trained | None
-    ) -> L0Recommendation:
+    def around(self, count: Count, prefix: str = "") -> tuple[_Trained, _Trained]:
+        """Fine sweeps around a count: from random initial weights, and from its directions.
+
+        The prefix tells their ids from those of others.
+        """
+        l0 = self.reachable(count)
+        targets = _distinct([min(l0 * f, 0.98 * self.d_sae) for f in self.options.fine_factors])
+        fine = self._from_scratch(f"{prefix}fine", targets, self._fine_steps)
+        return fine, self._from_directions(f"{prefix}directions", targets, count.directions)
+
+    def reachable(self, count: Count) -> float:
+        """Its L0, or the highest that SAEs of this width are trained for."""
+        return min(count.presence.l0, 0.9 * self.d_sae)
+
+    def sweep(self, trained: Sequence[_Trained], counts: tuple[Count, ...]) -> EvaluatedSweep:
+        sweep = self._evaluated(trained[0])
+        for part in trained[1:]:
+            sweep = sweep.joined(self._evaluated(part))
+        return replace(sweep, counts=counts)
+
+    def with_sae(self, found: L0Recommendation, started: _Trained | None) -> L0Recommendation:
         """A recommendation with an SAE whose measured L0 lies in its interval.
 
         Args:
-            found: a recommendation.
-            l0: that is recommended.
+            found: a recommendation, or that nothing is recommended.
             started: SAEs of its sweep that may be given, if there are any.
         """
-        if started is not None and (sae := _nearest(found, started)) is not None:
-            return sae
-        again = self._from_directions(
-            "last_directions", [self._reachable(l0)], found.sweep.counts[0].directions
-        )
-        judged = recommend_l0(found.sweep.with_rows(*self._measure(again)))
+        if found.l0 is None:
+            return found
+        if started is not None and (with_sae := _nearest(found, started)) is not None:
+            return with_sae
+        count = found.sweep.counts[0]
+        again = self._from_directions("last_directions", [self.reachable(count)], count.directions)
+        judged = recommend_l0(found.sweep.joined(self._evaluated(again)))
         if judged.l0 is None:
             return judged
-        if (sae := _nearest(judged, again)) is not None:
-            return sae
+        if (with_sae := _nearest(judged, again)) is not None:
+            return with_sae
         missed = (
             f"No SAE is given: the one that was trained for it has an L0 of "
             f"{judged.sweep.table['l0'].iloc[-1]:.2f}, outside the interval."
         )
         return replace(judged, reasons=(*judged.reasons, missed))
+
+    def _evaluated(self, trained: _Trained) -> EvaluatedSweep:
+        # Where the curves are all that there is, on as much as there is.
+        samples = self.held_out[:CURVE_SAMPLES] if self.is_counted else self.held_out
+        sweep = evaluate_saes(trained.saes, samples, trained.ids, trained.groups)
+        if not self._has_k:
+            # A target that SAEs do not reach is evidence: L0 may stick.
+            sweep.table["target_l0"] = trained.targets
+        return replace(sweep, n_samples=len(self.held_out))
+
+    def _from_scratch(self, stage: str, targets: list[float], steps: int) -> _Trained:
+        pairs = [(seed, target) for seed in range(self.options.n_seeds) for target in targets]
+        every = [target for _, target in pairs]
+        saes = self._make(every, [seed for seed, _ in pairs])
+        self._fit(saes, every, steps, reinit=self.options.reinit_dead_every)
+        ids = [f"{stage}_{target:.2f}_seed_{seed}" for seed, target in pairs]
+        return _Trained(saes, ids, [f"seed_{seed}" for seed, _ in pairs], every)
 
     def _from_directions(
         self, stage: str, targets: list[float], directions: Directions
@@ -276,63 +298,26 @@ class _Search:
             return 1.0
         return math.sqrt(self.d_in) / self.held_out.norm(dim=1).mean().item()
 
-    def sweep(self, trained: Sequence[_Trained], counts: tuple[Count, ...]) -> EvaluatedSweep:
-        sweep = EvaluatedSweep(*self._measure(trained[0]), counts, len(self.held_out))
-        for part in trained[1:]:
-            sweep = sweep.with_rows(*self._measure(part))
-        return sweep
-
-    def _measure(self, trained: _Trained) -> tuple[pd.DataFrame, pd.DataFrame]:
-        # Where the curves are all that there is, on as much as there is.
-        counted = self.d_sae <= self.options.count_up_to
-        samples = self.held_out[:MEASURED_SAMPLES] if counted else self.held_out
-        table, projections = measure_saes(trained.saes, samples, trained.ids, trained.groups)
-        if not self._has_k:
-            # A target that SAEs do not reach is evidence: L0 may stick.
-            table["target_l0"] = trained.targets
-        return table, projections
-
-    def _reachable(self, l0: float, most: float = 0.9) -> float:
-        return min(l0, most * self.d_sae)
-
-    def _train(self, stage: str, targets: list[float], steps: int) -> _Trained:
-        seeds = range(self.options.n_seeds)
-        everywhere = [(seed, target) for seed in seeds for target in targets]
-        saes = self._make([t for _, t in everywhere], [s for s, _ in everywhere])
-        self._fit(saes, [t for _, t in everywhere], steps, reinit=self.options.reinit_dead_every)
-        return _Trained(
-            saes,
-            [f"{stage}_{target:.2f}_seed_{seed}" for seed, target in everywhere],
-            [f"seed_{seed}" for seed, _ in everywhere],
-            [target for _, target in everywhere],
-        )
-
     def _make(
         self, targets: Sequence[float], seeds: Sequence[int]
     ) -> list[sae_lens.TrainingSAE[Any]]:
+        architecture = self.options.architecture
+        own: dict[str, Any] = {}
+        if architecture == "jumprelu":
+            own = _JUMPRELU
+        elif architecture == "matryoshka_batchtopk":
+            own = {"matryoshka_widths": sorted({-(-self.d_sae // part) for part in (4, 2, 1)})}
         shared = {
             "d_in": self.d_in,
             "d_sae": self.d_sae,
             "normalize_activations": SCALED,
-            **self._defaults(),
+            **own,
             **self.options.sae_config,
         }
-        cfgs = [
-            self._config_class(**shared, **({"k": self._k(target)} if self._has_k else {}))
-            for target in targets
-        ]
-        own = [(self.options.seed * 1_000_003 + seed) * 1_000 + i for i, seed in enumerate(seeds)]
-        return make_saes(cfgs, seeds=own)
-
-    def _defaults(self) -> dict[str, Any]:
-        if self.options.architecture == "jumprelu":
-            return dict(_JUMPRELU)
-        if self.options.architecture == "matryoshka_batchtopk":
-            return {"matryoshka_widths": sorted({-(-self.d_sae // part) for part in (4, 2, 1)})}
-        return {}
-
-    def _k(self, target: float) -> float | int:
-        return max(1, round(target)) if self.options.architecture == "topk" else target
+        ks = [max(1, round(t)) if architecture == "topk" else t for t in targets]
+        cfgs = [self._config_class(**shared, **({"k": k} if self._has_k else {})) for k in ks]
+        first = self.options.seed * 1_000_003
+        return make_saes(cfgs, seeds=[(first + s) * 1_000 + i for i, s in enumerate(seeds)])
 
     def _fit(
         self,
@@ -342,10 +327,6 @@ class _Search:
         reinit: int | None,
     ) -> None:
         options = self.options
-        controls: list[Control | None] = [
-            None if hasattr(sae.cfg, "k") else TargetL0(target)
-            for sae, target in zip(saes, targets, strict=True)
-        ]
         train_saes(
             saes,
             self.source,
@@ -359,11 +340,8 @@ class _Search:
                 threads=options.threads,
                 progress=options.progress,
             ),
-            controls=controls,
+            controls=[None if self._has_k else TargetL0(target) for target in targets],
         )
-
-
-_WORTH_SAMPLES = 2048
 
 
 def _distinct(targets: list[float]) -> list[float]:
@@ -378,14 +356,11 @@ def _nearest(found: L0Recommendation, started: _Trained) -> L0Recommendation | N
     """A recommendation with the one of some SAEs whose L0 is nearest; None if none is in it."""
     assert found.l0 is not None
     assert found.interval is not None
-    low, high = found.interval
-    table = found.sweep.table
-    measured = dict(zip(table["sae_id"], table["l0"].to_numpy(float).tolist(), strict=True))
-    l0s = [measured[sae_id] for sae_id in started.ids]
+    wanted, (low, high) = found.l0, found.interval
+    l0s = found.sweep.table.set_index("sae_id")["l0"].loc[started.ids].to_numpy(float).tolist()
     inside = [place for place, l0 in enumerate(l0s) if low <= l0 <= high]
     if not inside:
         return None
-    wanted = found.l0
     # Where L0 sticks many are as near; of those, the one that had it as its target.
     best = min(
         inside,
@@ -413,7 +388,6 @@ def _start_at(sae: sae_lens.TrainingSAE[Any], directions: Directions, scale: flo
     sae.W_enc.zero_()
     sae.W_enc[:, :n] = rows.T
     sae.b_dec.copy_(directions.bias.to(device) * scale)
-    if not sae.cfg.apply_b_dec_to_input and isinstance(
-        b_enc := getattr(sae, "b_enc", None), Tensor
-    ):
+    b_enc = getattr(sae, "b_enc", None)
+    if isinstance(b_enc, Tensor) and not sae.cfg.apply_b_dec_to_input:
         b_enc.copy_(-(sae.b_dec @ sae.W_enc))

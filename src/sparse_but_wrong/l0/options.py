@@ -90,30 +90,16 @@ class FindOptions:
                 f"FindOptions.architecture: the L0 of {self.architecture!r} SAEs cannot be set; "
                 f"use one of {', '.join(ARCHITECTURES)}."
             )
-        for name in (
-            "coarse_steps",
-            "n_coarse",
-            "fine_steps",
-            "n_seeds",
-            "evaluation_samples",
-            "learning_batches",
-            "count_up_to",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f"FindOptions.{name} must be at least 1, got {getattr(self, name)}."
-                )
+        for name, value in vars(self).items():
+            if isinstance(value, int) and name not in ("seed", "progress") and value < 1:
+                raise ValueError(f"FindOptions.{name} must be at least 1, got {value}.")
         if 1.0 not in self.fine_factors or min(self.fine_factors) <= 0:
             raise ValueError(
                 "FindOptions.fine_factors must be positive, with 1.0 among them, got "
                 f"{self.fine_factors}."
             )
-        if self.threads is not None and self.threads < 1:
-            raise ValueError(f"FindOptions.threads must be at least 1, got {self.threads}.")
-        if self.sae_config:
-            self._check_sae_config()
-
-    def _check_sae_config(self) -> None:
+        if not self.sae_config:  # which spares the import of sae_lens
+            return
         known = {f.name for f in fields(config_class(self.architecture))}
         for name in self.sae_config:
             if name in _SET_BY_THE_SEARCH:

@@ -66,7 +66,7 @@ class Presence:
 
 
 @torch.no_grad()
-def measure_presence(directions: Directions, activations: Float[Tensor, "B D"]) -> Presence:
+def count_present(directions: Directions, activations: Float[Tensor, "B D"]) -> Presence:
     """Count how many directions are present per sample.
 
     Each direction's codes are divided by its level, Σy⁴/Σy³, which is its magnitude where it is
@@ -146,4 +146,4 @@ def cost_on_noise(directions: Directions, samples: Float[Tensor, "B D"], seed: i
     dimensions, some that are nearly all present in nearly every sample. Those cost as much on other
     noise. Directions of features cost far more, because noise does not keep to their cones.
     """
-    return measure_presence(directions, featureless(samples, seed)).cost
+    return count_present(directions, featureless(samples, seed)).cost

@@ -9,15 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sparse_but_wrong.l0.curves import (
-    BELOW,
-    CLOSE,
-    NEAR,
-    Curve,
-    read_curves,
-    useful_n as useful_n,
-    words_of_curves_alone,
-)
+from sparse_but_wrong.l0.curves import BELOW, CLOSE, NEAR, Curve, curves_in_words, read_curves
+from sparse_but_wrong.l0.presence import Presence
 from sparse_but_wrong.l0.sweep import Count, EvaluatedSweep, most_directions
 
 if TYPE_CHECKING:
@@ -129,7 +122,7 @@ def _list(lines: tuple[str, ...]) -> str:
 
 
 def recommend_l0(sweep: EvaluatedSweep) -> L0Recommendation:
-    """Judge a measured sweep.
+    """Judge an evaluated sweep.
 
     The L0 is what was counted along the directions learned from the most promising decoders. It is
     recommended if present and absent directions part clearly, the directions leave little of the
@@ -147,33 +140,34 @@ def recommend_l0(sweep: EvaluatedSweep) -> L0Recommendation:
     unexplained.
 
     Args:
-        sweep: of `measure_sweep`, or the evidence of a recommendation.
+        sweep: of `evaluate_sweep`, or the evidence of a recommendation.
     """
     counts = [count for count in sweep.counts if math.isfinite(count.presence.score)]
     if not counts:
         return _without_a_count(sweep)
-    best = counts[0]
-    presence = best.presence
+    presence = counts[0].presence
+    # Those that have to agree: all that are clear, and all about as good as the best. A start that
+    # ended in a poor minimum is neither, and has no say.
+    limit = max(1.5 * presence.score + 0.005, CLEAR_SCORE)
+    close = [count for count in counts if count.presence.score <= limit]
     l0 = presence.l0
-    close = _compared(counts)
     spread = max(abs(count.presence.l0 / l0 - 1) for count in close)
-    confirmed = len({count.group for count in close}) > 1
-    curves = read_curves(sweep, l0)
-    doubts = [
-        *_doubts_of_counts(sweep, best, close, spread),
-        *_doubts_of_sweep(sweep.table, l0, sweep.d_sae),
-        *_doubts_of_curves(curves, presence.score),
-    ]
     half = (
         SMALLEST_HALF_WIDTH
         + SCORE_WEIGHT * presence.score
         + spread
         + 2 * presence.standard_error / l0
-        + (0.0 if confirmed else UNCONFIRMED)
+        + (UNCONFIRMED if len({count.group for count in close}) == 1 else 0.0)
     )
-    reasons = _reasons(sweep, best, close, spread, curves)
+    curves = read_curves(sweep, l0)
+    doubts = (
+        *_doubts_of_counts(sweep.d_sae, close, spread),
+        *_doubts_of_sweep(sweep.table, l0, sweep.d_sae),
+        *_doubts_of_curves(curves, presence.score),
+    )
+    reasons = _reasons(sweep, close, spread, curves)
     if doubts:
-        return L0Recommendation(None, None, reasons, tuple(doubts), l0, curves, sweep)
+        return L0Recommendation(None, None, reasons, doubts, l0, curves, sweep)
     interval = (l0 * (1 - half), l0 * (1 + half))
     return L0Recommendation(l0, interval, reasons, (), l0, curves, sweep)
 
@@ -181,8 +175,7 @@ def recommend_l0(sweep: EvaluatedSweep) -> L0Recommendation:
 def _without_a_count(sweep: EvaluatedSweep) -> L0Recommendation:
     if sweep.not_counted:
         why = (
-            f"nothing was counted: {sweep.not_counted}. Raise count_up_to to have it done all the "
-            "same, or train narrower SAEs."
+            f"nothing was counted: {sweep.not_counted}. Raise count_up_to, or train narrower SAEs."
         )
     elif sweep.counts:
         why = "none of the directions learned from the decoders is present in any sample."
@@ -191,110 +184,100 @@ def _without_a_count(sweep: EvaluatedSweep) -> L0Recommendation:
     # A latent that fires as often as the mean one does must have had the chance to.
     firings = sweep.n_samples * sweep.table["l0"].to_numpy(float) / sweep.d_sae
     silent = sweep.table["dead_latents"].to_numpy(float)
-    mostly_dead = (silent > MOST_DEAD * sweep.d_sae) & ~(firings < ENOUGH_FIRINGS)
-    alive = replace(
-        sweep, table=sweep.table[~mostly_dead], projections=sweep.projections[~mostly_dead]
-    )
+    dead = (silent > MOST_DEAD * sweep.d_sae) & ~(firings < ENOUGH_FIRINGS)
+    alive = replace(sweep, table=sweep.table[~dead], projections=sweep.projections[~dead])
     curves = read_curves(alive, None)
-    reasons = words_of_curves_alone(curves)
-    doubts = [why]
-    if mostly_dead.any():
-        names = ", ".join(map(str, sweep.table.loc[mostly_dead, "sae_id"]))
-        doubts.append(
+    names = ", ".join(map(str, sweep.table.loc[dead, "sae_id"]))
+    doubts = _those(
+        (True, why),
+        (
+            bool(dead.any()),
             f"more than half of the latents of {names} are silent on all {sweep.n_samples:,} "
-            "samples. If they are dead, s_n^dec and c_dec are those of directions that nothing "
-            "trained; the reading of the curves leaves these SAEs out. Train for longer, or with "
-            "reinit_dead_every."
-        )
-    return L0Recommendation(None, None, reasons, tuple(doubts), None, curves, sweep)
+            "samples, and the reading of the curves leaves these SAEs out. Train for longer, or "
+            "with reinit_dead_every.",
+        ),
+    )
+    return L0Recommendation(None, None, curves_in_words(curves), doubts, None, curves, sweep)
 
 
-def _compared(counts: list[Count]) -> list[Count]:
-    """Those that have to agree: all that are clear, and all about as good as the best.
-
-    A start that ended in a poor minimum is neither, and has no say.
-    """
-    limit = max(1.5 * counts[0].presence.score + 0.005, CLEAR_SCORE)
-    return [count for count in counts if count.presence.score <= limit]
+def _those(*doubts: tuple[bool, str]) -> tuple[str, ...]:
+    return tuple(text for holds, text in doubts if holds)
 
 
-def _doubts_of_counts(
-    sweep: EvaluatedSweep, best: Count, close: list[Count], spread: float
-) -> list[str]:
-    presence = best.presence
-    doubts = []
-    if best.noise_cost < SMALLEST_NOISE_COST:
-        doubts.append(
+def _doubts_of_counts(d_sae: int, close: list[Count], spread: float) -> tuple[str, ...]:
+    best, presence = close[0], close[0].presence
+    n = presence.n_directions
+    about, better = "about", ""
+    if n >= AT_MOST * most_directions(d_sae):  # as many as could be learned: there may be more
+        about, better = "at least", f", better {2 * d_sae}"
+    lowest, highest = (pick(count.presence.l0 for count in close) for pick in (min, max))
+    return _those(
+        (
+            best.noise_cost < SMALLEST_NOISE_COST,
             "there is no sign of features: on Gaussian noise of the same mean and covariance the "
             f"learned directions cost {best.noise_cost:.2f} times as much as on the activations, "
-            f"and at least {SMALLEST_NOISE_COST:g} times is required."
-        )
-    if presence.n_directions > WIDTH_TOLERANCE * sweep.d_sae + 1:
-        n = presence.n_directions
-        if n < AT_MOST * most_directions(sweep.d_sae):
-            there_are, use = f"about {n} directions", f"Use d_sae ≥ {n}."
-        else:
-            # As many as could be learned, so that there may be more.
-            there_are = f"at least {n} directions"
-            use = f"Use d_sae ≥ {n}, better {2 * sweep.d_sae}."
-        doubts.append(
-            f"the SAEs are too narrow: the activations are made of {there_are}, of which "
-            f"{presence.l0:.2f} are present at a time, and an SAE with {sweep.d_sae} latents has "
-            f"to merge or drop some at any L0. {use}"
-        )
-    if presence.ambiguity > LARGEST_SCORE:
-        doubts.append(
+            f"and at least {SMALLEST_NOISE_COST:g} times is required.",
+        ),
+        (
+            n > WIDTH_TOLERANCE * d_sae + 1,
+            f"the SAEs are too narrow: the activations are made of {about} {n} directions, of "
+            f"which {presence.l0:.2f} are present at a time, and an SAE with {d_sae} latents has "
+            f"to merge or drop some at any L0. Use d_sae ≥ {n}{better}.",
+        ),
+        (
+            presence.ambiguity > LARGEST_SCORE,
             f"present and absent directions do not part: {presence.ambiguity:.0%} of the count "
             f"lies where nothing tells them apart (at most {LARGEST_SCORE:.0%} may). Train on more "
             "samples; if that does not help, the activations may have no features of a typical "
-            "magnitude."
-        )
-    if presence.residual > LARGEST_SCORE:
-        doubts.append(
+            "magnitude.",
+        ),
+        (
+            presence.residual > LARGEST_SCORE,
             f"the learned directions leave {presence.residual:.0%} of the variance unexplained "
-            f"(at most {LARGEST_SCORE:.0%} may be). Train wider SAEs, or for longer."
-        )
-    if spread > LARGEST_SPREAD:
-        lowest, highest = (pick(count.presence.l0 for count in close) for pick in (min, max))
-        doubts.append(
+            f"(at most {LARGEST_SCORE:.0%} may be). Train wider SAEs, or for longer.",
+        ),
+        (
+            spread > LARGEST_SPREAD,
             f"starts disagree: they count from {lowest:.2f} to {highest:.2f}. Train for longer, "
-            "or with more seeds."
-        )
-    return doubts
+            "or with more seeds.",
+        ),
+    )
 
 
-def _doubts_of_sweep(table: pd.DataFrame, l0: float, d_sae: int) -> list[str]:
-    reached = table["l0"].to_numpy(float)
-    reached = reached[np.isfinite(reached) & (reached > 0)]
+def _doubts_of_sweep(table: pd.DataFrame, l0: float, d_sae: int) -> tuple[str, ...]:
+    everywhere = table["l0"].to_numpy(float)
+    reached = everywhere[np.isfinite(everywhere) & (everywhere > 0)]
     relative = reached / l0
-    doubts = []
-    if not ((relative >= BELOW[0]) & (relative < 1 - NEAR)).any() and not _sticks(table, l0):
-        fix = "train some there" if (relative < BELOW[0]).any() else "extend it to lower L0"
-        doubts.append(
-            f"the sweep has no SAE clearly below the {l0:.2f} that were counted, with an L0 of "
-            f"{BELOW[0] * l0:.3g} to {(1 - NEAR) * l0:.3g}; {fix}."
-        )
+    has_below = ((relative >= BELOW[0]) & (relative < 1 - NEAR)).any()
     off = np.abs(reached - l0)
-    # Half a latent off is as near as a whole k comes.
-    if len(off) and off.min() > max(CLOSE * l0, 0.5):
-        doubts.append(
-            f"the sweep has no SAE near the {l0:.2f} that were counted (the next has an L0 of "
-            f"{reached[off.argmin()]:.2f}); train some there."
-        )
-    if not (relative > 1 + NEAR).any():
-        doubts.append(
-            f"the sweep has no SAE clearly above the {l0:.2f} that were counted, with an L0 of "
-            f"more than {(1 + NEAR) * l0:.3g}; extend it to higher L0."
-        )
-    near = np.abs(table["l0"].to_numpy(float) / l0 - 1) < 2 * NEAR
+    next_to = f"{reached[off.argmin()]:.2f}" if len(off) else ""
+    near = np.abs(everywhere / l0 - 1) < 2 * NEAR
     n_dead = table["dead_latents"].to_numpy()[near].min(initial=d_sae) if near.any() else 0
-    if n_dead > MOST_DEAD * d_sae:
-        doubts.append(
-            f"most latents are dead in every SAE near an L0 of {l0:.2f} "
-            f"({n_dead} of {d_sae} at best); re-initialise dead latents "
-            "(TrainOptions.reinit_dead_every), or train narrower SAEs."
-        )
-    return doubts
+    return _those(
+        (
+            not has_below and not _sticks(table, l0),
+            f"the sweep has no SAE clearly below the {l0:.2f} that were counted, with an L0 of "
+            f"{BELOW[0] * l0:.3g} to {(1 - NEAR) * l0:.3g}; "
+            f"{'train some there' if (relative < BELOW[0]).any() else 'extend it to lower L0'}.",
+        ),
+        (
+            # Half a latent off is as near as a whole k comes.
+            len(off) > 0 and off.min() > max(CLOSE * l0, 0.5),
+            f"the sweep has no SAE near the {l0:.2f} that were counted (the next has an L0 of "
+            f"{next_to}); train some there.",
+        ),
+        (
+            not (relative > 1 + NEAR).any(),
+            f"the sweep has no SAE clearly above the {l0:.2f} that were counted, with an L0 of "
+            f"more than {(1 + NEAR) * l0:.3g}; extend it to higher L0.",
+        ),
+        (
+            n_dead > MOST_DEAD * d_sae,
+            f"most latents are dead in every SAE near an L0 of {l0:.2f} ({n_dead} of {d_sae} at "
+            "best); re-initialise dead latents (TrainOptions.reinit_dead_every), or train narrower "
+            "SAEs.",
+        ),
+    )
 
 
 def _sticks(table: pd.DataFrame, l0: float) -> bool:
@@ -303,94 +286,93 @@ def _sticks(table: pd.DataFrame, l0: float) -> bool:
     JumpReLU SAEs do at the true L0, so that a sweep may have none below it. SAEs with a k do not.
     """
     here = np.abs(table["l0"].to_numpy(float) / l0 - 1) < NEAR
-    for column in ("target_l0", "coefficient"):
-        if column in table:
-            settings = np.unique(table[column].to_numpy(float)[here])
-            settings = settings[np.isfinite(settings)]
-            if len(settings) < _STICKING:
-                return False
-            lowest, highest = float(settings[0]), float(settings[-1])
-            if column == "target_l0":
-                return lowest < (1 - NEAR) * l0
-            return highest >= _TURNED * lowest
-    return False
+    column = next((c for c in ("target_l0", "coefficient") if c in table), None)
+    if column is None:
+        return False
+    settings = np.unique(table[column].to_numpy(float)[here])
+    settings = settings[np.isfinite(settings)]
+    if len(settings) < _STICKING:
+        return False
+    if column == "target_l0":
+        return bool(settings[0] < (1 - NEAR) * l0)
+    return bool(settings[-1] >= _TURNED * settings[0])
 
 
-def _doubts_of_curves(curves: tuple[Curve, ...], score: float) -> list[str]:
+def _doubts_of_curves(curves: tuple[Curve, ...], score: float) -> tuple[str, ...]:
     # Where features overlap or nest, curves fall towards low L0 though the count is right.
     if score < CLEAR_SCORE:
-        return []
-    projections = [curve for curve in curves if curve.metric != "c_dec"]
+        return ()
+    verdicts = {curve.metric: curve.verdict for curve in curves}
+    n_projections = len(verdicts) - 1
     up, down = (
-        [curve.metric for curve in projections if curve.verdict == verdict]
+        [name for name, said in verdicts.items() if said == verdict and name != "c_dec"]
         for verdict in ("rises", "falls")
     )
-    if up and down:
-        return [
-            f"the n disagree: towards lower L0, s_n^dec rises for {len(up)} of {len(projections)} "
-            f"n ({', '.join(up)}) and falls for {len(down)} ({', '.join(down)}), and the count "
-            "alone is not clear enough. Train for longer, or with more seeds."
-        ]
-    n_falling = [curve.verdict for curve in curves].count("falls")
-    if n_falling <= len(curves) / 2:
-        return []
-    return [
-        f"the curves point lower: {n_falling} of {len(curves)} (s_n^dec for several n, and c_dec) "
-        "are smaller in SAEs of a clearly lower L0. Extend the sweep to lower L0, and train for "
-        "longer."
-    ]
+    n_falling = list(verdicts.values()).count("falls")
+    disagree = bool(up and down)
+    return _those(
+        (
+            disagree,
+            f"the n disagree: towards lower L0, s_n^dec rises for {len(up)} of {n_projections} n "
+            f"({', '.join(up)}) and falls for {len(down)} ({', '.join(down)}), and the count alone "
+            "is not clear enough. Train for longer, or with more seeds.",
+        ),
+        (
+            n_falling > len(curves) / 2 and not disagree,
+            f"the curves point lower: {n_falling} of {len(curves)} (s_n^dec for several n, and "
+            "c_dec) are smaller in SAEs of a clearly lower L0. Extend the sweep to lower L0, and "
+            "train for longer.",
+        ),
+    )
 
 
 def _reasons(
-    sweep: EvaluatedSweep, best: Count, close: list[Count], spread: float, curves: tuple[Curve, ...]
+    sweep: EvaluatedSweep, close: list[Count], spread: float, curves: tuple[Curve, ...]
 ) -> tuple[str, ...]:
-    presence = best.presence
-    reasons = [
-        f"{presence.n_directions} directions make up the activations, learned from the "
-        f"decoder of {best.sae_id}; {presence.l0:.2f} of them are present per sample, over "
+    best, presence = close[0], close[0].presence
+    n_groups = len({count.group for count in close})
+    agreement = (
+        f"{len(close)} starts from {n_groups} {'group' if n_groups == 1 else 'groups'} of SAEs "
+        f"{'agree within' if spread <= LARGEST_SPREAD else 'are apart by up to'} {spread:.1%}"
+    )
+    if n_groups == 1:
+        alone = "No second start" if len(close) == 1 else f"{agreement}, but none of another group"
+        agreement = (
+            f"{alone} came as close, so that agreement of different SAEs was not seen; an interval "
+            f"is wider by ± {UNCONFIRMED:.0%} for it"
+        )
+    return (
+        f"{presence.n_directions} directions make up the activations, learned from the decoder of "
+        f"{best.sae_id}; {presence.l0:.2f} of them are present per sample, over "
         f"{sweep.n_samples:,} samples.",
         f"Present and absent part at {presence.cut:.2f} of a direction's usual magnitude; "
         f"{presence.ambiguity:.1%} of the count lies where nothing tells them apart, and the "
         f"directions leave {presence.residual:.1%} of the variance unexplained. On noise of the "
         f"same mean and covariance they cost {best.noise_cost:.1f} times as much.",
-    ]
-    n_groups = len({count.group for count in close})
-    said = (
-        f"{len(close)} starts from {n_groups} {'group' if n_groups == 1 else 'groups'} of SAEs "
-        f"{'agree within' if spread <= LARGEST_SPREAD else 'are apart by up to'} {spread:.1%}"
+        f"{agreement}.",
+        _said_by_curves(sweep, presence, curves),
     )
-    if n_groups > 1:
-        reasons.append(f"{said}.")
-    else:
-        alone = "No second start" if len(close) == 1 else f"{said}, but none of another group"
-        reasons.append(
-            f"{alone} came as close, so that agreement of different SAEs was not seen; "
-            f"an interval is wider by ± {UNCONFIRMED:.0%} for it."
-        )
-    projections = [curve for curve in curves if curve.metric != "c_dec"]
+
+
+def _said_by_curves(sweep: EvaluatedSweep, presence: Presence, curves: tuple[Curve, ...]) -> str:
+    projections = [curve for curve in curves if curve.n is not None]
     verdicts = [curve.verdict for curve in projections]
     if not projections:
-        reasons.append(
+        return (
             "No n lies well above this L0 and below half the latents, so s_n cannot be evaluated "
             "here."
         )
-    elif verdicts.count("unknown") == len(verdicts):
-        reasons.append(
-            "SAEs with a lower target L0 stay at this one, so the curves say nothing below it."
-            if _sticks(sweep.table, presence.l0)
-            else "No SAE lies clearly below this L0, or none near it, so the curves say nothing."
-        )
-    else:
-        reasons.append(
-            f"Towards lower L0, s_n^dec rises for {verdicts.count('rises')} of {len(verdicts)} n "
-            f"({projections[0].metric} to {projections[-1].metric})"
-            + (f" and falls for {verdicts.count('falls')}" if "falls" in verdicts else "")
-            + f", c_dec {next(curve.verdict for curve in curves if curve.metric == 'c_dec')}."
-            + (
-                ""
-                if "rises" in verdicts
-                else " Features that overlap or nest may do that to these curves."
-                + (" The count is clear and decides." if presence.score < CLEAR_SCORE else "")
-            )
-        )
-    return tuple(reasons)
+    if verdicts.count("unknown") == len(verdicts):
+        if _sticks(sweep.table, presence.l0):
+            return "SAEs with a lower target L0 stay at this one, so the curves say nothing below."
+        return "No SAE lies clearly below this L0, or none near it, so the curves say nothing."
+    falls = f" and falls for {verdicts.count('falls')}" if "falls" in verdicts else ""
+    c_dec = next(curve.verdict for curve in curves if curve.n is None)
+    said = (
+        f"Towards lower L0, s_n^dec rises for {verdicts.count('rises')} of {len(verdicts)} n "
+        f"({projections[0].metric} to {projections[-1].metric}){falls}, c_dec {c_dec}."
+    )
+    if "rises" in verdicts:
+        return said
+    said += " Features that overlap or nest may do that to these curves."
+    return said + (" The count is clear and decides." if presence.score < CLEAR_SCORE else "")

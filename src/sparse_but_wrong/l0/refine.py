@@ -19,7 +19,7 @@ from sparse_but_wrong.l0.dictionaries import (
     Learner,
     draw_residuals,
 )
-from sparse_but_wrong.l0.presence import Presence, measure_presence
+from sparse_but_wrong.l0.presence import Presence, count_present
 
 _ANNEALING = (1.0, 0.75, 0.5, 0.25, 0.0)
 _FIRST_PENALTY = 8.0
@@ -87,7 +87,7 @@ def refine_directions(
         if settled:
             # The score is no judge of that, and may rise until the others have learned of it.
             directions = drop_constants(one_sided, counted_on)
-            presence = measure_presence(directions, counted_on)
+            presence = count_present(directions, counted_on)
         turned = drop_constants(turn_round(directions, counted_on), counted_on)
         directions, presence = _better(directions, presence, turned, counted_on)
         improved = best is None or presence.score < 0.9 * best[1].score
@@ -96,7 +96,7 @@ def refine_directions(
         if best[1].score < _GOOD_ENOUGH or not (improved or settled):
             break
     assert best is not None
-    return best[0], measure_presence(best[0], held_out)
+    return best[0], count_present(best[0], held_out)
 
 
 _GOOD_ENOUGH = 0.002
@@ -107,7 +107,7 @@ def _prune(
 ) -> tuple[Directions, Presence]:
     """Take out directions while the rest still express the samples; the best set on the way."""
     directions = learner.directions
-    presence = measure_presence(directions, held_out)
+    presence = count_present(directions, held_out)
     best, first = (directions, presence), presence.residual
     step = max(1, len(directions.rows) // 40)
     at = 0
@@ -120,7 +120,7 @@ def _prune(
         at += _PRUNE_BATCHES
         learner.learn(part, learner.penalty, renew=False)
         directions = learner.directions
-        presence = measure_presence(directions, held_out)
+        presence = count_present(directions, held_out)
         if presence.score < best[1].score:
             best = directions, presence
         if presence.residual > 4 * first + _WORST_RESIDUAL:
@@ -134,7 +134,7 @@ def _better(
     """Of two sets, the one that splits more clearly into present and absent."""
     if other is directions:
         return directions, presence
-    presence_of_other = measure_presence(other, samples)
+    presence_of_other = count_present(other, samples)
     if presence_of_other.score < presence.score:
         return other, presence_of_other
     return directions, presence

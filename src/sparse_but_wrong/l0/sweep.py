@@ -1,4 +1,4 @@
-"""SAEs of different L0 on the same activations, measured: what a recommendation looks at."""
+"""SAEs of different L0, evaluated on the same activations: what a recommendation looks at."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparse_but_wrong.l0.dictionaries import Directions, decoder_directions
-from sparse_but_wrong.l0.presence import Presence, cost_on_noise, measure_presence
+from sparse_but_wrong.l0.presence import Presence, cost_on_noise, count_present
 from sparse_but_wrong.l0.refine import refine_directions
 from sparse_but_wrong.l0.source import draw_batch, draw_samples
 from sparse_but_wrong.metrics.evaluate import evaluate
@@ -42,7 +42,7 @@ class Count:
 
 @dataclass(frozen=True, eq=False)
 class EvaluatedSweep:
-    """SAEs of one width, measured on the same activations."""
+    """SAEs of one width, evaluated on the same activations."""
 
     table: pd.DataFrame
     """A row per SAE: `sae_id`, `group`, `l0`, `coefficient` (NaN where a k sets the L0, and for
@@ -69,23 +69,29 @@ class EvaluatedSweep:
         """The table with s_n^dec as columns `s_0` … `s_{d_sae − 1}`, as it is written to a file."""
         return self.table.join(self.projections.add_prefix("s_"))
 
-    def with_rows(self, table: pd.DataFrame, projections: pd.DataFrame) -> EvaluatedSweep:
-        """With more SAEs."""
+    def joined(self, other: EvaluatedSweep) -> EvaluatedSweep:
+        """With the SAEs of another."""
         import pandas as pd
 
-        return replace(
-            self,
-            table=pd.concat([self.table, table], ignore_index=True),
-            projections=pd.concat([self.projections, projections], ignore_index=True),
+        table, projections = (
+            pd.concat([getattr(self, name), getattr(other, name)], ignore_index=True)
+            for name in ("table", "projections")
         )
+        return replace(self, table=table, projections=projections)
 
 
 EVALUATION_SAMPLES = 24_576
 """On which directions are counted."""
 
+CURVE_SAMPLES = 8192
+"""On which the curves are measured; counts take all samples, and so do curves without a count."""
+
 COUNT_UP_TO = 512
 """Latents of the widest SAEs from whose decoders directions are learned. The time grows with the
 third power of their number: 256 take minutes, 1,000 would take hours."""
+
+_SORTED_UP_TO = 4096
+"""Latents up to which projections are sorted; of wider SAEs they are counted."""
 
 
 def too_wide(d_sae: int, count_up_to: int) -> str:
@@ -96,7 +102,7 @@ def too_wide(d_sae: int, count_up_to: int) -> str:
     )
 
 
-def measure_sweep(
+def evaluate_sweep(
     saes: Sequence[sae_lens.SAE[Any]],
     source: Iterator[Tensor],
     ids: Sequence[str] | None = None,
@@ -107,7 +113,7 @@ def measure_sweep(
     learning_batches: int = 200,
     count_up_to: int = COUNT_UP_TO,
 ) -> EvaluatedSweep:
-    """Measure SAEs that were trained elsewhere, for `recommend_l0`.
+    """Evaluate SAEs that were trained elsewhere, for `recommend_l0`.
 
     Args:
         saes: sae_lens SAEs of different L0, of one d_in and d_sae; for training or inference. They
@@ -143,14 +149,34 @@ def measure_sweep(
     held_out = draw_samples(source, evaluation_samples)
     check_activations(held_out, d_in)
     if d_sae > count_up_to:
-        measured = measure_saes(saes, held_out, names, own)
-        return EvaluatedSweep(
-            *measured, (), len(held_out), not_counted=too_wide(d_sae, count_up_to)
-        )
+        sweep = evaluate_saes(saes, held_out, names, own)
+        return replace(sweep, not_counted=too_wide(d_sae, count_up_to))
     batches = [draw_batch(source, d_in) for _ in range(learning_batches)]
-    measured = measure_saes(saes, held_out[:MEASURED_SAMPLES], names, own)
+    sweep = evaluate_saes(saes, held_out[:CURVE_SAMPLES], names, own)
     counts = count_from(saes, names, own, batches, held_out, seed=seed)
-    return EvaluatedSweep(*measured, counts, len(held_out))
+    return replace(sweep, counts=counts, n_samples=len(held_out))
+
+
+def evaluate_saes(
+    saes: Sequence[sae_lens.SAE[Any]],
+    activations: Float[Tensor, "samples d_in"],
+    ids: Sequence[str],
+    groups: Sequence[str],
+) -> EvaluatedSweep:
+    """The curves of a sweep, without a count; arguments as of `evaluate_sweep`.
+
+    Raises:
+        ValueError: as `evaluate`.
+    """
+    import pandas as pd
+
+    found = evaluate(saes, activations, exact_below=_SORTED_UP_TO * len(activations))
+    table = pd.DataFrame({"sae_id": list(ids), "group": list(groups)})
+    table["l0"] = [one.l0 for one in found]
+    table["coefficient"] = [_coefficient(sae) for sae in saes]
+    table["dead_latents"] = [one.dead_latents for one in found]
+    table["c_dec"] = [one.c_dec for one in found]
+    return EvaluatedSweep(table, found.projections.reset_index(drop=True), (), len(activations))
 
 
 def _coefficient(sae: sae_lens.SAE[Any]) -> float:
@@ -160,46 +186,6 @@ def _coefficient(sae: sae_lens.SAE[Any]) -> float:
         if value is not None:
             return float(getattr(value, "value", value))
     return math.nan
-
-
-_SORTED_UP_TO = 4096
-"""Latents up to which projections are sorted; of wider SAEs they are counted."""
-
-MEASURED_SAMPLES = 8192
-"""On which the curves are measured; counts take all samples, and so do curves without a count."""
-
-
-def measure_saes(
-    saes: Sequence[sae_lens.SAE[Any]],
-    activations: Float[Tensor, "samples d_in"],
-    ids: Sequence[str],
-    groups: Sequence[str],
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The curves of a sweep: `EvaluatedSweep.table` and `EvaluatedSweep.projections`.
-
-    Args:
-        saes: sae_lens SAEs of one d_in.
-        activations: in the units the SAEs were trained on.
-        ids: a name for each.
-        groups: of each, for example its seed.
-    Raises:
-        ValueError: as `evaluate`.
-    """
-    import pandas as pd
-
-    found = evaluate(saes, activations, exact_below=_SORTED_UP_TO * len(activations))
-    measured = found.to_frame()[["l0", "dead_latents", "c_dec"]].reset_index(drop=True)
-    table = pd.DataFrame(
-        {
-            "sae_id": list(ids),
-            "group": list(groups),
-            "l0": measured["l0"],
-            "coefficient": [_coefficient(sae) for sae in saes],
-            "dead_latents": measured["dead_latents"],
-            "c_dec": measured["c_dec"],
-        }
-    )
-    return table, found.projections.reset_index(drop=True)
 
 
 @torch.no_grad()
@@ -232,7 +218,7 @@ def count_from(
     for sae, sae_id, group in zip(saes, ids, groups, strict=True):
         directions = decoder_directions(sae, held_out)
         if len(directions.rows) > 1 and bool(directions.bias.isfinite().all()):
-            cost = measure_presence(directions, held_out[:4096]).cost
+            cost = count_present(directions, held_out[:4096]).cost
             ranked.append((cost, sae_id, group, directions))
     ranked.sort(key=lambda entry: entry[0])
     counts: list[Count] = []

@@ -15,7 +15,7 @@ import torch
 
 from sparse_but_wrong.report.page import format_number
 from sparse_but_wrong.runs.folder import RunFolder
-from sparse_but_wrong.threads import one_thread_per_operation
+from sparse_but_wrong.threads import threads_per_operation
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -244,7 +244,7 @@ def cosine_frames(folder: RunFolder, table: pd.DataFrame) -> list[dict[str, Any]
     widest = max(min(d.shape[1], MOST_SIDE) for d in features.values())
     # An SAE is not always as wide as its world has features; a few times that is still small.
     most = max(2, min(_MOST_SAES, _MOST_CELLS // (widest * max(widest, 64))))
-    with one_thread_per_operation():
+    with threads_per_operation(1):
         return [
             {"sae": i, **_cosines(folder.load_sae(saes[i][0]), features[saes[i][1]])}
             for i in (there[place] for place in spread(len(there), most))

@@ -93,7 +93,7 @@ def _answer(found: L0Recommendation) -> Section:
 
 def _as_json(found: L0Recommendation, facts: Mapping[str, Any]) -> dict[str, Any]:
     """All numbers and words; what is not finite becomes null."""
-    curve_numbers = ("near", "below", "smallest_at", "elbow", "risen_at")
+    bottom_numbers = ("smallest_at", "elbow", "risen_at")
     presence_numbers = ("l0", "above_cut", "standard_error", "cut", "residual")
     return {
         "l0": found.l0,
@@ -103,7 +103,12 @@ def _as_json(found: L0Recommendation, facts: Mapping[str, Any]) -> dict[str, Any
         "reasons": found.reasons,
         "doubts": found.doubts,
         "curves": [
-            {"metric": curve.metric, **_numbers(curve, curve_numbers), "verdict": curve.verdict}
+            {
+                "metric": curve.metric,
+                **_numbers(curve, ("near", "below")),
+                **_numbers(curve.bottom, bottom_numbers),
+                "verdict": curve.verdict,
+            }
             for curve in found.curves
         ],
         "counts": [

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sparse_but_wrong import sae_lens_compat
-from sparse_but_wrong.threads import one_thread_per_operation
+from sparse_but_wrong.threads import threads_per_operation
 from sparse_but_wrong.training.batches import BatchReader, Block, ResumableSource
 from sparse_but_wrong.training.controls import Control
 from sparse_but_wrong.training.group import Group, Step
@@ -186,7 +186,7 @@ class Training:
         try:
             with (
                 bar,
-                one_thread_per_operation() if n_workers else nullcontext(),
+                threads_per_operation(1) if n_workers else nullcontext(),
                 Workers(n_workers) as workers,
                 DeferredInterrupt() as interrupt,
             ):

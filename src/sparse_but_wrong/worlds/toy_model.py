@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sparse_but_wrong import atomic
-from sparse_but_wrong.threads import one_thread_per_operation
+from sparse_but_wrong.threads import threads_per_operation
 from sparse_but_wrong.untrusted import parse_json
 
 _CONFIG_FILE = "toy_model.json"
@@ -86,7 +86,7 @@ def orthogonalize(
     vectors.grad = torch.empty_like(vectors)
     adam = torch.optim.Adam([vectors], lr, foreach=False)
     is_small = num_vectors * num_vectors * vector_len <= _SMALL_PRODUCT
-    with one_thread_per_operation() if is_small else nullcontext():
+    with threads_per_operation(1) if is_small else nullcontext():
         for _ in range(num_steps):
             _gradient_(vectors.grad, vectors, target_cos_sim, of_cosines=renormalize)
             adam.step()

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparse_but_wrong.cli.options import quiet_training
+from sparse_but_wrong.l0.find import quiet_training
 from sparse_but_wrong.training import compiled_step
 from sparse_but_wrong.training.loop import train_saes
 from sparse_but_wrong.training.native import build
