@@ -27,7 +27,7 @@ LAYERS = (
     {"experiments"},
     {"api", "cli"},
 )
-BESIDE = {"activations": {"worlds"}, "saes": {"worlds", "training"}, "training": {"worlds"}}
+BESIDE = {"activations": {"worlds"}, "saes": {"worlds"}, "training": {"worlds"}}
 # Published import paths hold nothing of their own; nothing of ours imports them.
 FACADES = {"toy_models", "nth_decoder_projection", "util", "enchanced_batch_topk_sae"}
 

@@ -110,21 +110,20 @@ def test_no_loader_unpickles_meanwhile(
     assert {n: os.environ[n] for n in (FORCE, FORCE_NOT) if n in os.environ} == before
 
 
-def test_an_unknown_id_names_near_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        (f"{RELEASE}/layer_0/width_16k/average_l0_106", f"has no SAE .*did you mean .*{SAE_ID}"),
+        (f"{RELEASE}/ÿ", "has no SAE 'ÿ'.*, …"),
+        ("gemma-scope-2b-pt-rez/x", "no folder or file .* no release .*did you mean .*pt-res"),
+    ],
+)
+def test_an_unknown_release_or_id_names_near_ones(
+    name: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls = answer(monkeypatch, small)
-    near = f"the release '{RELEASE}' has no SAE .*did you mean .*{SAE_ID}"
-    with pytest.raises(ValueError, match=near):
-        load_sae(f"{RELEASE}/layer_0/width_16k/average_l0_106")
-    with pytest.raises(ValueError, match=r"has no SAE 'ÿ'.*, …"):
-        load_sae(f"{RELEASE}/ÿ")
-    assert calls == []
-
-
-def test_an_unknown_release_names_near_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = answer(monkeypatch, small)
-    near = "no folder or file .* no release 'gemma-scope-2b-pt-rez'; did you mean .*pt-res"
-    with pytest.raises(ValueError, match=near):
-        load_sae("gemma-scope-2b-pt-rez/x")
+    with pytest.raises(ValueError, match=says):
+        load_sae(name)
     assert calls == []
 
 
@@ -132,10 +131,8 @@ def test_a_slip_in_the_release_is_guessed_where_the_hub_knows_no_such_repository
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     answer(monkeypatch, raises(http_error(errors.RepositoryNotFoundError, 404)))
-    with pytest.raises(
-        ValueError,
-        match=r"no repository 'gemma-scope-2b-pt-rez/layer_0' .*near ones are .*2b-pt-res",
-    ):
+    says = r"no repository 'gemma-scope-2b-pt-rez/layer_0' .*near ones are .*2b-pt-res"
+    with pytest.raises(ValueError, match=says):
         load_sae(f"gemma-scope-2b-pt-rez/{SAE_ID}")
 
 
@@ -174,7 +171,9 @@ def test_without_a_network_it_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     for name in ("user/repo/folder", f"{RELEASE}/{SAE_ID}"):
-        with pytest.raises(ConnectionError, match=f"cannot be reached, and {name} is not in its"):
+        with pytest.raises(
+            ConnectionError, match=f"{name} is not in the cache .* cannot be reached"
+        ):
             load_sae(name)
 
 
@@ -204,7 +203,7 @@ def test_what_has_the_form_of_a_path_is_not_looked_up(
     [
         ({}, None),
         ({"activation_fn_str": "tanh-relu"}, "'tanh-relu'"),
-        ({"activation_fn_str": "topk"}, "without a k"),
+        ({"activation_fn_str": "topk"}, "k = None"),
         ({"d_sae": "10"}, "d_sae in user/repo/folder/cfg.json is '10'"),
     ],
 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +14,17 @@ import torch
 from sae_lens import (
     SAE,
     BatchTopKTrainingSAEConfig,
-    GatedSAE,
     GatedSAEConfig,
     GatedTrainingSAEConfig,
-    JumpReLUSAE,
     JumpReLUSAEConfig,
     JumpReLUTrainingSAEConfig,
     StandardSAE,
     StandardSAEConfig,
     StandardTrainingSAEConfig,
-    TopKSAE,
     TopKSAEConfig,
     TopKTrainingSAEConfig,
     TrainingSAE,
-    Transcoder,
+    TrainingSAEConfig,
     TranscoderConfig,
 )
 from sae_lens.saes.sae import SAEMetadata
@@ -57,10 +56,7 @@ def activations(seed: int, n: int = 64) -> Tensor:
 
 
 def batches() -> Iterator[Tensor]:
-    seed = 0
-    while True:
-        yield activations(seed)
-        seed += 1
+    return map(activations, count())
 
 
 def trained(config: Any, steps: int = 6) -> Any:
@@ -78,217 +74,40 @@ def trained(config: Any, steps: int = 6) -> Any:
         trainer.activation_scaler.estimate_scaling_factor(D_IN, batches(), 20)
     if config.normalize_activations == "covariance_whitening":
         trainer.activation_scaler.estimate_whitening(D_IN, batches(), 20)
-    source = batches()
-    for _ in range(steps):
-        trainer.step(next(source))
+    for batch in islice(batches(), steps):
+        trainer.step(batch)
     return trainer
 
 
-MISSING = object()
+MISSING: Any = object()
+X = activations(seed=1000)
 
 
-def rewrite(folder: Path, **changes: Any) -> None:
+def change(folder: Path, weights: dict[str, Any] | None = None, **config: Any) -> dict[str, Tensor]:
+    """Change a folder's config and tensors, leave out some, and return the tensors there were."""
     file = folder / "cfg.json"
-    content = {**json.loads(file.read_text()), **changes}
-    content = {name: value for name, value in content.items() if value is not MISSING}
-    file.write_text(json.dumps(content))
-
-
-def change_weights(folder: Path, **changes: Any) -> dict[str, Tensor]:
-    """Change tensors, leave out those that are None, and return those there were."""
-    file = folder / "sae_weights.safetensors"
-    tensors = load_file(file)
-    changed: dict[str, Any] = {**tensors, **changes}
-    save_file({name: t.clone() for name, t in changed.items() if t is not None}, file)
+    content = {**json.loads(file.read_text()), **config}
+    file.write_text(json.dumps({k: v for k, v in content.items() if v is not MISSING}))
+    tensors = load_file(folder / "sae_weights.safetensors")
+    if weights is not None:
+        kept = {k: v.clone() for k, v in {**tensors, **weights}.items() if v is not MISSING}
+        save_file(kept, folder / "sae_weights.safetensors")
     return tensors
 
 
-@pytest.mark.parametrize("normalised", ["none", "expected_average_only_in", "covariance_whitening"])
-@pytest.mark.parametrize("name", CONFIGS)
-def test_a_checkpoint_reads_activations_in_their_original_units(
-    name: str, normalised: str, tmp_path: Path
-) -> None:
-    config = type(CONFIGS[name]).from_dict(
-        {**CONFIGS[name].to_dict(), "normalize_activations": normalised}
-    )
-    trainer = trained(config)
-    trainer.save_checkpoint("half", base_path=tmp_path)
-    folder = tmp_path / "half"
-    assert (folder / "trainer_state.pt").exists()
-    assert (folder / "activation_whitening.safetensors").exists() == (
-        normalised == "covariance_whitening"
-    )
-    (folder / "trainer_state.pt").write_bytes(b"whoever opens this fails")
-
-    sae = load_sae(folder)
-    x, scaler = activations(seed=1000), trainer.activation_scaler
-    as_trained = inference_copy(trainer.sae)
-    expected = scaler.unscale(as_trained(scaler.scale(x)))
-    # Folding multiplies the same numbers in another order, over values of up to 30.
-    torch.testing.assert_close(sae(x), expected, atol=2e-4, rtol=1e-4)
-    assert torch.equal(sae.encode(x) > 0, as_trained.encode(scaler.scale(x)) > 0)
-    assert 0 < (sae.encode(x) > 0).float().mean() < 1
-    assert not isinstance(sae, TrainingSAE)
-    assert sae.cfg.normalize_activations == "none"
-    if normalised != "none":
-        assert (as_trained(x) - expected).abs().max() > 0.1
-
-
-def test_whitening_on_top_of_scaling_is_folded_in_the_order_it_was_done(tmp_path: Path) -> None:
-    config = StandardTrainingSAEConfig(**SIZES, normalize_activations="covariance_whitening")
-    trainer = trained(config)
-    trainer.activation_scaler.scaling_factor = 0.3
-    trainer.save_checkpoint("half", base_path=tmp_path)
-    x, scaler = activations(seed=1000), trainer.activation_scaler
-    expected = scaler.unscale(trainer.sae(scaler.scale(x)))
-    torch.testing.assert_close(load_sae(tmp_path / "half")(x), expected, atol=2e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_an_sae_for_training_comes_as_it_is_used(name: str, tmp_path: Path) -> None:
-    trainer = trained(CONFIGS[name])
-    trainer.sae.save_model(tmp_path)
-    sae, x = load_sae(tmp_path), activations(seed=1000)
-    torch.testing.assert_close(sae(x), inference_copy(trainer.sae)(x))
-    assert not isinstance(sae, TrainingSAE)
-    assert not sae.training
-
-
-def test_batchtopk_is_thresholded(tmp_path: Path) -> None:
-    trainer = trained(CONFIGS["batchtopk"])
-    trainer.sae.save_model(tmp_path)
-    sae, x = load_sae(tmp_path), activations(seed=1000)
-    assert sae.cfg.architecture() == "jumprelu"
-    threshold = trainer.sae.topk_threshold
-    assert threshold > 0
-    hidden = (x - trainer.sae.b_dec) @ trainer.sae.W_enc + trainer.sae.b_enc
-    hidden = hidden * trainer.sae.W_dec.norm(dim=1)
-    torch.testing.assert_close(sae.encode(x), hidden * (hidden > threshold), atol=1e-4, rtol=1e-4)
-    # One sample alone does what it does in a batch.
-    torch.testing.assert_close(sae.encode(x[:1]), sae.encode(x)[:1])
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_an_sae_for_inference_comes_as_it_is(name: str, tmp_path: Path) -> None:
-    trainer = trained(CONFIGS[name])
-    trainer.sae.save_inference_model(tmp_path)
-    loaded, there, x = load_sae(tmp_path), SAE.load_from_disk(tmp_path), activations(seed=1000)
-    assert type(loaded) is type(there)
-    assert torch.equal(loaded(x), there(x))
-    assert torch.equal(load_sae(tmp_path / "sae_weights.safetensors")(x), there(x))
-    assert torch.equal(load_sae(tmp_path / "cfg.json")(x), there(x))
-
-
-def plain(folder: Path, **config: Any) -> StandardSAE:
+def saved(folder: Path, config: Any = None, **options: Any) -> Any:
+    """An untrained SAE in a folder, a standard one unless a config is given."""
     torch.manual_seed(0)
-    sae = StandardSAE(StandardSAEConfig(**SIZES, **config))
+    config = config or StandardSAEConfig(**SIZES, **options)
+    kind = TrainingSAE if isinstance(config, TrainingSAEConfig) else SAE
+    sae = kind.from_dict(config.to_dict())
     sae.save_model(folder)
     return sae
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
-def test_other_precisions_become_float32(dtype: str, tmp_path: Path) -> None:
-    sae = plain(tmp_path, dtype=dtype)
-    loaded = load_sae(tmp_path)
-    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
-    assert torch.equal(loaded.W_dec, sae.W_dec.float())
-    assert loaded.cfg.dtype == "float32"
-
-
-def test_a_folder_from_before_version_6(tmp_path: Path) -> None:
-    sae = plain(tmp_path)
-    old = {**SIZES, "dtype": "torch.float32", "hook_name": "blocks.0.hook_resid_post"}
-    (tmp_path / "cfg.json").write_text(json.dumps(old))
-    x = activations(seed=1000)
-    assert torch.equal(load_sae(tmp_path)(x), sae(x))
-
-
-def test_warnings_of_sae_lens_stay_in(tmp_path: Path) -> None:
-    metadata = SAEMetadata(model_from_pretrained_kwargs={"center_writing_weights": False})
-    with pytest.warns(UserWarning, match="model_from_pretrained_kwargs"):
-        plain(tmp_path, metadata=metadata)
-    # Any warning would be an error here.
-    assert load_sae(tmp_path).cfg.metadata.model_from_pretrained_kwargs
-
-
-def test_saes_of_attention_heads_read_flat_activations(tmp_path: Path) -> None:
-    metadata = SAEMetadata(hook_name="blocks.0.attn.hook_z")
-    sae = plain(tmp_path, metadata=metadata, reshape_activations="hook_z")
-    x = activations(seed=1000)
-    heads = sae(x.reshape(-1, 2, 3))
-    torch.testing.assert_close(load_sae(tmp_path)(x), heads.reshape(-1, D_IN))
-
-
-@pytest.mark.parametrize("normalised", ["expected_average_only_in", "covariance_whitening"])
-def test_normalised_by_nobody_knows_what_is_refused(normalised: str, tmp_path: Path) -> None:
-    plain(tmp_path, normalize_activations=normalised)
-    with pytest.raises(ValueError, match=rf"normalised \({normalised}\), and nothing .* Add the"):
-        load_sae(tmp_path)
-
-
-def test_a_transcoder_is_refused(tmp_path: Path) -> None:
-    config = TranscoderConfig(**SIZES, d_out=D_IN, apply_b_dec_to_input=False)
-    Transcoder(config).save_model(tmp_path)
-    with pytest.raises(ValueError, match="of the architecture 'transcoder', and only SAEs"):
-        load_sae(tmp_path)
-
-
-def test_weights_that_do_not_agree_are_refused(tmp_path: Path) -> None:
-    weights = plain(tmp_path).state_dict()
-    change_weights(tmp_path, W_dec=weights["W_dec"][:9])
-    with pytest.raises(ValueError, match=r"d_sae = 10, but the weights .* 9"):
-        load_sae(tmp_path)
-    change_weights(tmp_path, W_dec=weights["W_dec"], W_enc=weights["W_enc"][:, :9])
-    with pytest.raises(ValueError, match="size mismatch for W_enc"):
-        load_sae(tmp_path)
-    change_weights(tmp_path, W_enc=None)
-    with pytest.raises(ValueError, match=r"Missing key\(s\) in state_dict: .*W_enc"):
-        load_sae(tmp_path)
-
-
-def test_damaged_files_are_refused(tmp_path: Path) -> None:
-    plain(tmp_path)
-    file = tmp_path / "sae_weights.safetensors"
-    file.write_bytes(file.read_bytes()[:-40])
-    with pytest.raises(ValueError, match=r"sae_weights.safetensors is damaged"):
-        load_sae(tmp_path)
-    (tmp_path / "cfg.json").write_bytes(b"\xff{")
-    with pytest.raises(ValueError, match=r"cfg.json is damaged"):
-        load_sae(tmp_path)
-    (tmp_path / "cfg.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"cfg.json is missing"):
-        load_sae(tmp_path)
-
-
-@pytest.mark.parametrize("factor", [0, -1.0, "2", float("nan")])
-def test_a_damaged_scaling_factor_is_refused(factor: object, tmp_path: Path) -> None:
-    plain(tmp_path, normalize_activations="expected_average_only_in")
-    (tmp_path / "activation_scaler.json").write_text(json.dumps({"scaling_factor": factor}))
-    with pytest.raises(ValueError, match=r"scaling_factor in .* positive number"):
-        load_sae(tmp_path)
-
-
-def test_a_whitening_that_is_missing_or_damaged_is_refused(tmp_path: Path) -> None:
-    plain(tmp_path, normalize_activations="covariance_whitening")
-    scaler = {"scaling_factor": None, "has_whitening": True}
-    (tmp_path / "activation_scaler.json").write_text(json.dumps(scaler))
-    with pytest.raises(ValueError, match=r"activation_whitening.safetensors is missing"):
-        load_sae(tmp_path)
-    save_file({"mean": torch.zeros(D_IN)}, tmp_path / "activation_whitening.safetensors")
-    with pytest.raises(ValueError, match=r"whitening.* is damaged \(KeyError: 'matrix'\)"):
-        load_sae(tmp_path)
-
-
-def test_loading_draws_no_random_numbers(tmp_path: Path) -> None:
-    trained(CONFIGS["batchtopk"]).sae.save_model(tmp_path)
-    before = torch.get_rng_state()
-    load_sae(tmp_path)
-    assert torch.equal(torch.get_rng_state(), before)
-
-
 def old(folder: Path, **config: Any) -> StandardSAE:
     """A folder as versions before 6 wrote it: everything on one level, and an activation."""
-    sae = plain(folder)
+    sae = saved(folder)
     written = {
         **SIZES,
         "dtype": "torch.float32",
@@ -307,16 +126,108 @@ def old(folder: Path, **config: Any) -> StandardSAE:
     return sae
 
 
-def pre_activations(sae: StandardSAE, x: Tensor) -> Tensor:
-    return ((x - sae.b_dec) @ sae.W_enc + sae.b_enc).detach()
+def pre_activations(sae: StandardSAE) -> Tensor:
+    return ((X - sae.b_dec) @ sae.W_enc + sae.b_enc).detach()
+
+
+@pytest.mark.parametrize("normalised", ["none", "expected_average_only_in", "covariance_whitening"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_checkpoint_reads_activations_in_their_original_units(
+    name: str, normalised: str, tmp_path: Path
+) -> None:
+    trainer = trained(replace(CONFIGS[name], normalize_activations=normalised))
+    trainer.save_checkpoint("half", base_path=tmp_path)
+    folder = tmp_path / "half"
+    assert (folder / "activation_whitening.safetensors").exists() == (
+        normalised == "covariance_whitening"
+    )
+    assert (folder / "trainer_state.pt").exists()
+    (folder / "trainer_state.pt").write_bytes(b"whoever opens this fails")
+
+    before = torch.get_rng_state()
+    sae, scaler = load_sae(folder), trainer.activation_scaler
+    assert torch.equal(torch.get_rng_state(), before)
+    as_trained = inference_copy(trainer.sae)
+    expected = scaler.unscale(as_trained(scaler.scale(X)))
+    # Folding multiplies the same numbers in another order, over values of up to 30.
+    torch.testing.assert_close(sae(X), expected, atol=2e-4, rtol=1e-4)
+    assert torch.equal(sae.encode(X) > 0, as_trained.encode(scaler.scale(X)) > 0)
+    assert 0 < (sae.encode(X) > 0).float().mean() < 1
+    assert not isinstance(sae, TrainingSAE)
+    assert sae.cfg.normalize_activations == "none"
+    if normalised != "none":
+        assert (as_trained(X) - expected).abs().max() > 0.1
+
+
+def test_whitening_on_top_of_scaling_is_folded_in_the_order_it_was_done(tmp_path: Path) -> None:
+    trainer = trained(replace(CONFIGS["standard"], normalize_activations="covariance_whitening"))
+    scaler = trainer.activation_scaler
+    scaler.scaling_factor = 0.3
+    trainer.save_checkpoint("half", base_path=tmp_path)
+    expected = scaler.unscale(trainer.sae(scaler.scale(X)))
+    torch.testing.assert_close(load_sae(tmp_path / "half")(X), expected, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_finished_sae_comes_as_it_is_used(name: str, tmp_path: Path) -> None:
+    trainer = trained(CONFIGS[name])
+    trainer.sae.save_model(tmp_path / "for_training")
+    sae = load_sae(tmp_path / "for_training")
+    torch.testing.assert_close(sae(X), inference_copy(trainer.sae)(X))
+    assert not isinstance(sae, TrainingSAE)
+    assert not sae.training
+    folder = tmp_path / "for_inference"
+    trainer.sae.save_inference_model(folder)
+    there = SAE.load_from_disk(folder)
+    assert type(load_sae(folder)) is type(there)
+    for place in ("", "sae_weights.safetensors", "cfg.json"):
+        assert torch.equal(load_sae(folder / place)(X), there(X))
+
+
+def test_batchtopk_is_thresholded(tmp_path: Path) -> None:
+    trained_sae = trained(CONFIGS["batchtopk"]).sae
+    trained_sae.save_model(tmp_path)
+    sae, threshold = load_sae(tmp_path), trained_sae.topk_threshold
+    assert sae.cfg.architecture() == "jumprelu"
+    assert threshold > 0
+    hidden = pre_activations(trained_sae) * trained_sae.W_dec.norm(dim=1)
+    torch.testing.assert_close(sae.encode(X), hidden * (hidden > threshold), atol=1e-4, rtol=1e-4)
+    # One sample alone does what it does in a batch.
+    torch.testing.assert_close(sae.encode(X[:1]), sae.encode(X)[:1])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+def test_other_precisions_become_float32(dtype: str, tmp_path: Path) -> None:
+    sae = saved(tmp_path, dtype=dtype)
+    loaded = load_sae(tmp_path)
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32}
+    assert torch.equal(loaded.W_dec, sae.W_dec.float())
+    assert loaded.cfg.dtype == "float32"
+
+
+def test_warnings_of_sae_lens_stay_in(tmp_path: Path) -> None:
+    metadata = SAEMetadata(model_from_pretrained_kwargs={"center_writing_weights": False})
+    with pytest.warns(UserWarning, match="model_from_pretrained_kwargs"):
+        saved(tmp_path, metadata=metadata)
+    # Any warning would be an error here.
+    assert load_sae(tmp_path).cfg.metadata.model_from_pretrained_kwargs
+
+
+def test_saes_of_attention_heads_read_flat_activations(tmp_path: Path) -> None:
+    metadata = SAEMetadata(hook_name="blocks.0.attn.hook_z")
+    heads = saved(tmp_path, metadata=metadata, reshape_activations="hook_z")(X.reshape(-1, 2, 3))
+    torch.testing.assert_close(load_sae(tmp_path)(X), heads.reshape(-1, D_IN))
 
 
 def test_an_old_folder_with_relu_notes_where_it_is_from(tmp_path: Path) -> None:
-    sae, x = old(tmp_path), activations(seed=1000)
+    sae = old(tmp_path)
     loaded = load_sae(tmp_path)
-    torch.testing.assert_close(loaded.encode(x), pre_activations(sae, x).relu())
+    torch.testing.assert_close(loaded.encode(X), pre_activations(sae).relu())
     metadata = loaded.cfg.metadata
     assert (metadata.model_name, metadata.hook_name) == ("gpt2-small", "blocks.0.hook_resid_post")
+    least = {**SIZES, "dtype": "torch.float32", "hook_name": "blocks.0.hook_resid_post"}
+    (tmp_path / "cfg.json").write_text(json.dumps(least))
+    assert torch.equal(load_sae(tmp_path)(X), sae(X))
 
 
 @pytest.mark.parametrize(
@@ -329,12 +240,11 @@ def test_an_old_folder_with_relu_notes_where_it_is_from(tmp_path: Path) -> None:
     ],
 )
 def test_an_old_topk_keeps_k_latents(config: dict[str, Any], tmp_path: Path) -> None:
-    sae, x = old(tmp_path, **config), activations(seed=1000)
-    pre = pre_activations(sae, x)
+    pre = pre_activations(old(tmp_path, **config))
     values, at = pre.topk(3, dim=-1)
     expected = torch.zeros_like(pre).scatter(-1, at, values.relu())
     loaded = load_sae(tmp_path)
-    torch.testing.assert_close(loaded.encode(x), expected)
+    torch.testing.assert_close(loaded.encode(X), expected)
     assert (loaded.cfg.architecture(), loaded.cfg.k, type(loaded.cfg.k)) == ("topk", 3, int)
 
 
@@ -345,11 +255,11 @@ def test_an_old_topk_keeps_k_latents(config: dict[str, Any], tmp_path: Path) -> 
         ({"activation_fn": "tanh-relu", "activation_fn_str": "relu"}, "'tanh-relu'"),
         ({"activation_fn_str": ["relu"]}, r"\['relu'\]"),
         ({"activation_fn_str": None, "activation_fn_kwargs": {"k": 3}}, "names no activation"),
-        ({"activation_fn_str": "topk"}, "without a k"),
-        ({"activation_fn_str": "topk", "activation_fn_kwargs": None}, "without a k"),
+        ({"activation_fn_str": "topk"}, "k = None"),
+        ({"activation_fn_str": "topk", "activation_fn_kwargs": None}, "k = None"),
         ({"activation_fn_str": "topk", "activation_fn_kwargs": [3]}, r"kwargs in .* \[3\]"),
         ({"activation_fn_str": "topk", "activation_fn_kwargs": {"k": "3"}}, "k in .* is '3'"),
-        ({"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 3}, "k": 4}, "k = 4 .*k = 3"),
+        ({"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 3}, "k": 4}, "k = 4 and 3"),
         (
             {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 3, "signed": True}},
             "'signed'",
@@ -366,186 +276,204 @@ def test_an_activation_of_old_that_none_has_today_is_refused_by_name(
         with pytest.raises(ValueError, match=says) as error:
             load_sae(tmp_path)
         assert "cfg.json" in str(error.value)
-        plain(tmp_path)  # a config of today says its activation too
-        rewrite(tmp_path, **config)
+        saved(tmp_path)  # a config of today says its activation too
+        change(tmp_path, **config)
 
 
 def test_latents_that_finetuning_scaled_are_scaled(tmp_path: Path) -> None:
-    sae, x = old(tmp_path, finetuning_scaling_factor=True), activations(seed=1000)
-    factors = torch.linspace(0.5, 2, D_SAE)
-    change_weights(tmp_path, scaling_factor=factors)
-    latents = pre_activations(sae, x).relu()
-    loaded = load_sae(tmp_path)
-    torch.testing.assert_close(loaded.encode(x), latents)
-    torch.testing.assert_close(loaded(x), (latents * factors) @ sae.W_dec + sae.b_dec)
+    sae, factors = old(tmp_path, finetuning_scaling_factor=True), torch.linspace(0.5, 2, D_SAE)
+    change(tmp_path, {"scaling_factor": factors})
+    latents, loaded = pre_activations(sae).relu(), load_sae(tmp_path)
+    torch.testing.assert_close(loaded.encode(X), latents)
+    torch.testing.assert_close(loaded(X), (latents * factors) @ sae.W_dec + sae.b_dec)
     # Unscaled, its reconstruction is another one.
-    assert (sae(x) - loaded(x)).abs().max() > 1
+    assert (sae(X) - loaded(X)).abs().max() > 1
 
 
 @pytest.mark.parametrize(
     ("asked", "factors", "says"),
     [
-        (True, None, "no factors"),
-        (False, torch.full((D_SAE,), 2.0), "such factors"),
-        (True, torch.ones(9), r"scaling_factor in .* \[9\]"),
-        (False, torch.ones(D_SAE), None),  # never trained: they change nothing
+        (True, MISSING, "factor = True, .* has none"),
+        (False, torch.full((D_SAE,), 2.0), r"factor = False, .* \[10\]"),
+        (True, torch.ones(9), r"scaling_factor .* \[9\]"),
     ],
 )
 def test_factors_that_config_and_weights_disagree_about_are_refused(
-    asked: bool, factors: Tensor | None, says: str | None, tmp_path: Path
+    asked: bool, factors: Tensor, says: str, tmp_path: Path
 ) -> None:
-    sae, x = old(tmp_path, finetuning_scaling_factor=asked), activations(seed=1000)
-    change_weights(tmp_path, scaling_factor=factors)
-    if says is None:
-        assert torch.equal(load_sae(tmp_path)(x), sae(x))
-    else:
-        with pytest.raises(ValueError, match=says):
-            load_sae(tmp_path)
+    sae = old(tmp_path, finetuning_scaling_factor=asked)
+    change(tmp_path, {"scaling_factor": factors})
+    with pytest.raises(ValueError, match=says):
+        load_sae(tmp_path)
+    # Never trained: they change nothing.
+    change(tmp_path, {"scaling_factor": torch.ones(D_SAE)}, finetuning_scaling_factor=False)
+    assert torch.equal(load_sae(tmp_path)(X), sae(X))
 
 
 @pytest.mark.parametrize("name", ["topk", "batchtopk"])
 def test_before_acts_could_be_rescaled_they_were_not(name: str, tmp_path: Path) -> None:
     """Version 6.0 wrote no such field; today it is true unless it is written."""
-    config = type(CONFIGS[name]).from_dict(
-        {**CONFIGS[name].to_dict(), "rescale_acts_by_decoder_norm": False}
-    )
-    trainer = trained(config)
-    trainer.sae.save_model(tmp_path)
-    rewrite(tmp_path, rescale_acts_by_decoder_norm=MISSING)
-    x = activations(seed=1000)
-    torch.testing.assert_close(load_sae(tmp_path)(x), inference_copy(trainer.sae)(x))
+    sae = trained(replace(CONFIGS[name], rescale_acts_by_decoder_norm=False)).sae
+    sae.save_model(tmp_path)
+    change(tmp_path, rescale_acts_by_decoder_norm=MISSING)
+    torch.testing.assert_close(load_sae(tmp_path)(X), inference_copy(sae)(X))
 
 
 def test_what_is_folded_already_is_not_folded_again(tmp_path: Path) -> None:
-    sae, x = plain(tmp_path), activations(seed=1000)
+    sae = saved(tmp_path)
     scaler = {"scaling_factor": 0.3, "has_whitening": False}
     (tmp_path / "activation_scaler.json").write_text(json.dumps(scaler))
-    assert torch.equal(load_sae(tmp_path)(x), sae(x))
-
-
-def topk(folder: Path, **changes: Any) -> None:
-    torch.manual_seed(0)
-    TopKSAE(TopKSAEConfig(**SIZES, k=3)).save_model(folder)
-    rewrite(folder, **changes)
+    assert torch.equal(load_sae(tmp_path)(X), sae(X))
 
 
 @pytest.mark.parametrize(
-    "k", [MISSING, None, -1, 0, 11, 300, 2.5, "3", True, float("nan"), [3], 10**30]
-)
-def test_a_k_that_cannot_be_kept_is_refused(k: object, tmp_path: Path) -> None:
-    topk(tmp_path)
-    rewrite(tmp_path, k=k)
-    with pytest.raises(ValueError, match=r"\bk\b.*cfg\.json|cfg\.json.*\bk\b"):
-        load_sae(tmp_path)
-
-
-@pytest.mark.parametrize("threshold", [float("nan"), float("inf"), None, 1])
-def test_a_batchtopk_threshold_that_decides_nothing_is_refused(
-    threshold: float | None, tmp_path: Path
-) -> None:
-    trained(CONFIGS["batchtopk"]).sae.save_model(tmp_path)
-    dtype = torch.int64 if threshold == 1 else torch.float64
-    value = None if threshold is None else torch.tensor(threshold, dtype=dtype)
-    change_weights(tmp_path, topk_threshold=value)
-    with pytest.raises(ValueError, match="threshold"):
-        load_sae(tmp_path)
-
-
-@pytest.mark.parametrize("field", ["d_sae", "d_in", "architecture"])
-def test_what_a_config_of_today_leaves_out_is_not_guessed(field: str, tmp_path: Path) -> None:
-    """A TopK SAE has the weights of a standard one."""
-    topk(tmp_path)
-    rewrite(tmp_path, **{field: MISSING})
-    with pytest.raises(ValueError, match=rf"cfg\.json misses {field}"):
-        load_sae(tmp_path)
-
-
-def test_a_gate_of_nan_is_refused_and_latents_can_be_switched_off(tmp_path: Path) -> None:
-    JumpReLUSAE(JumpReLUSAEConfig(**SIZES)).save_model(tmp_path / "jumprelu")
-    threshold = torch.zeros(D_SAE)
-    threshold[2] = float("inf")
-    change_weights(tmp_path / "jumprelu", threshold=threshold)
-    assert not load_sae(tmp_path / "jumprelu").encode(activations(seed=0))[:, 2].any()
-    GatedSAE(GatedSAEConfig(**SIZES)).save_model(tmp_path / "gated")
-    threshold[3] = float("nan")
-    for folder, name in (("jumprelu", "threshold"), ("gated", "b_gate")):
-        change_weights(tmp_path / folder, **{name: threshold})
-        with pytest.raises(ValueError, match=f"{name} of NaN in 1 of 10 latents"):
-            load_sae(tmp_path / folder)
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
+    ("normalised", "scaler", "says"),
     [
-        ({"d_sae": 11}, "cfg.json says d_sae = 11, but the weights .* have 10"),
-        ({"d_sae": None}, "d_sae in .*cfg.json is None"),
-        ({"metadata": 3}, "metadata in .*cfg.json is 3"),
-        ({"metadata": {"to_dict": 1}}, "metadata in .*cfg.json is 'to_dict'"),
-        ({"sae_lens_version": "odd"}, "cannot be loaded .* copy cfg.json and sae_weights"),
-        ({"normalize_activations": "odd"}, "cannot be loaded .*normalize_activations must be"),
-        ({"architecture": "quantum"}, "architecture 'quantum'.*Available: .*topk"),
-        ({"architecture": [1]}, r"architecture \[1\]"),
-        ({"architecture": None}, "architecture None"),
-        ({"architecture": "temporal"}, "'temporal', and only SAEs"),
-        ({"architecture": "abstopk", "k": 3}, "'abstopk', and only SAEs"),
-        ({"d_sae": "x"}, "d_sae in .* is 'x'"),
-        ({"d_sae": "10"}, "d_sae in .* is '10'"),
-        ({"d_sae": True}, "d_sae in .* is True"),
-        ({"d_sae": 0}, "d_sae = 0, but the weights .* have 10"),
-        ({"d_sae": -1}, "d_sae = -1"),
-        ({"d_sae": 1e12}, "d_sae = 1000000000000"),
-        ({"d_in": 10**18}, "d_in = 1000000000000000000"),
-        ({"d_in": float("nan")}, "d_in in .* is nan"),
-        ({"apply_b_dec_to_input": "false"}, "apply_b_dec_to_input in .* is 'false'"),
-        ({"apply_b_dec_to_input": 3}, "apply_b_dec_to_input in .* is 3"),
-        ({"reshape_activations": "odd"}, "reshape_activations in .* is 'odd'"),
-        ({"metadata": {"self": 1}}, "'self'"),
+        ("expected_average_only_in", None, r"normalised \(expected_av.*, and nothing .* Add the"),
+        ("covariance_whitening", None, r"normalised \(covariance_wh.*, and nothing .* Add the"),
+        *(
+            ("expected_average_only_in", {"scaling_factor": factor}, "scaling_factor .* positive")
+            for factor in (0, -1.0, "2", float("nan"))
+        ),
+        ("covariance_whitening", {"has_whitening": True}, "whitening.safetensors is missing"),
+    ],
+)
+def test_normalised_by_nobody_knows_what_is_refused(
+    normalised: str, scaler: dict[str, Any] | None, says: str, tmp_path: Path
+) -> None:
+    saved(tmp_path, normalize_activations=normalised)
+    if scaler is not None:
+        (tmp_path / "activation_scaler.json").write_text(json.dumps(scaler))
+    with pytest.raises(ValueError, match=says):
+        load_sae(tmp_path)
+    save_file({"mean": torch.zeros(D_IN)}, tmp_path / "activation_whitening.safetensors")
+    if scaler is not None and "has_whitening" in scaler:
+        with pytest.raises(ValueError, match=r"whitening.* is damaged \(KeyError: 'matrix'\)"):
+            load_sae(tmp_path)
+
+
+def test_damaged_files_are_refused(tmp_path: Path) -> None:
+    saved(tmp_path)
+    file = tmp_path / "sae_weights.safetensors"
+    file.write_bytes(file.read_bytes()[:-40])
+    with pytest.raises(ValueError, match=r"sae_weights.safetensors is damaged"):
+        load_sae(tmp_path)
+    (tmp_path / "cfg.json").write_bytes(b"\xff{")
+    with pytest.raises(ValueError, match=r"cfg.json is damaged"):
+        load_sae(tmp_path)
+    (tmp_path / "cfg.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"cfg.json is missing"):
+        load_sae(tmp_path)
+
+
+STANDARD, TOPK = StandardSAEConfig(**SIZES), TopKSAEConfig(**SIZES, k=3)
+TRANSCODER = TranscoderConfig(**SIZES, d_out=D_IN, apply_b_dec_to_input=False)
+STRANGE_K = (MISSING, None, -1, 0, 11, 300, 2.5, "3", True, float("nan"), [3], 10**30)
+
+
+@pytest.mark.parametrize(
+    ("sae", "config", "says"),
+    [
+        (STANDARD, {"d_sae": 11}, "d_sae = 11, but the weights .* have 10"),
+        (STANDARD, {"d_sae": None}, "d_sae in .* is None"),
+        (STANDARD, {"d_sae": "x"}, "d_sae in .* is 'x'"),
+        (STANDARD, {"d_sae": "10"}, "d_sae in .* is '10'"),
+        (STANDARD, {"d_sae": True}, "d_sae in .* is True"),
+        (STANDARD, {"d_sae": 0}, "d_sae = 0, but the weights .* have 10"),
+        (STANDARD, {"d_sae": -1}, "d_sae = -1"),
+        (STANDARD, {"d_sae": 1e12}, "d_sae = 1000000000000"),
+        (STANDARD, {"d_in": 10**18}, "d_in = 1000000000000000000"),
+        (STANDARD, {"d_in": float("nan")}, "d_in in .* is nan"),
+        (STANDARD, {"metadata": 3}, "metadata in .* is 3"),
+        (STANDARD, {"metadata": {"to_dict": 1}}, "metadata in .* is 'to_dict'"),
+        (STANDARD, {"metadata": {"self": 1}}, "'self'"),
+        (
+            STANDARD,
+            {"sae_lens_version": "odd"},
+            "cannot be loaded .* copy cfg.json and sae_weights",
+        ),
+        (STANDARD, {"normalize_activations": "odd"}, "cannot be .*normalize_activations must be"),
+        (STANDARD, {"architecture": "quantum"}, "architecture 'quantum'.*Available: .*topk"),
+        (STANDARD, {"architecture": [1]}, r"architecture \[1\]"),
+        (STANDARD, {"architecture": None}, "architecture None"),
+        (STANDARD, {"architecture": "temporal"}, "'temporal', and only SAEs"),
+        (STANDARD, {"architecture": "abstopk", "k": 3}, "'abstopk', and only SAEs"),
+        (STANDARD, {"apply_b_dec_to_input": "false"}, "apply_b_dec_to_input in .* is 'false'"),
+        (STANDARD, {"apply_b_dec_to_input": 3}, "apply_b_dec_to_input in .* is 3"),
+        (STANDARD, {"reshape_activations": "odd"}, "reshape_activations in .* is 'odd'"),
+        (TRANSCODER, {}, "of the architecture 'transcoder', and only SAEs"),
+        *((TOPK, {"k": k}, r"\bk\b") for k in STRANGE_K),
+        # A TopK SAE has the weights of a standard one, so its architecture is not guessed.
+        *((TOPK, {name: MISSING}, f"misses {name}") for name in ("d_sae", "d_in", "architecture")),
     ],
 )
 def test_a_field_that_is_not_what_its_architecture_takes_is_refused(
-    change: dict[str, Any], says: str, tmp_path: Path
+    sae: Any, config: dict[str, Any], says: str, tmp_path: Path
 ) -> None:
-    plain(tmp_path)
-    rewrite(tmp_path, **change)
+    saved(tmp_path, sae)
+    change(tmp_path, **config)
     with pytest.raises(ValueError, match=says) as error:
         load_sae(tmp_path)
     assert "cfg.json" in str(error.value)
     assert "\n" not in str(error.value)
 
 
+JUMPRELU, GATED = JumpReLUSAEConfig(**SIZES), GatedSAEConfig(**SIZES)
+BATCHTOPK = CONFIGS["batchtopk"]
+WITH_A_NAN = torch.tensor([0.0] * 9 + [float("nan")])
+EMPTY = {"W_dec": torch.zeros(0, 6), "W_enc": torch.zeros(6, 0), "b_enc": torch.zeros(0)}
+
+
+@pytest.mark.parametrize(
+    ("sae", "weights", "says"),
+    [
+        (STANDARD, {"W_dec": torch.zeros(9, 6)}, "d_sae = 10, but the weights .* 9"),
+        (STANDARD, {"W_enc": torch.zeros(6, 9)}, "size mismatch for W_enc"),
+        (STANDARD, {"W_enc": MISSING}, r"Missing key\(s\) in state_dict: .*W_enc"),
+        (STANDARD, EMPTY, r"W_(enc|dec) .*\b0\b.*latents"),
+        *(
+            (STANDARD, {"W_dec": torch.zeros(10, 6, dtype=dtype)}, f"W_dec in .* is {dtype}")
+            for dtype in (torch.int8, torch.bool, torch.complex64)
+        ),
+        (BATCHTOPK, {"topk_threshold": MISSING}, "threshold"),
+        (BATCHTOPK, {"topk_threshold": torch.tensor(1)}, "threshold"),
+        (BATCHTOPK, {"topk_threshold": torch.tensor(float("nan")).double()}, "threshold"),
+        (BATCHTOPK, {"topk_threshold": torch.tensor(float("inf")).double()}, "threshold"),
+        (JUMPRELU, {"threshold": WITH_A_NAN}, "threshold of NaN in 1 of 10 latents"),
+        (GATED, {"b_gate": WITH_A_NAN}, "b_gate of NaN in 1 of 10 latents"),
+    ],
+)
+def test_weights_that_do_not_fit_or_decide_nothing_are_refused(
+    sae: Any, weights: dict[str, Tensor], says: str, tmp_path: Path
+) -> None:
+    saved(tmp_path, sae)
+    change(tmp_path, weights)
+    with pytest.raises(ValueError, match=says):
+        load_sae(tmp_path)
+
+
+def test_what_is_not_finite_is_let_through_elsewhere(tmp_path: Path) -> None:
+    saved(tmp_path, JUMPRELU)
+    threshold = torch.zeros(D_SAE)
+    threshold[2] = torch.inf  # switches a latent off
+    change(tmp_path, {"threshold": threshold})
+    assert not load_sae(tmp_path).encode(X)[:, 2].any()
+    change(tmp_path, {"W_dec": torch.full((D_SAE, D_IN), torch.inf)})
+    assert load_sae(tmp_path).W_dec.isinf().all()
+
+
 def test_sizes_that_no_machine_has_are_refused_before_memory_is_asked_for(tmp_path: Path) -> None:
     """Also where there is no decoder to compare them with."""
     for config in CONFIGS.values():
-        trained(config).sae.save_model(tmp_path)
-        rewrite(tmp_path, d_sae=10**12, d_in=10**7)
+        saved(tmp_path, config)
+        change(tmp_path, d_sae=10**12, d_in=10**7)
         for tensors in (load_file(tmp_path / "sae_weights.safetensors"), {"b_dec": torch.ones(6)}):
             save_file(tensors, tmp_path / "sae_weights.safetensors")
             with pytest.raises(ValueError, match=r"000000|cannot be loaded"):
                 load_sae(tmp_path)
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64])
-def test_weights_without_fractions_are_refused(dtype: torch.dtype, tmp_path: Path) -> None:
-    weights = plain(tmp_path).state_dict()
-    change_weights(tmp_path, W_dec=weights["W_dec"].to(dtype))
-    with pytest.raises(ValueError, match=f"W_dec in .* is {dtype}"):
-        load_sae(tmp_path)
-
-
-def test_an_sae_without_latents_is_refused_and_one_that_is_not_finite_let_through(
-    tmp_path: Path,
-) -> None:
-    weights = plain(tmp_path).state_dict()
-    change_weights(tmp_path, W_dec=torch.full((D_SAE, D_IN), torch.inf))
-    assert load_sae(tmp_path).W_dec.isinf().all()
-    names = {"W_dec": weights["W_dec"][:0], "W_enc": weights["W_enc"][:, :0]}
-    change_weights(tmp_path, **names, b_enc=weights["b_enc"][:0])
-    rewrite(tmp_path, d_sae=0)
-    with pytest.raises(ValueError, match=r"W_(enc|dec) .*\b0\b.*latents"):
-        load_sae(tmp_path)
-
-
 def test_an_origin_of_another_type_is_none(tmp_path: Path) -> None:
-    plain(tmp_path, metadata=SAEMetadata(hook_name="blocks.1.hook_resid_pre", model_name=["x"]))
+    saved(tmp_path, metadata=SAEMetadata(hook_name="blocks.1.hook_resid_pre", model_name=["x"]))
     metadata = load_sae(tmp_path).cfg.metadata
     assert (metadata.hook_name, metadata.model_name) == ("blocks.1.hook_resid_pre", None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +16,9 @@ from sparse_but_wrong.runs.spec import (
     WorldSpec,
 )
 from sparse_but_wrong.runs.stored_world import StoredWorld, is_stored_world
+from sparse_but_wrong.saes.config_types import field_types, of_type
 from sparse_but_wrong.saes.initialization import init_sae_to_match_model
 from sparse_but_wrong.seeds import derive_seed
-from sparse_but_wrong.training.config_types import field_types, of_type
 from sparse_but_wrong.training.make import make_sae
 from sparse_but_wrong.worlds.correlations import (
     create_correlation_matrix,
@@ -162,18 +161,17 @@ def _make_sae(
 
 def _typed(config: Mapping[str, Any], config_class: type) -> dict[str, Any]:
     """The values of a config, once its class has such fields and they are of its types."""
-    known, types = {f.name for f in fields(config_class)}, field_types(config_class)
-    values = dict(config)
+    values, types = dict(config), field_types(config_class)
     for name, value in config.items():
         if name in ("d_in", "device"):
             raise ValueError(
                 f"config.{name} follows from the {'world' if name == 'd_in' else 'run'}; leave it "
                 "out."
             )
-        if name not in known:
+        if name not in types:
             raise ValueError(f"{config_class.__name__} has no field {name!r}.")
         try:
-            values[name] = of_type(value, types.get(name, Any))
+            values[name] = of_type(value, types[name])
         except (TypeError, ValueError) as error:
             raise ValueError(f"{name} is {value!r}, but {error}.") from error
     return values

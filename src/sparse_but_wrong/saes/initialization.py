@@ -7,15 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparse_but_wrong.worlds.toy_model import ToyModel
 
 if TYPE_CHECKING:
     import sae_lens
-
-# Gated SAEs have two in place of b_enc.
-_LATENTS_BIASES = ("b_enc", "b_gate", "b_mag")
 
 
 @torch.no_grad()
@@ -34,7 +31,6 @@ def init_sae_to_match_model(
 
     Args:
         sae: with d_in the width of the toy model's activations.
-        toy_model: where the directions come from.
         noise_level: standard deviation of Gaussian noise added to every weight that is set; drawn
             on the CPU for the decoder, then for the encoder.
         feature_ordering: the feature that each of these latents takes, min(F, d_sae) different
@@ -44,59 +40,41 @@ def init_sae_to_match_model(
         ValueError: widths that disagree, a `feature_ordering` of another length, a feature that is
             repeated or does not exist, or a negative noise level.
     """
-    true_directions = toy_model.embed.weight.detach().cpu().T
-    num_feats, hidden_dim = true_directions.shape
-    d_sae, d_in = sae.W_dec.shape
-    if d_in != hidden_dim:
+    directions = toy_model.embed.weight.detach().cpu().T
+    (n_features, width), (d_sae, d_in) = directions.shape, sae.W_dec.shape
+    if d_in != width:
         raise ValueError(
-            f"the SAE reads activations of width {d_in}, but the toy model makes them {hidden_dim} "
-            f"wide; make the SAE with d_in={hidden_dim}."
+            f"the SAE reads activations of width {d_in}, but the toy model makes them {width} "
+            f"wide; make the SAE with d_in={width}."
         )
     if not 0 <= noise_level < float("inf"):
         raise ValueError(f"noise_level is {noise_level}; a standard deviation is 0 or more.")
-    ordering = _ordering(feature_ordering, d_sae, num_feats)
-    directions, filled = true_directions[ordering], slice(len(ordering))
-    _make_contiguous(sae.W_dec)
-    _make_contiguous(sae.W_enc)
-    sae.W_dec[filled] = _with_noise(directions, noise_level, generator).to(sae.W_dec)
-    sae.W_enc[:, filled] = _with_noise(directions, noise_level, generator).T.to(sae.W_enc)
-    sae.b_dec.zero_()
-    for name in _LATENTS_BIASES:
-        bias = getattr(sae, name, None)
-        if isinstance(bias, nn.Parameter):
-            bias[filled] = 0
-
-
-def _ordering(
-    feature_ordering: Sequence[int] | Tensor | None, d_sae: int, num_feats: int
-) -> list[int]:
-    filled = min(d_sae, num_feats)
-    if feature_ordering is None:
-        return list(range(filled))
-    ordering = [int(feature) for feature in feature_ordering]
-    if len(ordering) != filled:
+    n = min(d_sae, n_features)
+    ordering = [int(f) for f in (range(n) if feature_ordering is None else feature_ordering)]
+    if len(ordering) != n:
         raise ValueError(
             f"feature_ordering names {len(ordering)} features, but the SAE has {d_sae} latents and "
-            f"the toy model {num_feats} features; name {filled} of them."
+            f"the toy model {n_features} features; name {n} of them."
         )
     for latent, feature in enumerate(ordering):
-        if not 0 <= feature < num_feats or feature in ordering[:latent]:
+        if not 0 <= feature < n_features or feature in ordering[:latent]:
             raise ValueError(
                 f"feature_ordering[{latent}] is {feature}; name features from 0 to "
-                f"{num_feats - 1}, each once."
+                f"{n_features - 1}, each once."
             )
-    return ordering
 
+    def drawn() -> Tensor:
+        chosen = directions[ordering]
+        if noise_level:
+            chosen = chosen + noise_level * torch.randn(chosen.shape, generator=generator)
+        return chosen
 
-def _with_noise(
-    directions: Tensor, noise_level: float | int, generator: torch.Generator | None
-) -> Tensor:
-    if noise_level == 0:
-        return directions
-    return directions + noise_level * torch.randn(directions.shape, generator=generator)
-
-
-def _make_contiguous(parameter: nn.Parameter) -> None:
-    """Writing into a parameter keeps its strides, and safetensors refuses to save others."""
-    if not parameter.is_contiguous():
+    for parameter in (sae.W_dec, sae.W_enc):
+        # Writing into a parameter keeps its strides, and safetensors refuses to save others.
         parameter.data = parameter.data.contiguous()
+    sae.W_dec[:n] = drawn().to(sae.W_dec)
+    sae.W_enc[:, :n] = drawn().T.to(sae.W_enc)
+    sae.b_dec.zero_()
+    for name in ("b_enc", "b_gate", "b_mag"):  # gated SAEs have two in place of b_enc
+        if (bias := getattr(sae, name, None)) is not None:
+            bias[:n] = 0

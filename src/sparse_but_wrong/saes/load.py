@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import pickle
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sparse_but_wrong.saes import dictionary_learning, sae_lens_folder, scopes, sparsify
+from sparse_but_wrong.saes.other_libraries import (
+    read_dictionary_learning,
+    read_gemma_scope,
+    read_llama_scope,
+    read_sparsify,
+)
+from sparse_but_wrong.saes.sae_lens_folder import (
+    CONFIG,
+    FOLDED_IN_TRAINING,
+    WEIGHTS,
+    check_kind,
+    checked_config,
+    read_sae_lens,
+    scaled_decoder,
+)
 from sparse_but_wrong.untrusted import environment, one_line, quiet, usable_device, user_path
 
 if TYPE_CHECKING:
     import sae_lens
-    from sae_lens import PretrainedSaeHuggingfaceLoader
     from torch import Tensor
 
 
-@dataclass(frozen=True)
-class _Kind:
+class _Kind(NamedTuple):
     """What a library writes for an SAE, as paths in the SAE's folder, and what reads it."""
 
     library: str
@@ -26,30 +38,17 @@ class _Kind:
     config: str | None
     read: Callable[[Path], sae_lens.SAE[Any]]
     """From the path of the weights."""
+    suffix: str | None = None
+    """One that this kind alone has, for weights under names of their own."""
 
 
 _KINDS = (
-    _Kind(
-        "sae_lens",
-        sae_lens_folder.WEIGHTS,
-        sae_lens_folder.CONFIG,
-        lambda file: sae_lens_folder.read_sae_lens(file),
-    ),
-    _Kind(
-        "dictionary_learning",
-        dictionary_learning.WEIGHTS,
-        dictionary_learning.CONFIG,
-        dictionary_learning.read_dictionary_learning,
-    ),
-    _Kind("sparsify", sparsify.WEIGHTS, sparsify.CONFIG, sparsify.read_sparsify),
-    _Kind("Gemma Scope", scopes.GEMMA_WEIGHTS, None, scopes.read_gemma_scope),
-    _Kind("Llama Scope", scopes.LLAMA_WEIGHTS, scopes.LLAMA_CONFIG, scopes.read_llama_scope),
+    _Kind("sae_lens", WEIGHTS, CONFIG, read_sae_lens),
+    _Kind("dictionary_learning", "ae.pt", "config.json", read_dictionary_learning, ".pt"),
+    _Kind("sparsify", "sae.safetensors", "cfg.json", read_sparsify),
+    _Kind("Gemma Scope", "params.npz", None, read_gemma_scope, ".npz"),
+    _Kind("Llama Scope", "checkpoints/final.safetensors", "hyperparams.json", read_llama_scope),
 )
-_BY_NAME = {Path(kind.weights).name: kind for kind in _KINDS}
-_BY_SUFFIX = {".pt": _KINDS[1], ".npz": _KINDS[3]}
-"""Suffixes that one kind alone has, for files under names of their own."""
-
-_CONFIGS = {kind.config for kind in _KINDS}
 _NEVER_OPENED = "trainer_state.pt"
 _LONGEST = 1_000
 _NETWORK = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")
@@ -95,34 +94,30 @@ def load_sae(where: str | Path, device: str = "cpu") -> sae_lens.SAE[Any]:
 
 
 def _load_path(path: Path) -> sae_lens.SAE[Any]:
+    file = path if path.is_file() else _weights_file(path)
+    if file.name in {kind.config for kind in _KINDS}:
+        file = _weights_file(file.parent)
+    if file.name == _NEVER_OPENED:
+        raise ValueError(f"{file} holds no SAE and is never opened; name the folder it lies in.")
+    names = {Path(kind.weights).name: kind for kind in _KINDS}
+    kind = names.get(file.name) or next((k for k in _KINDS if k.suffix == file.suffix), None)
+    if kind is None:
+        raise ValueError(
+            f"{file} is not a known file of an SAE; name its folder, or {' or '.join(names)}."
+        )
     try:
-        return _read(path)
+        return kind.read(file)
     except OSError:
         raise
-    except ValueError as error:
-        # Names of tensors, say, are somebody else's, and may be of any length.
-        if len(str(error)) > _LONGEST or "\n" in str(error):
-            raise ValueError(one_line(error)) from error
-        raise
     except Exception as error:  # one SAE of many must not end the others
+        # Names of tensors, say, are somebody else's, and may be of any length.
+        is_short = len(str(error)) <= _LONGEST and "\n" not in str(error)
+        if isinstance(error, ValueError) and is_short:
+            raise
         raise ValueError(
             f"the SAE in {path} cannot be loaded ({type(error).__name__}: {one_line(error)}); copy "
             "it again from its source."
         ) from error
-
-
-def _read(path: Path) -> sae_lens.SAE[Any]:
-    file = path if path.is_file() else _weights_file(path)
-    if file.name == _NEVER_OPENED:
-        raise ValueError(f"{file} holds no SAE and is never opened; name the folder it lies in.")
-    if file.name in _CONFIGS:
-        return _read(file.parent)
-    kind = _BY_NAME.get(file.name) or _BY_SUFFIX.get(file.suffix)
-    if kind is None:
-        raise ValueError(
-            f"{file} is not a known file of an SAE; name its folder, or {' or '.join(_BY_NAME)}."
-        )
-    return kind.read(file)
 
 
 def _weights_file(folder: Path) -> Path:
@@ -149,44 +144,37 @@ def _weights_file(folder: Path) -> Path:
     raise FileNotFoundError(f"there is no SAE in {folder}: looked for {looked_for}.{hint}")
 
 
-def _check_gate(name: str, gate: Tensor | None, where: str) -> None:
-    """Refuse NaN in what decides whether latents are active: no metric would show it.
-
-    A threshold of infinity switches a latent off, which some do on purpose; not all of them.
-    """
-    if gate is None:
-        return
-    n_nan = int(gate.isnan().sum())
-    if n_nan or (name == "threshold" and bool(gate.isinf().all())):
-        odd = f"NaN in {n_nan}" if n_nan else f"{gate.flatten()[0].item():g} in all"
-        raise ValueError(
-            f"{where} has a {name} of {odd} of {gate.numel()} latents, which decides whether they "
-            "are active; its training diverged or its file is damaged. Use an earlier checkpoint."
-        )
-
-
 def _ready(sae: sae_lens.SAE[Any], where: str) -> sae_lens.SAE[Any]:
     """The SAE, set to read flat activations, once nothing speaks against evaluating it."""
     import torch
 
-    sae_lens_folder.check_kind(type(sae), sae.cfg.architecture(), where)
+    check_kind(type(sae), sae.cfg.architecture(), where)
+    # NaN in what decides whether latents are active would show in no metric. A threshold of
+    # infinity switches a latent off, which some do on purpose; not all of them.
     for name in ("threshold", "b_gate"):
-        _check_gate(name, getattr(sae, name, None), where)
+        gate = getattr(sae, name, torch.zeros(1))
+        n_nan = int(gate.isnan().sum())
+        if n_nan or (name == "threshold" and bool(gate.isinf().all())):
+            odd = f"NaN in {n_nan}" if n_nan else f"{gate.flatten()[0].item():g} in all"
+            raise ValueError(
+                f"{where} has a {name} of {odd} of {gate.numel()} latents, which decides whether "
+                "they are active; its training diverged or its file is damaged. Use an earlier "
+                "checkpoint."
+            )
     for name in ("hook_name", "model_name"):
         if not isinstance(sae.cfg.metadata[name], str):
             sae.cfg.metadata[name] = None
     normalised = sae.cfg.normalize_activations
-    if normalised in sae_lens_folder.FOLDED_IN_TRAINING:
+    if normalised in FOLDED_IN_TRAINING:
         raise ValueError(
             f"{where} reads activations that were normalised ({normalised}), and nothing there "
             "says by what. Add the activation_scaler.json of its checkpoint, or fold the factor "
             "with sae.fold_activation_norm_scaling_factor(factor) and save it again."
         )
-    shape, fits = list(sae.W_dec.shape), [sae.W_enc.shape[1], sae.W_enc.shape[0]]
-    if shape != fits:
+    if sae.W_dec.shape != sae.W_enc.shape[::-1]:
         raise ValueError(
-            f"{where} has W_dec of the shape {shape}, but its W_enc asks for {fits}; save both "
-            "from the same SAE."
+            f"{where} has W_enc of the shape {list(sae.W_enc.shape)} and W_dec of the shape "
+            f"{list(sae.W_dec.shape)}; save both from the same SAE."
         )
     if sae.hook_z_reshaping_mode:
         # Only within a model do the activations of attention heads come head by head.
@@ -222,7 +210,7 @@ def _load_from_hub(name: str) -> sae_lens.SAE[Any]:
             raise _explained(error, name, release) from error
 
 
-def _converter(release: str) -> PretrainedSaeHuggingfaceLoader | None:
+def _converter(release: str) -> Any:
     """sae_lens' reader of its own folders, checked as local ones are; None for those of others."""
     from sparse_but_wrong.sae_lens_compat import (
         get_conversion_loader_name,
@@ -233,18 +221,12 @@ def _converter(release: str) -> PretrainedSaeHuggingfaceLoader | None:
         return None
 
     def read(
-        repo_id: str,
-        folder_name: str,
-        device: str,
-        force_download: bool,
-        cfg_overrides: dict[str, Any] | None,
+        repo_id: str, folder_name: str, **options: Any
     ) -> tuple[dict[str, Any], dict[str, Tensor], Tensor | None]:
-        config, weights, sparsity = sae_lens_huggingface_loader(
-            repo_id, folder_name, device, force_download, cfg_overrides
-        )
-        file = Path(repo_id) / folder_name / sae_lens_folder.CONFIG
-        _, config = sae_lens_folder.checked_config(file, config, weights)
-        return config, sae_lens_folder.scaled_decoder(file, config, weights), sparsity
+        config, weights, sparsity = sae_lens_huggingface_loader(repo_id, folder_name, **options)
+        file = Path(repo_id) / folder_name / CONFIG
+        _, config = checked_config(file, config, weights)
+        return config, scaled_decoder(file, config, weights), sparsity
 
     return read
 
@@ -259,37 +241,28 @@ def _releases() -> dict[str, Any]:
 def _parse(name: str) -> tuple[str, str]:
     """The release and the id, or the repository and the folder, that a name stands for."""
     releases = _releases()
-    release, sae_id = name.split("/", 1)
+    release, inside = name.split("/", 1)
     if release in releases:
-        ids = releases[release].saes_map
-        if sae_id not in ids:
-            raise ValueError(
-                f"the release {release!r} has no SAE {sae_id!r}; {_near(sae_id, ids, 'it has')}"
-            )
-        return release, sae_id
-    parts = name.split("/", 2)
-    if len(parts) < 3:
-        raise ValueError(
-            f"there is no folder or file {name!r}, and sae_lens' directory of published SAEs has "
-            f"no release {release!r}; {_near(release, releases, 'releases are')} A folder on the "
-            "Hub is named user/repository/folder."
+        word, known = inside, list(releases[release].saes_map)
+        if inside in known:
+            return release, inside
+        wrong = f"the release {release!r} has no SAE {inside!r}"
+    else:
+        word, known = release, list(releases)
+        if "/" in inside:
+            repository, folder = inside.split("/", 1)
+            return f"{release}/{repository}", folder
+        wrong = (
+            f"there is no folder or file {name!r}, no release {release!r} in sae_lens' directory "
+            "of published SAEs, and a folder on the Hub is named user/repository/folder"
         )
-    return f"{parts[0]}/{parts[1]}", parts[2]
-
-
-def _near(word: str, known: Iterable[str], otherwise: str) -> str:
-    known = list(known)
     near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
-    if near:
-        return f"did you mean {' or '.join(near)}?"
-    more = ", …" if len(known) > 3 else ""
-    return f"{otherwise} {', '.join(known[:3])}{more}."
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known[:3])}, …"
+    raise ValueError(f"{wrong}; {hint}")
 
 
 def _explained(error: Exception, name: str, release: str) -> Exception:
     """An error that says what to do, for one from somewhere inside sae_lens or the Hub's client."""
-    import pickle
-
     from huggingface_hub import constants, errors
 
     says = f"{type(error).__name__}: {one_line(error)}"
@@ -297,35 +270,41 @@ def _explained(error: Exception, name: str, release: str) -> Exception:
     known = _releases() if "/" in release else ()
     near = difflib.get_close_matches(name.split("/")[0], known, n=3, cutoff=0.7)
     hint = f" If a release was meant: near ones are {', '.join(near)}." if near else ""
-    offline = (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)
-    from_network = type(error).__module__.split(".")[0] in _NETWORK
-    if isinstance(error, errors.GatedRepoError):
-        return PermissionError(
-            f"{name} lies in a repository that is open only to those who have accepted its terms: "
-            "accept them on its page on the Hub, then log in with `hf auth login`."
-        )
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return ValueError(
-            f"the Hub has no repository {release!r} that you may see, and there is no such folder "
-            f"here.{hint}"
-        )
-    if isinstance(error, (*offline, ConnectionError, TimeoutError)) or (
-        from_network and not isinstance(error, errors.HfHubHTTPError)
-    ):
-        return ConnectionError(
-            f"the Hugging Face Hub ({constants.ENDPOINT}) cannot be reached, and {name} is not in "
-            "its cache here. Without a network, give the path of a local folder with the SAE; that "
-            f"needs no Hub.{hint}"
-        )
-    if isinstance(error, pickle.UnpicklingError):
-        return ValueError(
-            f"{name} is a pickle with more in it than tensors, which can run any code when it is "
-            "loaded; it was not loaded. Choose another SAE, or convert it to a sae_lens folder "
-            "yourself if you trust it."
-        )
-    if isinstance(error, OSError) and not isinstance(error, errors.EntryNotFoundError):
-        return OSError(f"{name} could not be fetched ({says}); try again, or give a local folder.")
-    return ValueError(
-        f"{name} could not be loaded by sae_lens ({says}). If it is one of another library, or for "
+    unreachable: Any = (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)
+    unreachable += (ConnectionError, TimeoutError)
+    if type(error).__module__.split(".")[0] in _NETWORK:
+        unreachable = Exception
+    not_loaded = (
+        f"could not be loaded by sae_lens ({says}). If it is one of another library, or for "
         f"training, download the folder and give its local path.{hint}"
     )
+    explanations: tuple[tuple[Any, type[Exception], str], ...] = (
+        (
+            errors.GatedRepoError,
+            PermissionError,
+            "is open only to those who have accepted the terms of its repository: accept them on "
+            "its page on the Hub, then log in with `hf auth login`.",
+        ),
+        (
+            errors.RepositoryNotFoundError,
+            ValueError,
+            f"is no folder here, and the Hub has no repository {release!r} that you may see.{hint}",
+        ),
+        (
+            unreachable,
+            ConnectionError,
+            f"is not in the cache here, and the Hugging Face Hub ({constants.ENDPOINT}) cannot be "
+            f"reached. Without a network, give the path of a local folder with the SAE.{hint}",
+        ),
+        (
+            pickle.UnpicklingError,
+            ValueError,
+            "is a pickle with more in it than tensors, which can run any code when it is loaded; "
+            "it was not loaded. If you trust it, convert it to a sae_lens folder yourself.",
+        ),
+        (errors.EntryNotFoundError, ValueError, not_loaded),
+        (OSError, OSError, f"could not be fetched ({says}); try again, or give a local folder."),
+        (Exception, ValueError, not_loaded),
+    )
+    kind, text = next((kind, text) for of, kind, text in explanations if isinstance(error, of))
+    return kind(f"{name} {text}")

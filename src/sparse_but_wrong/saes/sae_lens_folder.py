@@ -14,20 +14,20 @@ honoured here or the SAE is refused:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparse_but_wrong.sae_lens_compat import inference_copy
-from sparse_but_wrong.saes.build import (
+from sparse_but_wrong.saes.config_types import field_types, of_type
+from sparse_but_wrong.saes.weights import (
     check_k,
     check_positive,
     check_sizes,
     check_tensor,
     expect,
+    load_with_sae_lens,
     shown,
 )
-from sparse_but_wrong.training.config_types import field_types, of_type
 from sparse_but_wrong.untrusted import damaged, one_line, quiet, read_json, read_safetensors
 
 if TYPE_CHECKING:
@@ -42,6 +42,9 @@ FOLDED_IN_TRAINING = ("expected_average_only_in", "covariance_whitening")
 
 _CHECKED_ELSEWHERE = ("metadata", "dtype", "device", "normalize_activations")
 """Fields that are replaced, that sae_lens checks, or that have a check of their own."""
+
+_ACTIVATIONS = {"standard": ("relu", "topk"), "topk": ("topk",)}
+"""The activation functions that configs of old may name, where not ReLU alone."""
 
 _TOPK_OPTIONS = ("k", "use_sparse_activations")
 """Options of a TopK activation that do not change what it computes."""
@@ -59,43 +62,26 @@ def read_sae_lens(file: Path) -> sae_lens.SAE[Any]:
         ValueError: damaged files, an architecture that sae_lens does not know or that cannot be
             evaluated, weights that do not fit the config.
     """
-    folder = file.parent
-    config, tensors = read_json(folder / CONFIG), read_safetensors(file)
+    folder, config_file = file.parent, file.parent / CONFIG
+    config, tensors = read_json(config_file), read_safetensors(file)
     for name, tensor in tensors.items():
         if tensor.ndim or name == "topk_threshold":
             check_tensor(file, name, tensor)
     with quiet():
-        sae_class, config = checked_config(folder / CONFIG, config, tensors)
-        tensors = scaled_decoder(folder / CONFIG, config, tensors)
-        sae = _make(folder, sae_class, config, tensors)
+        sae_class, config = checked_config(config_file, config, tensors)
+        tensors = scaled_decoder(config_file, config, tensors)
+        try:
+            sae = load_with_sae_lens(sae_class, config, tensors)
+        except Exception as error:  # sae_lens and torch each have their own
+            says = f"{type(error).__name__}: {one_line(error)}"
+            raise ValueError(
+                f"the SAE in {folder} cannot be loaded ({says}); copy {CONFIG} and {WEIGHTS} "
+                "again, both from the same SAE."
+            ) from error
         # What is folded already is read as it is, whatever its checkpoint left beside it.
         if sae.cfg.normalize_activations in FOLDED_IN_TRAINING and (folder / _SCALER).exists():
             _fold_scaler(sae, folder)
         return inference_copy(sae)
-
-
-def _make(
-    folder: Path,
-    sae_class: type[sae_lens.SAE[Any]],
-    config: dict[str, Any],
-    tensors: dict[str, Tensor],
-) -> sae_lens.SAE[Any]:
-    import torch
-
-    def converter(
-        path: str | Path, device: str, cfg_overrides: dict[str, Any] | None
-    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        del path  # It has been read.
-        full = {name: tensor.to(dtype=torch.float32) for name, tensor in tensors.items()}
-        return {**config, "device": device, **(cfg_overrides or {})}, full
-
-    try:
-        return sae_class.load_from_disk(folder, device="cpu", dtype="float32", converter=converter)
-    except Exception as error:  # sae_lens and torch each have their own
-        raise ValueError(
-            f"the SAE in {folder} cannot be loaded ({type(error).__name__}: {one_line(error)}); "
-            f"copy {CONFIG} and {WEIGHTS} again, both from the same SAE."
-        ) from error
 
 
 def _fold_scaler(sae: sae_lens.SAE[Any], folder: Path) -> None:
@@ -119,8 +105,7 @@ def _fold_scaler(sae: sae_lens.SAE[Any], folder: Path) -> None:
             )
         except Exception as error:
             raise damaged(file, error, "copy the whole checkpoint again") from error
-    factor = scaler.get("scaling_factor")
-    if factor is not None:
+    if (factor := scaler.get("scaling_factor")) is not None:
         factor = check_positive(folder / _SCALER, "scaling_factor", factor)
         sae.fold_activation_norm_scaling_factor(factor)
 
@@ -158,25 +143,26 @@ def checked_config(
     """
     from sae_lens import SAE, TrainingSAE
 
-    from sparse_but_wrong.sae_lens_compat import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
+    from sparse_but_wrong.sae_lens_compat import (
+        SAE_CLASS_REGISTRY,
+        SAE_TRAINING_CLASS_REGISTRY,
+        SAEMetadata,
+    )
 
     # Before version 4 there was one architecture, which went without saying; version 6 began to
     # keep metadata apart.
-    missing = ["architecture"] if "metadata" in config and "architecture" not in config else []
-    sizes = {}
-    if (decoder := weights.get("W_dec")) is not None and decoder.ndim == 2:
-        sizes = {"d_sae": decoder.shape[0], "d_in": decoder.shape[1]}
-    missing += [name for name in sizes if name not in config]
-    if missing:
+    needed = ("d_in", "d_sae", *(("architecture",) if "metadata" in config else ()))
+    if missing := [name for name in needed if name not in config]:
         raise ValueError(f"{file} misses {' and '.join(missing)}; copy it again from its source.")
-    config = {**config, **_activation(file, config)}
-    architecture = config.setdefault("architecture", "standard")
+    config = {"architecture": "standard", **config}
     known = {*SAE_CLASS_REGISTRY, *SAE_TRAINING_CLASS_REGISTRY}
-    if not isinstance(architecture, str) or architecture not in known:
+    if not isinstance(config["architecture"], str) or config["architecture"] not in known:
         raise ValueError(
-            f"Unknown architecture {shown(architecture)} in {file}. Available: "
+            f"Unknown architecture {shown(config['architecture'])} in {file}. Available: "
             f"{', '.join(sorted(known))}. Others can be registered with sae_lens."
         )
+    config |= _activation(file, config)
+    architecture: str = config["architecture"]
     # Most architectures go by one name in training and in use; only the configs of SAEs for
     # training say how the decoder began.
     trains = architecture not in SAE_CLASS_REGISTRY or (
@@ -187,86 +173,68 @@ def checked_config(
     check_kind(sae_class, architecture, file)
 
     types = field_types(config_class)
-    hints = {f.name: types[f.name] for f in fields(config_class) if f.name in types}
-    for name, hint in hints.items():
+    for name, kind in types.items():
         if name in config and name not in _CHECKED_ELSEWHERE:
-            _check_type(file, name, config[name], hint)
-    if trains and "rescale_acts_by_decoder_norm" in hints:
+            _check_type(file, name, config[name], kind)
+    if trains and "rescale_acts_by_decoder_norm" in types:
         config.setdefault("rescale_acts_by_decoder_norm", False)
-    _check_metadata(file, config.get("metadata"))
-    if sizes:
-        check_sizes(file, {name: config[name] for name in sizes}, sizes, WEIGHTS)
-        if hints.get("k") is int:
-            config["k"] = check_k(file, config.get("k"), sizes["d_sae"])
-            # In configs from before version 6, sae_lens reads this one.
-            config["activation_fn_kwargs"] = {"k": config["k"]}
+    metadata: Any = config.get("metadata")
+    expect(isinstance(metadata, dict | None), file, "metadata", metadata, "an object")
+    for name in metadata or {}:  # sae_lens makes each of them an attribute
+        taken = name == "self" or hasattr(SAEMetadata, name)
+        expect(not taken, file, "an entry of metadata", name, "a name that sae_lens leaves free")
+    decoder = weights.get("W_dec")
+    if decoder is not None and decoder.ndim == 2:
+        check_sizes(file, WEIGHTS, decoder, d_sae=config["d_sae"], d_in=config["d_in"])
+    if types.get("k") is int:
+        config["k"] = check_k(file, config.get("k"), config["d_sae"])
+        # In configs from before version 6, sae_lens reads this one.
+        config["activation_fn_kwargs"] = {"k": config["k"]}
     for name in ("k", "max_iterations"):
-        if name in hints and config.get(name) is not None:
+        if name in types and config.get(name) is not None:
             check_positive(file, name, config[name])
     return (TrainingSAE if trains else SAE), config
 
 
 def _activation(file: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """What the activation function asks for, in the fields that sae_lens has for it today."""
-    architecture = config.get("architecture", "standard")
-    options = config.get("activation_fn_kwargs") or {}
+    architecture, options = config["architecture"], config.get("activation_fn_kwargs") or {}
     expect(isinstance(options, dict), file, "activation_fn_kwargs", options, "an object")
     named = [config.get(key) for key in ("activation_fn", "activation_fn_str")]
     named = [name for name in named if name is not None]
-    if not named and options.get("k") is not None and architecture != "topk":
-        raise ValueError(
-            f"{file} gives a k in activation_fn_kwargs but names no activation function, which old "
-            "versions took for ReLU; write the one that it was trained with as activation_fn."
-        )
-    fits = ("topk",) if architecture == "topk" else ("relu",)
-    fits = ("relu", "topk") if architecture == "standard" else fits
-    for name in named:
-        if name not in fits:
-            raise ValueError(
-                f"{file} asks for the activation function {shown(name)}, which no SAE of the "
-                f"architecture {shown(architecture)} has in sae_lens today: without it, other "
-                "latents would be active. Evaluate it with the version that wrote it."
-            )
-    if "topk" not in named and architecture != "topk":
-        return {}
+    strange = [name for name in named if name not in _ACTIVATIONS.get(architecture, ("relu",))]
+    is_topk = architecture == "topk" or "topk" in named
     odd = [key for key, value in options.items() if value and key not in _TOPK_OPTIONS]
-    if odd:
-        raise ValueError(
-            f"{file} asks for a TopK activation with {shown(odd[0])}, which no SAE of sae_lens has "
-            "today; choose one with non-negative latents and k alone."
+    ks = [k for k in (config.get("k"), options.get("k")) if k is not None]
+    wrong = ""
+    if strange:
+        wrong = (
+            f"asks for the activation function {shown(strange[0])}, which no SAE of the "
+            f"architecture {architecture!r} has in sae_lens today; evaluate it with the version "
+            "that wrote it"
         )
-    said = [k for k in (config.get("k"), options.get("k")) if k is not None]
-    if not said:
-        raise ValueError(
-            f"{file} describes a TopK SAE without a k, how many latents it keeps; write the k that "
-            "it was trained with into it."
+    elif not is_topk and not named and options.get("k") is not None:
+        wrong = (
+            "gives a k in activation_fn_kwargs but names no activation function, which old "
+            "versions took for ReLU; write the one that it was trained with as activation_fn"
         )
-    if len(said) == 2 and said[0] != said[1]:
-        raise ValueError(
-            f"{file} says k = {shown(said[0])} and activation_fn_kwargs.k = {shown(said[1])}; "
-            "keep the one that the SAE was trained with."
-        )
-    return {"architecture": "topk", "k": said[0]}
+    elif is_topk and odd:
+        wrong = f"asks for a TopK activation with {shown(odd[0])}, which sae_lens no longer has"
+    elif is_topk and (not ks or ks[1:] not in ([], ks[:1])):
+        wrong = f"gives k = {' and '.join(map(shown, ks)) or None}; write the k of its training"
+    if wrong:
+        raise ValueError(f"{file} {wrong}.")
+    return {"architecture": "topk", "k": ks[0]} if is_topk else {}
 
 
-def _check_type(file: Path, name: str, value: object, hint: Any) -> None:
+def _check_type(file: Path, name: str, value: object, kind: Any) -> None:
     try:
-        of_type(value, hint)
+        of_type(value, kind)
     except TypeError:  # a class of somebody's own, which knows itself what to make of it
         return
     except ValueError:
-        kind = hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
-        expect(False, file, name, value, f"of the type {kind}")
-
-
-def _check_metadata(file: Path, metadata: Any) -> None:
-    from sparse_but_wrong.sae_lens_compat import SAEMetadata
-
-    expect(isinstance(metadata, dict | None), file, "metadata", metadata, "an object")
-    # sae_lens makes each of them an attribute.
-    for name in metadata or {}:
-        taken = name == "self" or hasattr(SAEMetadata, name)
-        expect(not taken, file, "an entry of metadata", name, "a name that sae_lens leaves free")
+        wanted = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
+        expect(False, file, name, value, f"of the type {wanted}")
 
 
 def scaled_decoder(
@@ -283,19 +251,14 @@ def scaled_decoder(
     factors = weights.pop("scaling_factor", weights.pop("finetuning_scaling_factor", None))
     asked = bool(config.get("finetuning_scaling_factor"))
     # For a while all of them were written, whether they were trained or not.
-    if factors is not None and not asked and torch.allclose(factors.float(), torch.ones(())):
-        return weights
-    if (factors is not None) != asked:
-        raise ValueError(
-            f"{file} says finetuning_scaling_factor = {asked}, but {WEIGHTS} has "
-            f"{'such' if factors is not None else 'no'} factors; copy both from the same SAE."
-        )
-    if factors is None:
+    if not asked and (factors is None or torch.allclose(factors.float(), torch.ones(()))):
         return weights
     decoder = weights.get("W_dec", torch.empty(0))
-    if decoder.ndim != 2 or factors.shape != decoder.shape[:1]:
+    fits = factors is not None and decoder.ndim == 2 and factors.shape == decoder.shape[:1]
+    if factors is None or not fits or not asked:
+        has = "none" if factors is None else f"scaling_factor of the shape {list(factors.shape)}"
         raise ValueError(
-            f"scaling_factor in {WEIGHTS} beside {file} has the shape {list(factors.shape)}, "
-            "not one number for each latent; copy both from the same SAE."
+            f"{file} says finetuning_scaling_factor = {asked}, which asks for one factor for each "
+            f"latent or none, but {WEIGHTS} has {has}; copy both from the same SAE."
         )
     return {**weights, "W_dec": decoder * factors[:, None]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
+from dataclasses import fields
 from typing import Any, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -11,14 +12,14 @@ from pydantic.errors import PydanticUserError
 
 
 def field_types(config_class: type) -> dict[str, Any]:
-    """The type of every field of a config by its name, as far as it can be told."""
-    types: dict[str, Any] = {}
-    # Class by class: one that is not to be checked, or names types that cannot be found from here,
-    # keeps no secret of what it inherits.
+    """The type of every field of a config by its name; Any where it cannot be told."""
+    hints: dict[str, Any] = {}
+    # Class by class: one that names types that cannot be found from here keeps no secret of what
+    # it inherits.
     for part in reversed(config_class.__mro__):
         with suppress(Exception):
-            types |= get_type_hints(part)
-    return types
+            hints |= get_type_hints(part)
+    return {field.name: hints.get(field.name, Any) for field in fields(config_class)}
 
 
 def of_type(value: Any, kind: Any) -> Any:
@@ -33,11 +34,10 @@ def of_type(value: Any, kind: Any) -> Any:
     """
     try:
         adapter = TypeAdapter(kind, config=ConfigDict(allow_inf_nan=False))
-    except PydanticUserError as error:  # a class of sae_lens' own
-        raise TypeError("it cannot be given in a file; leave it out") from error
-    try:
         # As JSON, where lists stand for tuples too.
         adapter.validate_json(json.dumps(value), strict=True)
+    except PydanticUserError as error:  # a class of sae_lens' own
+        raise TypeError("it cannot be given in a file; leave it out") from error
     except ValidationError as error:
         if isinstance(value, float) and value.is_integer():
             return of_type(int(value), kind)
