@@ -1,4 +1,4 @@
-"""What a sweep on a world of known L0 shows, and whether its L0s were still moving."""
+"""Whether L0s were still moving when training ended, and what sets sparsity and fails to."""
 
 from __future__ import annotations
 
@@ -10,73 +10,19 @@ import pandas as pd
 import pytest
 
 from sparse_but_wrong.experiments.findings import (
-    ProjectionFinding,
-    find_projection_minima,
-    in_words,
     l0_change_at_end,
     log_every_that_tells,
-    moving_in_words,
-    sparsity_in_words,
+    training_remarks,
 )
 from sparse_but_wrong.runs.spec import SAESpec
 from sparse_but_wrong.training.controls import TargetL0
 from tests.experiments import tiny
 
-L0 = [22.0, 5.0, 10.9, 15.0, 8.0, 11.2]
 
-
-def find(values: list[float], l0: list[float] = L0) -> ProjectionFinding:
-    """In a sweep of SAEs with 30 latents, whose s_12 is given."""
-    projections = pd.DataFrame({n: values if n == 12 else [1.0] * len(l0) for n in range(30)})
-    (found,) = find_projection_minima(pd.DataFrame({"l0": l0}), projections, [12])
-    return found
-
-
-def test_a_minimum_at_the_truth_that_rises_on_both_sides() -> None:
-    found = find([0.3, 0.5, 0.002, 0.33, 0.4, 0.0015])
-    assert (found.l0_at_minimum, found.minimum) == (11.2, 0.0015)
-    assert found.plateau == (10.9, 11.2)  # within 1e-3 of the smallest
-    assert found.swept == (5.0, 22.0)
-    assert found.shape(true_l0=11.0) == "sharp"
-    assert found.shape(true_l0=14.0) == "away"
-    (line,) = in_words([found], 11.0)
-    assert "n = 12 " in line
-    assert "11.20" in line
-
-
-def test_a_flat_bottom_is_called_noise_with_what_sticks_out_of_it() -> None:
-    found = find([0.11, 0.3, 0.0007, 0.0003, 0.2, 0.05])
-    assert found.plateau == (10.9, 15.0)
-    assert found.n_higher_within == 1  # the SAE at 11.2
-    assert found.shape(true_l0=11.0) == "flat"
-    away, flat = in_words([found], 11.0)
-    assert "15.00, away from the true L0" in away
-    assert "noise" in flat
-    assert "from L0 10.90 to 15.00" in flat
-
-
-def test_two_ends_of_a_bottom_do_not_stand_for_what_is_between() -> None:
-    # At a far too low L0 s_n is small again: the truth is bracketed, but no SAE at it is low.
-    found = find([0.02, 0.3, 0.0205], l0=[1.0, 11.0, 20.0])
-    assert found.shape(true_l0=11.0) == "away"
-
-
-def test_n_from_half_of_the_latents_on_are_left_out() -> None:
-    projections = pd.DataFrame({n: [0.1] * 6 for n in range(30)})
-    found = find_projection_minima(pd.DataFrame({"l0": L0}), projections, range(10, 20))
-    assert [f.n for f in found] == [10, 11, 12, 13, 14]
-
-
-def test_a_side_that_was_not_swept_is_named() -> None:
-    (line,) = in_words([find([0.1, 0.4], l0=[11.0, 15.0])], 11.0)[1:]
-    assert "below the true L0" in line
-    assert len(in_words([find([0.1, 0.4], l0=[11.0, 11.5])], 11.0)) == 3
-
-
-def test_saes_that_diverged_are_left_out() -> None:
-    assert find([0.0, math.nan, 0.5], l0=[math.nan, 11.0, 12.0]).l0_at_minimum == 12.0
-    table = pd.DataFrame({"l0": [math.nan]})
-    assert find_projection_minima(table, pd.DataFrame({n: [0.0] for n in range(30)}), [12]) == []
+def remarks(saes: list[SAESpec], *l0s: float, change: tuple[float, ...] = ()) -> list[str]:
+    """On SAEs of these L0s, and the change of each at the end."""
+    table = {"sae_id": [sae.sae_id for sae in saes], "l0": l0s}
+    return training_remarks(saes, pd.DataFrame({**table, "l0_change_at_end": change or 0.0}))
 
 
 def test_an_l0_that_was_still_moving_is_named() -> None:
@@ -87,11 +33,10 @@ def test_an_l0_that_was_still_moving_is_named() -> None:
     assert l0_change_at_end(steps, falling) == pytest.approx(-4.0)
     assert math.isnan(l0_change_at_end([0], [3.0]))
     assert math.isnan(l0_change_at_end([], []))
-    rows = {"sae_id": ["a", "b", "c"], "l0": [9.0, 5.0, math.nan]}
-    line = moving_in_words(pd.DataFrame({**rows, "l0_change_at_end": [0.0, -2.0, math.nan]}))
-    assert line is not None
-    assert "b 7.0 → 5.0" in line
-    assert "a 9.0" not in line
+    saes = [SAESpec(sae_id, "topk") for sae_id in "abc"]
+    (line,) = remarks(saes, 9.0, 5.0, math.nan, change=(0.0, -2.0, math.nan))
+    assert "L0 of 1 SAEs" in line
+    assert "tenth b 7.0 → 5.0." in line
 
 
 @pytest.mark.parametrize(
@@ -120,29 +65,23 @@ def test_it_can_be_told_of_every_short_run() -> None:
         assert l0_change_at_end(steps, [1.0] * len(steps)) == 0.0, n_steps
 
 
-def l0s(*values: float) -> pd.DataFrame:
-    return pd.DataFrame({"sae_id": [f"sae_{i}" for i in range(len(values))], "l0": values})
-
-
 def test_coefficients_that_give_one_l0_are_named_by_kind() -> None:
     def sae(i: int, coefficient: float, **changes: object) -> SAESpec:
         config = {"d_sae": 4, "l0_coefficient": coefficient, **changes}
         return SAESpec(f"sae_{i}", "jumprelu", config, factors={"seed": i})
 
     one_kind = [sae(0, 1.0), sae(1, 10.0), sae(2, 100.0)]
-    (line,) = sparsity_in_words(one_kind, l0s(3.0, 2.0, 2.0))
+    (line,) = remarks(one_kind, 3.0, 2.0, 2.0)
     assert "coefficient 10 on: 2 there (sae_1) and 2 at 100 (sae_2)" in line
-    assert sparsity_in_words(one_kind, l0s(3.0, 2.0, 1.0)) == []
-    two_kinds = [sae(0, 10.0), sae(1, 100.0, jumprelu_bandwidth=2.0)]
-    assert sparsity_in_words(two_kinds, l0s(2.0, 2.0)) == []
-    controlled = [replace(s, control=TargetL0(2.0)) for s in one_kind]
-    assert sparsity_in_words(controlled, l0s(2.0, 2.0, 2.0)) == []
+    assert remarks(one_kind, 3.0, 2.0, 1.0) == []
+    assert remarks([sae(0, 10.0), sae(1, 100.0, jumprelu_bandwidth=2.0)], 2.0, 2.0) == []
+    assert remarks([replace(s, control=TargetL0(2.0)) for s in one_kind], 2.0, 2.0, 2.0) == []
 
 
 def test_a_threshold_that_has_not_settled_is_said_of_a_run() -> None:
     """At k = 12 the L0 as used is 140 after 50 steps, while the log of training says 12."""
     saes = [SAESpec(f"sae_{i}", "batchtopk", {"d_sae": 400, "k": 12}) for i in range(2)]
-    (line,) = sparsity_in_words(saes, l0s(140.0, 12.3))
+    (line,) = remarks(saes, 140.0, 12.3)
     assert "140 at k = 12 (sae_0)" in line
     assert "sae_1" not in line
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -15,7 +16,8 @@ from sparse_but_wrong.experiments.published_l0 import (
     published_saes,
     with_elbows,
 )
-from tests.experiments.tiny import finished
+from sparse_but_wrong.experiments.verdict import Verdict
+from tests.experiments.tiny import finished, found, holds
 
 
 def release(
@@ -23,13 +25,12 @@ def release(
     expected_l0: dict[str, float] | None = None,
     *,
     name: str = "some-res",
-    model: str = "org/gemma-2-2b",
     repo_id: str = "org/repo",
 ) -> PretrainedSAELookup:
     return PretrainedSAELookup(
         release=name,
         repo_id=repo_id,
-        model=model,
+        model="org/gemma-2-2b",
         conversion_func=None,
         saes_map=saes,
         expected_var_explained={},
@@ -40,50 +41,44 @@ def release(
     )
 
 
-def one(path: str, **others: object) -> dict:
-    lookup = release({path: path}, **others)  # pyright: ignore[reportArgumentType]
-    (found,) = published_saes({lookup.release: lookup}).to_dict("records")
-    return found
+def one(
+    path: str, expected_l0: dict[str, float] | None = None, name: str = "some-res"
+) -> dict[Any, Any]:
+    (row,) = published_saes({name: release({path: path}, expected_l0, name=name)}).to_dict(
+        "records"
+    )
+    return row
 
 
 @pytest.mark.parametrize(
-    ("path", "l0"),
+    ("path", "expected", "l0", "source"),
     [
-        ("layer_0/width_16k/average_l0_105", 105),
-        ("resid_post_layer_7/l0-40", 40),
-        ("blocks.3.hook_resid_post/k_64", 64),
-        ("blocks.3.hook_resid_post_topk_32", 32),
-        ("batch_topk=128", 128),
+        ("layer_0/width_16k/average_l0_105", None, 105, "name"),
+        ("resid_post_layer_7/l0-40", None, 40, "name"),
+        ("blocks.3.hook_resid_post/k_64", None, 64, "name"),
+        ("blocks.3.hook_resid_post_topk_32", None, 32, "name"),
+        ("batch_topk=128", None, 128, "name"),
+        # The directory comes before the name, and its zero is unknown.
+        ("average_l0_71", 70.0, 70, "directory"),
+        ("average_l0_71", 0.0, 71, "name"),
+        # What is ambiguous stays unknown.
+        ("layer_0_width_16k_l0_big", None, None, ""),  # a word
+        ("l0r_8x", None, None, ""),  # layer 0
+        ("v5_32k_layer_0", None, None, ""),  # 32 thousand
+        ("gemma-2-2b_topk_width-2pow12/resid_post_layer_12/trainer_0", None, None, ""),
+        ("matryoshka_batch_top_k_width-2pow14", None, None, ""),
+        ("sweep_topk_ctx128", None, None, ""),
+        ("average_l0_71/and_l0_72", None, None, ""),  # which of the two?
+        ("lowl0", None, None, ""),
+        ("average_l0_0", None, None, ""),
     ],
 )
-def test_an_l0_in_a_name_is_read(path: str, l0: int) -> None:
-    assert (one(path)["l0"], one(path)["l0_source"]) == (l0, "name")
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        "layer_0_width_16k_l0_big",  # a word
-        "l0r_8x",  # layer 0
-        "v5_32k_layer_0",  # 32 thousand
-        "gemma-2-2b_topk_width-2pow12/resid_post_layer_12/trainer_0",
-        "matryoshka_batch_top_k_width-2pow14",
-        "sweep_topk_ctx128",
-        "average_l0_71/and_l0_72",  # which of the two?
-        "lowl0",
-        "average_l0_0",
-    ],
-)
-def test_what_is_ambiguous_stays_unknown(path: str) -> None:
-    assert math.isnan(one(path)["l0"])
-    assert one(path)["l0_source"] == ""
-
-
-def test_the_directory_comes_before_the_name_and_its_zero_is_unknown() -> None:
-    found = one("average_l0_71", expected_l0={"average_l0_71": 70})
-    assert (found["l0"], found["l0_source"]) == (70, "directory")
-    found = one("average_l0_71", expected_l0={"average_l0_71": 0.0})
-    assert (found["l0"], found["l0_source"]) == (71, "name")
+def test_where_an_l0_is_read(
+    path: str, expected: float | None, l0: int | None, source: str
+) -> None:
+    row = one(path, None if expected is None else {path: expected})
+    assert row["l0"] == l0 if l0 else math.isnan(row["l0"])
+    assert row["l0_source"] == source
 
 
 @pytest.mark.parametrize(
@@ -104,50 +99,51 @@ def test_the_directory_comes_before_the_name_and_its_zero_is_unknown() -> None:
     ],
 )
 def test_site_and_layer(path: str, name: str, site: str, layer: int | None) -> None:
-    found = one(path, name=name)
-    assert found["site"] == site
-    assert found["layer"] == layer if layer is not None else pd.isna(found["layer"])
+    row = one(path, name=name)
+    assert row["site"] == site
+    assert row["layer"] == layer if layer is not None else pd.isna(row["layer"])
 
 
 def test_several_names_of_one_file_are_one_sae_and_checkpoints_are_none() -> None:
     path = "layer_5/width_16k/average_l0_68"
-    directory = {
-        "canonical": release({"layer_5/width_16k/canonical": path}, name="canonical"),
-        "res": release({path: path}, {path: 66.0}, name="res"),
-        "other": release({"layer_5": path}, name="other", repo_id="org/elsewhere"),
-        "training": release({"trainer_0_step_500": "checkpoint"}, name="training"),
-    }
-    table = published_saes(directory)
+    table = published_saes(
+        {
+            "canonical": release({"layer_5/width_16k/canonical": path}, name="canonical"),
+            "res": release({path: path}, {path: 66.0}, name="res"),
+            "other": release({"layer_5": path}, name="other", repo_id="org/elsewhere"),
+            "unknown": release({"a": "b"}, name="unknown"),
+            "known": release({"c": "b"}, {"c": 9.0}, name="known"),
+            "training": release({"trainer_0_step_500": "checkpoint"}, name="training"),
+        }
+    )
     # The canonical entry has its L0 from the path, so it stands for both.
-    assert table["l0"].tolist() == [68, 68]
-    assert table["entries"].tolist() == [2, 1]
+    assert table["release"].tolist() == ["canonical", "other", "known"]
+    assert table["l0"].tolist() == [68, 68, 9]
+    assert table["entries"].tolist() == [2, 1, 2]
     assert set(table["model"]) == {"gemma-2-2b"}
 
 
-def published(
-    l0s: dict[int, list[float]], architecture: str = "", **others: object
-) -> pd.DataFrame:
+def judge(l0s: dict[int, list[float]], architecture: str = "", site: str = "residual") -> Verdict:
+    """Of SAEs of gemma-2-2b with these L0s after each layer."""
     rows = [
         {
-            "release": "r",
             "model": "gemma-2-2b",
-            "sae_id": f"{layer}_{i}",
-            "site": "residual",
+            "site": site,
             "layer": layer,
             "architecture": architecture,
             "l0": l0,
             "l0_source": "" if math.isnan(l0) else "directory",
             "entries": 1,
-            **others,
         }
         for layer, values in l0s.items()
-        for i, l0 in enumerate(values)
+        for l0 in values
     ]
-    return with_elbows(pd.DataFrame(rows).astype({"layer": "Int64"}))
+    table = with_elbows(pd.DataFrame(rows).astype({"layer": "Int64"}))
+    return judge_shares(found(PUBLISHED_L0, math.nan, published_saes=table))
 
 
 def test_shares_hold_where_most_saes_are_below_every_elbow() -> None:
-    verdict = judge_shares(published({5: [50, 100, 300], 12: [20, 60], 13: [1000]}))
+    verdict = judge({5: [50, 100, 300], 12: [20, 60], 13: [1000]})
     assert verdict.outcome == "holds"
     assert [check.measured for check in verdict.checks] == [
         "2 of 3 (67%); their median L0 is 100",
@@ -157,27 +153,27 @@ def test_shares_hold_where_most_saes_are_below_every_elbow() -> None:
     assert any("5 of 6 (83%)" not in r and "4 of 6 (67%)" in r for r in verdict.remarks)
 
 
-def test_shares_fail_where_half_or_fewer_are_below() -> None:
-    verdict = judge_shares(published({5: [50, 200], 12: [20, 60]}))  # 200 is at the elbow
-    assert [check.holds for check in verdict.checks] == [False, True]
-
-
-def test_jumprelu_has_an_elbow_of_its_own_in_layer_12() -> None:
-    l0s = {12: [230.0, 240.0, 260.0]}
-    assert judge_shares(published(l0s, "jumprelu")).outcome == "holds"
-    assert judge_shares(published(l0s, "batchtopk")).outcome == "fails"
-
-
-def test_other_sites_do_not_count() -> None:
-    verdict = judge_shares(published({5: [50.0]}, site="mlp"))
-    assert verdict.outcome == "not judged"
+@pytest.mark.parametrize(
+    ("l0s", "architecture", "site", "expected"),
+    [
+        ({5: [50, 200], 12: [20, 60]}, "", "residual", [False, True]),  # 200 is at the elbow
+        # JumpReLU has an elbow of its own in layer 12.
+        ({12: [230.0, 240.0, 260.0]}, "jumprelu", "residual", [True]),
+        ({12: [230.0, 240.0, 260.0]}, "batchtopk", "residual", [False]),
+        ({5: [50.0]}, "", "mlp", []),
+    ],
+)
+def test_which_shares_count(
+    l0s: dict[int, list[float]], architecture: str, site: str, expected: list[bool]
+) -> None:
+    assert holds(judge(l0s, architecture, site)) == expected
 
 
 def test_unknown_l0s_are_counted_and_said_where_they_could_overturn_the_claim() -> None:
-    verdict = judge_shares(published({5: [50, math.nan, math.nan]}))
+    verdict = judge({5: [50, math.nan, math.nan]})
     assert verdict.checks[0].measured.endswith("the L0 of 2 more is not known")
     assert "if all of them are above the elbow, 1 of 3 (33%)" in verdict.remarks[0]
-    assert "none of known L0" in judge_shares(published({5: [math.nan]})).remarks[0]
+    assert "none of known L0" in judge({5: [math.nan]}).remarks[0]
 
 
 def test_it_runs_on_the_directory_that_is_installed(tmp_path: Path) -> None:

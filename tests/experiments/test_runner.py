@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 import sparse_but_wrong as sbw
 from sparse_but_wrong.experiments import registry, train
-from sparse_but_wrong.experiments.analysis import NamedFigure, Run, RunSettings
+from sparse_but_wrong.experiments.analysis import Analysis, Run, RunSettings
 from sparse_but_wrong.experiments.runner import finish_run, resume_run, start_run
 from sparse_but_wrong.experiments.verdict import Check, Verdict
 from sparse_but_wrong.metrics.evaluate import evaluate
@@ -440,22 +440,16 @@ def test_a_folder_that_cannot_be_a_run_folder(tmp_path: Path, monkeypatch: Patch
         started(TINY, tmp_path / "other")
 
 
-class OfTwoWorlds(tiny.TinyAnalysis):
-    def check(self, spec: ExperimentSpec) -> None:
-        del spec
-
-    def judge(self, run: Run) -> Verdict:
-        return Verdict((Check("there are two", str(len(run.true_l0)), True),))
-
-    def draw(self, run: Run) -> list[NamedFigure]:
-        del run
-        return []
+OF_TWO_WORLDS = Analysis(
+    judge=lambda run: Verdict((Check("there are two", str(len(run.true_l0)), True),)),
+    draw=lambda _: [],
+)
 
 
 @pytest.fixture
 def two_worlds(monkeypatch: Patch) -> ExperimentSpec:
     """The tiny experiment's middle SAE, begun in two ways, in worlds that differ in their name."""
-    monkeypatch.setitem(registry.ANALYSES, "of_two_worlds", OfTwoWorlds())
+    monkeypatch.setitem(registry.ANALYSES, "of_two_worlds", OF_TWO_WORLDS)
     sae = TINY.saes[1]
     saes = (
         replace(sae, sae_id="of_a", world="a"),

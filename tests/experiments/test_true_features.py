@@ -5,32 +5,29 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
+from sparse_but_wrong.experiments.analysis import Run
 from sparse_but_wrong.experiments.true_features import (
+    ANALYSES,
     CHEATING,
     GROUND_TRUTH_INIT,
     RIGHT,
     TRAINED,
     TRANSITION,
     TRUE,
-    by_schedule,
     judge_start_and_end,
     judge_tradeoff,
-    judge_transitions,
 )
 from sparse_but_wrong.experiments.verdict import Verdict
 from sparse_but_wrong.runs.spec import ExperimentSpec
 from sparse_but_wrong.training.controls import KTransition, why_not_controlled
-from tests.experiments.tiny import assert_run_is_whole, finished, shrunk, with_k
+from tests.experiments.tiny import assert_run_is_whole, finished, found, holds, shrunk, with_k
 
 TRUE_L0 = 10.95
-
-
-def holds(verdict: Verdict) -> list[bool | None]:
-    return [check.holds for check in verdict.checks]
 
 
 def test_the_published_grids() -> None:
@@ -56,55 +53,42 @@ def test_the_transitions_end_within_the_run(spec: ExperimentSpec) -> None:
     assert all(why_not_controlled(sae.control, "k", spec.training) is None for sae in spec.saes)
 
 
-def tradeoff(trained: float = 0.5, right: float = 1.0, true: float = 1.1) -> pd.DataFrame:
-    """Errors that fall with k, each kind by its own factor."""
+def tradeoff(
+    trained: float = 0.5, right: float = 1.0, true: float = 1.1, mcc: float = 0.8, ks=range(1, 26)
+) -> Verdict:
+    """Errors that fall with k, each kind by its own factor, and recovery from k = 11 on."""
     scale = {TRAINED: trained, RIGHT: right, TRUE: true}
-    return pd.DataFrame(
-        {"k": k, "sae": kind, "mse": factor * (30 - k)}
-        for k in range(1, 26)
-        for kind, factor in scale.items()
-    )
-
-
-def recovery(mcc: float = 0.8) -> pd.DataFrame:
-    ks = list(range(1, 26))
-    return pd.DataFrame({"k": ks, "mcc": [0.999 if k >= 11 else mcc for k in ks]})
+    kinds = [(k, kind) for k in ks for kind in scale]
+    errors = pd.DataFrame({"k": k, "sae": s, "mse": scale[s] * (30 - k)} for k, s in kinds)
+    table = pd.DataFrame({"k": k, "mcc": 0.999 if k >= 11 else mcc} for k in ks)
+    return judge_tradeoff(found(CHEATING, TRUE_L0, table, tradeoff=errors))
 
 
 @pytest.mark.parametrize(
-    ("errors", "mcc", "expected"),
+    ("changes", "expected"),
     [
-        ({}, 0.8, [True, True, True]),
-        ({"right": 0.4}, 0.8, [False, True, True]),
-        ({"true": 0.5}, 0.8, [True, False, True]),
-        ({}, 0.995, [True, True, False]),
-        ({"trained": math.nan}, 0.8, [False, False, True]),
+        ({}, [True, True, True]),
+        ({"right": 0.4}, [False, True, True]),
+        ({"true": 0.5}, [True, False, True]),
+        ({"mcc": 0.995}, [True, True, False]),
+        ({"trained": math.nan}, [False, False, True]),
+        # Without SAEs below or at the truth nothing is said.
+        ({"ks": range(11, 26)}, [None, None, None]),
+        ({"ks": range(1, 9)}, [None, True, True]),
     ],
 )
-def test_each_part_of_cheating(errors: dict, mcc: float, expected: list[bool]) -> None:
-    assert holds(judge_tradeoff(tradeoff(**errors), recovery(mcc), TRUE_L0)) == expected
+def test_each_part_of_cheating(changes: dict[str, Any], expected: list[bool | None]) -> None:
+    verdict = tradeoff(**changes)
+    assert holds(verdict) == expected
+    if not changes:
+        assert verdict.checks[0].measured == (
+            "9 of 9; MSE 12.50 against 25.00 at k = 5; MSE 10.50 against 21.00 at k = 9"
+        )
+        assert "k = 25" in verdict.remarks[1]
 
 
-def test_the_numbers_of_cheating_are_told() -> None:
-    verdict = judge_tradeoff(tradeoff(), recovery(), TRUE_L0)
-    assert verdict.checks[0].measured == (
-        "9 of 9; MSE 12.50 against 25.00 at k = 5; MSE 10.50 against 21.00 at k = 9"
-    )
-    assert "k = 25" in verdict.remarks[1]
-
-
-@pytest.mark.parametrize(
-    ("ks", "expected"),
-    [(range(11, 26), [None, None, None]), (range(1, 9), [None, True, True])],
-)
-def test_without_saes_below_or_at_the_truth_nothing_is_said(ks, expected: list) -> None:
-    rows, table = tradeoff(), recovery()
-    chosen = (rows.loc[rows["k"].isin(list(ks))], table.loc[table["k"].isin(list(ks))])
-    assert holds(judge_tradeoff(*chosen, TRUE_L0)) == expected
-
-
-def start_and_end(**changes: float) -> pd.DataFrame:
-    """Two worlds; `changes` are of the second, by column and k."""
+def start_and_end(*ks: int, **changes: float) -> Verdict:
+    """Two worlds with some k; `changes` are of the second, by column and k."""
     rows = []
     for world in ("first", "second"):
         for k, mcc, start, end in ((5, 0.77, 4.8, 2.6), (11, 0.999, 0.1, 0.1)):
@@ -112,8 +96,9 @@ def start_and_end(**changes: float) -> pd.DataFrame:
             row |= {"mse_start": start, "mse_end": end}
             if world == "second":
                 row |= {name: changes[f"{name}_{k}"] for name in row if f"{name}_{k}" in changes}
-            rows.append(row)
-    return pd.DataFrame(rows)
+            rows += [row] if k in ks else []
+    table = pd.DataFrame(rows)
+    return judge_start_and_end(found(GROUND_TRUTH_INIT, TRUE_L0, start_and_end=table))
 
 
 @pytest.mark.parametrize(
@@ -127,7 +112,7 @@ def start_and_end(**changes: float) -> pd.DataFrame:
     ],
 )
 def test_every_world_counts(changes: dict[str, float], expected: list[bool]) -> None:
-    verdict = judge_start_and_end(start_and_end(**changes))
+    verdict = start_and_end(5, 11, **changes)
     assert holds(verdict) == expected
     if not changes:
         assert verdict.checks[0].measured == "1.000 → 0.770 (k = 5), 1.000 → 0.770 (k = 5)"
@@ -135,8 +120,7 @@ def test_every_world_counts(changes: dict[str, float], expected: list[bool]) -> 
 
 
 def test_without_a_low_k_nothing_is_said_of_it() -> None:
-    rows = start_and_end()
-    assert holds(judge_start_and_end(rows.loc[rows["k"] == 11])) == [None, None, True]
+    assert holds(start_and_end(11)) == [None, None, True]
 
 
 def transitions(down: float, up: float) -> pd.DataFrame:
@@ -148,16 +132,17 @@ def transitions(down: float, up: float) -> pd.DataFrame:
     )
 
 
-def curves(table: pd.DataFrame) -> pd.DataFrame:
-    return pd.DataFrame(
+def judged(table: pd.DataFrame) -> Run:
+    """Of a loss that falls over the last tenth of training."""
+    curves = pd.DataFrame(
         {"sae_id": sae_id, "step": step, "mse_loss": 2.0 if step < 900 else 0.5}
         for sae_id in table["sae_id"]
         for step in (0, 850, 950, 1000)
     )
-
-
-def judged(table: pd.DataFrame) -> Verdict:
-    return judge_transitions(table, by_schedule(table, curves(table)))
+    analysis, run = ANALYSES["transition"], found(TRANSITION, TRUE_L0, table, curves=curves)
+    run.tables |= analysis.measure(run)
+    run.verdict = analysis.judge(run)
+    return run
 
 
 @pytest.mark.parametrize(
@@ -171,7 +156,7 @@ def judged(table: pd.DataFrame) -> Verdict:
     ],
 )
 def test_judged_by_the_median_seed(down: float, up: float, expected: list[bool]) -> None:
-    verdict = judged(transitions(down, up))
+    verdict = judged(transitions(down, up)).verdict
     assert holds(verdict) == expected
     assert "median 0.999, 4 of 5 above" in verdict.remarks[0]
     if down == 0.995:
@@ -183,20 +168,19 @@ def test_judged_by_the_median_seed(down: float, up: float, expected: list[bool])
 def test_a_run_that_diverged_is_no_evidence() -> None:
     rows = transitions(0.995, 0.9)
     rows.loc[(rows["schedule"] == "up") & (rows["mcc"] == 0.9), "mcc"] = math.nan
-    check = judged(rows).checks[1]
+    check = judged(rows).verdict.checks[1]
     assert check.holds is None
     assert check.measured.startswith("median 0.500, 0 of 1 above 0.99 (0.500); diverged")
     assert check.measured.endswith("up_0, up_1, up_2, up_3")
     rows.loc[rows["schedule"] == "up", "mcc"] = math.nan
-    assert holds(judged(rows)) == [True, None]
+    assert holds(judged(rows).verdict) == [True, None]
 
 
 def test_how_the_loss_moved_at_the_end_is_in_the_table() -> None:
-    table = transitions(0.9, 0.9)
-    found = by_schedule(table, curves(table))
-    assert found["mse_loss_tenth_before"].tolist() == [2.0] * 3
-    assert found["mse_loss_last_tenth"].tolist() == [0.5] * 3
-    assert found["median_mcc"].tolist() == [0.9, 0.9, 0.999]
+    table = judged(transitions(0.9, 0.9)).tables["by_schedule"].frame
+    assert table["mse_loss_tenth_before"].tolist() == [2.0] * 3
+    assert table["mse_loss_last_tenth"].tolist() == [0.5] * 3
+    assert table["median_mcc"].tolist() == [0.9, 0.9, 0.999]
 
 
 def test_a_run_of_cheating(tmp_path: Path) -> None:

@@ -10,9 +10,16 @@ import pandas as pd
 import pytest
 
 from sparse_but_wrong.experiments import registry
-from sparse_but_wrong.experiments.analysis import MeasuredTable, NamedFigure, Run, RunSettings
+from sparse_but_wrong.experiments.analysis import (
+    MeasuredTable,
+    NamedFigure,
+    Run,
+    RunSettings,
+    draw_curves,
+)
 from sparse_but_wrong.experiments.runner import finish_run, resume_run, start_run
-from sparse_but_wrong.experiments.sweep import Sweep, draw_curves
+from sparse_but_wrong.experiments.sweep import ANALYSES
+from sparse_but_wrong.experiments.verdict import Verdict
 from sparse_but_wrong.figures.sweep import projection_vs_l0
 from sparse_but_wrong.runs.folder import RunFolder
 from sparse_but_wrong.runs.spec import (
@@ -70,23 +77,25 @@ TINY = ExperimentSpec(
 """4 features in 8 dimensions, three JumpReLU SAEs."""
 
 
-class TinyAnalysis(Sweep):
-    """A sweep with two figures and a table of its own."""
+def _measure(run: Run) -> dict[str, MeasuredTable]:
+    widths = [run.saes[sae_id].cfg.d_sae for sae_id in run.table["sae_id"]]
+    frame = run.table[["sae_id", "l0"]].assign(width=widths)
+    return {"widths": MeasuredTable(frame, "How wide the SAEs are.")}
 
-    def measure(self, run: Run) -> dict[str, MeasuredTable]:
-        widths = [run.saes[sae_id].cfg.d_sae for sae_id in run.table["sae_id"]]
-        frame = run.table[["sae_id", "l0"]].assign(width=widths)
-        return {"widths": MeasuredTable(frame, "How wide the SAEs are.")}
 
-    def draw(self, run: Run) -> list[NamedFigure]:
-        figure = projection_vs_l0(run.table, run.projections, 1, run.true_l0[run.only_world])
-        return [NamedFigure("projections/s_1", figure, "s_1 against L0."), draw_curves(run)]
+def _draw(run: Run) -> list[NamedFigure]:
+    figure = projection_vs_l0(run.table, run.projections, 1, run.only_l0)
+    return [NamedFigure("projections/s_1", figure, "s_1 against L0."), draw_curves(run)]
+
+
+ANALYSIS = replace(ANALYSES["sweep"], measure=_measure, draw=_draw)
+"""A sweep with two figures and a table of its own."""
 
 
 def register(monkeypatch: pytest.MonkeyPatch, name: str = "tiny") -> None:
     """Make `sbw run NAME` run the tiny experiment for the time of a test."""
     monkeypatch.setitem(registry.EXPERIMENTS, name, replace(TINY, name=name))
-    monkeypatch.setitem(registry.ANALYSES, "tiny", TinyAnalysis())
+    monkeypatch.setitem(registry.ANALYSES, "tiny", ANALYSIS)
 
 
 def started(
@@ -108,6 +117,29 @@ def resumed(path: Path) -> Run:
     with resume_run(path) as run:
         run.settings = replace(run.settings, progress=False)
         return finish_run(run)
+
+
+def found(
+    spec: ExperimentSpec,
+    true_l0: float,
+    table: pd.DataFrame | None = None,
+    projections: pd.DataFrame | None = None,
+    curves: pd.DataFrame | None = None,
+    **tables: pd.DataFrame,
+) -> Run:
+    """A run whose tables are made by hand, to be judged."""
+    run = Run(RunFolder(Path(), {}), spec, SETTINGS)
+    run.true_l0 = {ONLY_WORLD: true_l0}
+    empty = pd.DataFrame()
+    given = (empty if frame is None else frame for frame in (table, projections, curves))
+    run.table, run.projections, run.curves = given
+    run.tables = {name: MeasuredTable(frame, "") for name, frame in tables.items()}
+    return run
+
+
+def holds(verdict: Verdict) -> list[bool | None]:
+    """What each check came to."""
+    return [check.holds for check in verdict.checks]
 
 
 N_FEATURES = 6

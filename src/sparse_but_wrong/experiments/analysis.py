@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -23,7 +23,6 @@ from sparse_but_wrong.sae_lens_compat import inference_copy
 from sparse_but_wrong.worlds.world import ToyWorld
 
 if TYPE_CHECKING:
-    import pandas as pd
     import sae_lens
     from matplotlib.figure import Figure
 
@@ -82,13 +81,7 @@ class RunSAEs(Mapping[str, Any]):
 
 
 class Run:
-    """A run of an experiment, and what was found once it is finished.
-
-    Args:
-        folder: of the run.
-        spec: as it is run.
-        settings: seed and device.
-    """
+    """A run of an experiment, and what was found once it is finished."""
 
     table: pd.DataFrame
     """A row per SAE: what sets it apart, and its metrics."""
@@ -99,12 +92,11 @@ class Run:
     curves: pd.DataFrame
     """A row per SAE and logged step."""
 
-    true_l0: dict[str, float]
-    """Features active per sample over the evaluation samples, by toy world."""
-
     def __init__(self, folder: RunFolder, spec: ExperimentSpec, settings: RunSettings) -> None:
         self.folder, self.spec, self.settings = folder, spec, settings
         self.saes = RunSAEs(folder, settings.device)
+        self.true_l0: dict[str, float] = {}
+        """Features active per sample over the evaluation samples, by toy world."""
         self.tables: dict[str, MeasuredTable] = {}
         """What the analysis measured, by name."""
         self.evaluations: list[Evaluation] = []
@@ -133,12 +125,20 @@ class Run:
         (name,) = self.spec.worlds
         return name
 
-    def world(self, name: str) -> ToyWorld:
-        """A toy world of the run."""
-        return ToyWorld.load(self.folder.checked_world_path(name), self.settings.device)
+    @property
+    def only_l0(self) -> float:
+        """The true L0 of the toy world, where there is one."""
+        (true_l0,) = self.true_l0.values()
+        return true_l0
 
-    def samples(self, name: str) -> tuple[Float[Tensor, "samples d_in"], float]:
+    def world(self, name: str | None = None) -> ToyWorld:
+        """A toy world of the run; the only one if left out."""
+        path = self.folder.checked_world_path(name or self.only_world)
+        return ToyWorld.load(path, self.settings.device)
+
+    def samples(self, name: str | None = None) -> tuple[Float[Tensor, "samples d_in"], float]:
         """The activations on which the SAEs of a toy world are evaluated, and their true L0."""
+        name = name or self.only_world
         world = self.world(name)
         generator = torch.Generator(device=world.sampler.device).manual_seed(
             world_seed(self.settings.seed, "evaluation", name)
@@ -154,34 +154,38 @@ class Run:
 
     def untrained(self, sae: SAESpec, world: ToyWorld) -> sae_lens.TrainingSAE[Any]:
         """An SAE as it was when its training began."""
-        (made,) = make_saes(
-            [sae], world.d_in, self.settings.seed, self.settings.device, world.model
-        )
-        return made
+        settings = self.settings
+        return make_saes([sae], world.d_in, settings.seed, settings.device, world.model)[0]
 
 
-class Analysis(ABC):
-    """What is measured, judged and drawn."""
+@dataclass(frozen=True)
+class Analysis:
+    """What is judged, drawn and measured once the SAEs of a spec are trained."""
 
-    def check(self, spec: ExperimentSpec) -> None:  # noqa: B027 (built-in specs fit theirs)
-        """Refuse a spec that this cannot be done with, before anything is trained.
+    judge: Callable[[Run], Verdict]
+    """Whether the claim was seen."""
 
-        Raises:
-            ValueError: what is missing in the spec.
-        """
+    draw: Callable[[Run], list[NamedFigure]]
+    """The figures; the first with a caption is the overview."""
 
-    def measure(self, run: Run) -> dict[str, MeasuredTable]:
-        """Tables besides that of results, by name."""
-        del run
-        return {}
+    measure: Callable[[Run], dict[str, MeasuredTable]] = lambda _: {}
+    """Tables besides that of results, by name; `judge` and `draw` find them in the run."""
 
-    @abstractmethod
-    def judge(self, run: Run) -> Verdict:
-        """Whether the claim was seen."""
+    check: Callable[[ExperimentSpec], None] = lambda _: None
+    """Refuses a spec that this cannot be done with (ValueError), before anything is trained."""
 
-    @abstractmethod
-    def draw(self, run: Run) -> list[NamedFigure]:
-        """The figures; the first with a caption is the overview."""
+
+def draw_curves(run: Run) -> NamedFigure:
+    """The training curves, with the true L0 where there is one."""
+    from sparse_but_wrong.figures.training import training_curves
+
+    true_l0 = run.only_l0 if len(run.true_l0) == 1 else None
+    return NamedFigure("training_curves", training_curves(run.curves, true_l0))
+
+
+def floats(table: pd.DataFrame, column: str) -> Float[np.ndarray, " rows"]:
+    """A column as float64."""
+    return table[column].to_numpy(dtype=np.float64)
 
 
 def rank_correlation(xs: Float[np.ndarray, " n"], ys: Float[np.ndarray, " n"]) -> float:

@@ -2,81 +2,60 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TypeVar
+
+from sparse_but_wrong.experiments import (
+    intuition,
+    low_l0,
+    published_l0,
+    small,
+    sweep,
+    true_features,
+)
 from sparse_but_wrong.experiments.analysis import Analysis
-from sparse_but_wrong.experiments.batchtopk import BATCHTOPK, BatchTopK
-from sparse_but_wrong.experiments.intuition import INTUITION, Intuition
-from sparse_but_wrong.experiments.low_l0 import LOW_L0, LowL0
-from sparse_but_wrong.experiments.mixing import (
-    Mixing,
-    draw_by_correlation,
-    draw_by_k,
-    draw_components,
-    judge_correlations,
-    judge_l0s,
-    judge_signs,
-    judge_superposition,
-)
-from sparse_but_wrong.experiments.published_l0 import PUBLISHED_L0, PublishedL0
-from sparse_but_wrong.experiments.small import (
-    CORRELATION_STRENGTH,
-    L0_STRENGTH,
-    SMALL,
-    SUPERPOSITION,
-)
-from sparse_but_wrong.experiments.sweep import JUMPRELU, Activations, JumpReLU, Sweep
-from sparse_but_wrong.experiments.true_features import (
-    CHEATING,
-    GROUND_TRUTH_INIT,
-    TRANSITION,
-    Cheating,
-    GroundTruthInit,
-    Transition,
-)
 from sparse_but_wrong.runs.spec import ExperimentSpec
 
-_BUILT_IN: tuple[tuple[ExperimentSpec, Analysis], ...] = (
-    (INTUITION, Intuition()),
-    (SMALL, Mixing(judge_signs, draw_components)),
-    (CORRELATION_STRENGTH, Mixing(judge_correlations, draw_by_correlation)),
-    (L0_STRENGTH, Mixing(judge_l0s, draw_by_k)),
-    (SUPERPOSITION, Mixing(judge_superposition, draw_components)),
-    (LOW_L0, LowL0()),
-    (CHEATING, Cheating()),
-    (GROUND_TRUTH_INIT, GroundTruthInit()),
-    (BATCHTOPK, BatchTopK()),
-    (JUMPRELU, JumpReLU()),
-    (TRANSITION, Transition()),
-    (PUBLISHED_L0, PublishedL0()),
-)
+_Value = TypeVar("_Value")
+
+EXPERIMENTS: dict[str, ExperimentSpec] = {
+    spec.name: spec
+    for spec in (
+        intuition.INTUITION,
+        small.SMALL,
+        small.CORRELATION_STRENGTH,
+        small.L0_STRENGTH,
+        small.SUPERPOSITION,
+        low_l0.LOW_L0,
+        true_features.CHEATING,
+        true_features.GROUND_TRUTH_INIT,
+        sweep.BATCHTOPK,
+        sweep.JUMPRELU,
+        true_features.TRANSITION,
+        published_l0.PUBLISHED_L0,
+    )
+}
 """In the order of the paper, which is also that of `sbw paper`."""
 
-EXPERIMENTS: dict[str, ExperimentSpec] = {spec.name: spec for spec, _ in _BUILT_IN}
-
 ANALYSES: dict[str, Analysis] = {
-    "sweep": Sweep(),
-    "activations": Activations(),
-    **{spec.analysis: analysis for spec, analysis in _BUILT_IN},
+    name: analysis
+    for module in (sweep, intuition, small, low_l0, true_features, published_l0)
+    for name, analysis in module.ANALYSES.items()
 }
 """What a spec's `analysis` may be; in users' own, only the first two."""
 
 
 def get_experiment(name: str) -> ExperimentSpec:
-    """An experiment by name.
-
-    Raises:
-        ValueError: there is none; the message lists those there are.
-    """
-    if name not in EXPERIMENTS:
-        raise ValueError(f"Unknown experiment {name!r}. Available: {', '.join(EXPERIMENTS)}.")
-    return EXPERIMENTS[name]
+    """An experiment by name; ValueError for an unknown one, with a list of those there are."""
+    return _named("experiment", name, EXPERIMENTS)
 
 
 def get_analysis(name: str) -> Analysis:
-    """An analysis by name.
+    """An analysis by name; ValueError likewise."""
+    return _named("analysis", name, ANALYSES)
 
-    Raises:
-        ValueError: there is none; the message lists those there are.
-    """
-    if name not in ANALYSES:
-        raise ValueError(f"Unknown analysis {name!r}. Available: {', '.join(ANALYSES)}.")
-    return ANALYSES[name]
+
+def _named(kind: str, name: str, known: Mapping[str, _Value]) -> _Value:
+    if name not in known:
+        raise ValueError(f"Unknown {kind} {name!r}. Available: {', '.join(known)}.")
+    return known[name]

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import torch
+import pandas as pd
 
 from sparse_but_wrong import atomic
 from sparse_but_wrong.experiments.analysis import Run, RunSettings
-from sparse_but_wrong.experiments.findings import (
-    l0_change_at_end,
-    moving_in_words,
-    sparsity_in_words,
-)
+from sparse_but_wrong.experiments.findings import l0_change_at_end, training_remarks
 from sparse_but_wrong.experiments.registry import get_analysis, get_experiment
 from sparse_but_wrong.experiments.train import make_training, train_all
 from sparse_but_wrong.experiments.verdict import Verdict
@@ -27,18 +23,12 @@ from sparse_but_wrong.metrics.evaluate import evaluate
 from sparse_but_wrong.metrics.projection_table import join_projections
 from sparse_but_wrong.report.run import write_report
 from sparse_but_wrong.runs.folder import RunFolder, fresh_path
-from sparse_but_wrong.runs.make import (
-    load_data,
-    make_data,
-)
+from sparse_but_wrong.runs.make import load_data, make_data
 from sparse_but_wrong.runs.provenance import provenance
 from sparse_but_wrong.runs.spec import ExperimentSpec
 from sparse_but_wrong.runs.stored_world import StoredWorld
-from sparse_but_wrong.training.log import SAELog
+from sparse_but_wrong.untrusted import usable_device
 from sparse_but_wrong.worlds.world import ToyWorld
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 _OWN_COLUMNS = ("sae_id", "world", "architecture", "added", "diverged_at_step", "l0_change_at_end")
 _TOY_METRICS = (
@@ -95,17 +85,14 @@ def run_experiment(
 def start_run(
     spec: ExperimentSpec, out: Path, settings: RunSettings, *, quick: bool = False
 ) -> Iterator[Run]:
-    """A new run folder for a spec, with its manifest and its worlds.
+    """A new run folder for a spec, with its manifest and its worlds, to be given to `finish_run`.
 
     No other process gets the folder while the block runs.
 
     Args:
         spec: the experiment, at full budget.
         out: the folder; must be empty or not exist.
-        settings: seed and device.
         quick: run it at a fiftieth of its budget.
-    Yields:
-        the run, to be given to `finish_run`.
     Raises:
         ValueError: a world or SAEs that cannot be made or trained as asked, an analysis that
             cannot be done with them, or a device that is not there. Nothing is written then.
@@ -141,12 +128,10 @@ def start_run(
 
 @contextmanager
 def resume_run(path: Path) -> Iterator[Run]:
-    """The run in a folder, with the spec, seed and device that it was started with.
+    """The run in a folder, as it was started, to be given to `finish_run`.
 
     No other process gets the folder while the block runs.
 
-    Yields:
-        the run, to be given to `finish_run`.
     Raises:
         FileNotFoundError: there is no run in it.
         ValueError: it is damaged, or another process works in it.
@@ -193,7 +178,7 @@ def finish_run(run: Run) -> Run:
         ValueError: something in the folder is damaged.
         KeyboardInterrupt: on Ctrl-C, with a checkpoint written.
     """
-    folder = run.folder
+    folder, manifest = run.folder, run.folder.manifest
     _check_device(run.settings.device)
     with _disk_named(folder.path):
         atomic.remove_leftovers(folder.path)
@@ -204,11 +189,11 @@ def finish_run(run: Run) -> Run:
         _judge(run)
         evaluated = time.perf_counter()
         _draw(run)
-        folder.manifest["timings"] |= {
+        manifest["timings"] |= {
             "evaluation_seconds": evaluated - started,
             "figures_seconds": time.perf_counter() - evaluated,
         }
-        folder.manifest["status"] = "finished"
+        manifest["status"] = "finished"
         write_report(folder)  # before the manifest says so: a finished run has its report
         folder.write_manifest()
     return run
@@ -254,11 +239,7 @@ def _disk_named(path: Path) -> AbstractContextManager[None]:
 
 def _evaluate(run: Run) -> None:
     """Evaluate the SAEs of every world, all of a world on the same samples."""
-    import pandas as pd
-
-    logs = {sae.sae_id: run.folder.read_log(sae.sae_id) for sae in run.spec.saes}
-    run.true_l0 = {}
-    rows: dict[str, dict[str, Any]] = {}
+    metrics: dict[str, dict[str, Any]] = {}
     projections: dict[str, np.ndarray] = {}
     for name in run.spec.worlds:
         world = load_data(run.folder.checked_world_path(name), run.settings.device)
@@ -272,61 +253,49 @@ def _evaluate(run: Run) -> None:
             columns = _TOY_METRICS
         for evaluation in found:
             row = evaluation.to_row()
-            rows[evaluation.name] = {column: row[column] for column in columns}
-            projections[evaluation.name] = evaluation.projections
-    run.table = pd.DataFrame(
-        {
-            "sae_id": sae.sae_id,
-            "world": sae.world,
-            "architecture": sae.architecture,
-            "added": sae.added,
-            **sae.factors,
-            "diverged_at_step": logs[sae.sae_id].diverged_at,
-            "l0_change_at_end": l0_change_at_end(
-                logs[sae.sae_id].steps, logs[sae.sae_id].columns["l0"]
-            ),
-            **rows[sae.sae_id],
-        }
-        for sae in run.spec.saes
-    )
+            metrics[evaluation.name] = {column: row[column] for column in columns}
+            projections[evaluation.name] = evaluation.projections.astype(float)
+    rows, curves = [], [pd.DataFrame()]
+    for sae in run.spec.saes:
+        log = run.folder.read_log(sae.sae_id)
+        rows.append(
+            {
+                "sae_id": sae.sae_id,
+                "world": sae.world,
+                "architecture": sae.architecture,
+                "added": sae.added,
+                **sae.factors,
+                "diverged_at_step": log.diverged_at,
+                "l0_change_at_end": l0_change_at_end(log.steps, log.columns["l0"]),
+                **metrics[sae.sae_id],
+            }
+        )
+        curves.append(pd.DataFrame({"sae_id": sae.sae_id, "step": log.steps, **log.columns}))
+    run.table = pd.DataFrame(rows)
     if rows:
         run.table = run.table.astype({"diverged_at_step": "Int64"})
-    run.projections = pd.DataFrame([projections[sae.sae_id].astype(float) for sae in run.spec.saes])
-    run.curves = _collect_curves(logs)
-
-
-def _collect_curves(logs: Mapping[str, SAELog]) -> pd.DataFrame:
-    import pandas as pd
-
-    frames = [
-        pd.DataFrame({"sae_id": sae_id, "step": log.steps, **log.columns})
-        for sae_id, log in logs.items()
-    ]
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    run.projections = pd.DataFrame([projections[sae.sae_id] for sae in run.spec.saes])
+    run.curves = pd.concat(curves[1:] or curves, ignore_index=True)
 
 
 def _judge(run: Run) -> None:
     """Let the experiment's analysis measure and judge; write the tables."""
-    folder, manifest = run.folder, run.folder.manifest
+    folder, manifest, analysis = run.folder, run.folder.manifest, get_analysis(run.spec.analysis)
     if run.spec.saes:
         folder.write_table("results", join_projections(run.table, run.projections))
         folder.write_table("training_curves", run.curves)
-    analysis = get_analysis(run.spec.analysis)
-    run.tables.update(analysis.measure(run))
+    run.tables |= analysis.measure(run)
     for name, measured in run.tables.items():
         folder.write_table(name, measured.frame)
-    verdict = analysis.judge(run)
+    run.verdict = analysis.judge(run)
     if run.spec.saes:
         if manifest["quick"]:
-            verdict = verdict.unjudged(
-                "A quick run: everything works, and its numbers mean nothing."
-            )
-        moving = moving_in_words(run.table)
-        more = (*([moving] if moving else []), *sparsity_in_words(run.spec.saes, run.table))
-        verdict = Verdict(verdict.checks, (*verdict.remarks, *more))
-    run.verdict = verdict
+            why = "A quick run: everything works, and its numbers mean nothing."
+            run.verdict = run.verdict.unjudged(why)
+        more = training_remarks(run.spec.saes, run.table)
+        run.verdict = Verdict(run.verdict.checks, (*run.verdict.remarks, *more))
     manifest["true_l0"] = run.true_l0
-    manifest["verdict"] = verdict.to_dict()
+    manifest["verdict"] = run.verdict.to_dict()
     manifest["tables"] = {name: table.caption for name, table in run.tables.items()}
 
 
@@ -352,12 +321,6 @@ def _check_factors(spec: ExperimentSpec) -> None:
                 )
 
 
-def _check_device(name: str) -> None:
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(
-            f"the device {name!r} cannot be used here ({str(error).splitlines()[0]}); "
-            "try --device cpu."
-        ) from error
+def _check_device(device: str) -> None:
+    if usable_device(device).type == "meta":  # which has no numbers
+        raise ValueError("the device 'meta' cannot be used to train on; try --device cpu.")

@@ -1,30 +1,27 @@
-"""Sweeps over L0: where is s_n^dec smallest? What users' own specs are analysed by, and JumpReLU.
+"""Sweeps over L0: where is s_n^dec smallest? Those of JumpReLU, of BatchTopK, and of users.
 
-Source: the JumpReLU notebook of Chanin & Garriga-Alonso 2025, arXiv:2508.16560.
+Source: Chanin & Garriga-Alonso 2025, arXiv:2508.16560, and its JumpReLU notebook.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
-from sparse_but_wrong.experiments.analysis import Analysis, NamedFigure, Run
-from sparse_but_wrong.experiments.findings import (
-    NEAR,
-    NOISE,
-    find_projection_minima,
-    in_words,
-    ranges,
-)
-from sparse_but_wrong.experiments.verdict import Check, Verdict
-from sparse_but_wrong.experiments.worlds import BUDGET, FIFTY_FEATURES, N_FEATURES
-from sparse_but_wrong.runs.spec import ONLY_WORLD, ActivationsSpec, ExperimentSpec, SAESpec
+import numpy as np
+import pandas as pd
 
-if TYPE_CHECKING:
-    import pandas as pd
+from sparse_but_wrong.experiments.analysis import Analysis, NamedFigure, Run, draw_curves
+from sparse_but_wrong.experiments.verdict import NEAR, RECOVERED, Check, Verdict, check, ranges
+from sparse_but_wrong.experiments.worlds import N_FEATURES, batchtopk, on_fifty_features
+from sparse_but_wrong.runs.spec import ActivationsSpec, ExperimentSpec, SAESpec
 
-RECOVERED = 0.99
-"""Mean matched cosine above which an SAE's latents are the true features."""
+NOISE = 1e-3
+"""Differences in s_n below this are taken to say nothing: at the right L0 s_n itself, which would
+be 0 for exact features, comes out between 0.0002 and 0.003 from one run to the next (n = 12 to 18
+in the 50-feature world)."""
 
 PUBLISHED_COEFFICIENTS = (0.05, 0.07, 0.09, 0.1, 0.3, 0.5, 0.75, 1.0, 1.2, 1.3, 1.4, 1.5)
 # sae_lens trains the threshold itself since 2026, not its logarithm, and then the published
@@ -35,7 +32,7 @@ ADDED_BELOW = (1.75, 2.0, 2.5, 3.0, 4.0, 5.0)
 ADDED_NEAR = (0.6, 0.67, 0.85, 0.92)
 
 
-def _jumprelu(coefficient: float, added: bool) -> SAESpec:
+def _jumprelu(coefficient: float) -> SAESpec:
     return SAESpec(
         sae_id=f"l0_coefficient_{coefficient:g}",
         architecture="jumprelu",
@@ -48,176 +45,258 @@ def _jumprelu(coefficient: float, added: bool) -> SAESpec:
             "l0_warm_up_steps": 10_000,
             "normalize_activations": "expected_average_only_in",
         },
-        added=added,
+        added=coefficient not in PUBLISHED_COEFFICIENTS,
         factors={"l0_coefficient": coefficient},
     )
 
 
-JUMPRELU = ExperimentSpec(
-    name="jumprelu",
-    title="JumpReLU SAEs on the 50-feature world, over a sweep of L0 coefficients",
-    claim="s_n^dec is smallest at the true L0 for JumpReLU SAEs (n a little above it)",
-    worlds={ONLY_WORLD: FIFTY_FEATURES},
-    saes=(
-        *(_jumprelu(coefficient, added=False) for coefficient in PUBLISHED_COEFFICIENTS),
-        *(_jumprelu(coefficient, added=True) for coefficient in (*ADDED_NEAR, *ADDED_BELOW)),
-    ),
-    training=BUDGET,
+JUMPRELU = on_fifty_features(
+    "jumprelu",
+    "JumpReLU SAEs on the 50-feature world, over a sweep of L0 coefficients",
+    "s_n^dec is smallest at the true L0 for JumpReLU SAEs (n a little above it)",
+    map(_jumprelu, (*PUBLISHED_COEFFICIENTS, *ADDED_NEAR, *ADDED_BELOW)),
     projection_n=tuple(range(12, 26)),
-    analysis="jumprelu",
+)
+
+BATCHTOPK = on_fifty_features(
+    "batchtopk",
+    "BatchTopK SAEs on the 50-feature world: k = 1 to 25, five seeds each",
+    "for BatchTopK SAEs too, s_n^dec, c_dec and c_enc are smallest at the true L0",
+    (
+        batchtopk(f"k_{k}_seed_{seed}", k, factors={"k": k, "seed": seed})
+        for k in range(1, 26)
+        for seed in range(5)
+    ),
+    projection_n=tuple(range(12, 26)),
 )
 
 
-class Sweep(Analysis):
-    """What any sweep of SAEs on one toy world is analysed for."""
+@dataclass(frozen=True)
+class Minimum:
+    """Where s_n^dec is smallest over a sweep, for one n."""
 
-    def check(self, spec: ExperimentSpec) -> None:
-        """As the base class: a sweep has one toy world, and SAEs."""
-        _require_sweep(spec)
-        spec.toy_world(*spec.worlds)
+    n: int
+    l0: float
+    """Of the SAE that has the smallest."""
 
-    def judge(self, run: Run) -> Verdict:
-        """As the base class."""
-        return judge_projections(
-            run.table, run.projections, run.spec.projection_n, run.true_l0[run.only_world]
-        )
+    bottom: tuple[float, ...]
+    """L0 of each SAE whose s_n is within NOISE of the smallest, ascending."""
 
-    def draw(self, run: Run) -> list[NamedFigure]:
-        """As the base class."""
-        true_l0, ns = run.true_l0[run.only_world], run.spec.projection_n
-        overview = [draw_overview(run, true_l0)] if ns else []
-        return [*overview, *draw_projections(run, true_l0), draw_curves(run)]
+    n_higher_within: int
+    """SAEs between those two whose s_n is larger all the same: single runs land in poor minima."""
 
+    swept: tuple[float, float]
+    """The lowest and highest L0 of the sweep."""
 
-class Activations(Analysis):
-    """A sweep on stored activations: nobody knows the right L0, so nothing is judged."""
-
-    def check(self, spec: ExperimentSpec) -> None:
-        """As the base class: one world of stored activations, and SAEs."""
-        _require_sweep(spec)
-        for name, world in spec.worlds.items():
-            if not isinstance(world, ActivationsSpec):
-                raise ValueError(
-                    f"the analysis {spec.analysis!r} is for stored activations, but {name!r} is a "
-                    "toy world; write analysis: sweep."
-                )
-
-    def judge(self, run: Run) -> Verdict:
-        """As the base class: there is nothing to judge."""
-        from sparse_but_wrong.metrics.findings import remarks
-
-        first = (
-            "Nobody knows the features of these activations, so nothing is judged. `sbw find-l0 "
-            f"{run.folder.path}` says what the sweep tells about the right L0."
-        )
-        return Verdict(remarks=(first, *remarks(run.evaluations)))
-
-    def draw(self, run: Run) -> list[NamedFigure]:
-        """As the base class."""
-        from sparse_but_wrong.figures.distributions import plot_evaluations
-        from sparse_but_wrong.report.evaluation import CAPTION
-
-        overview = NamedFigure("overview", plot_evaluations(run.evaluations), CAPTION)
-        return [overview, *draw_projections(run, None), draw_curves(run)]
+    def shape(self, true_l0: float) -> Literal["sharp", "flat", "away"]:
+        """Whether the bottom of the curve is at the truth alone, reaches further, or is away."""
+        at_it = [abs(l0 - true_l0) <= NEAR for l0 in self.bottom]
+        return "sharp" if all(at_it) else "flat" if any(at_it) else "away"
 
 
-class JumpReLU(Sweep):
-    """A sweep, drawn as the notebook draws it, under the notebook's names."""
+def find_minima(table: pd.DataFrame, projections: pd.DataFrame, ns: Sequence[int]) -> list[Minimum]:
+    """For each n, the SAE with the smallest s_n^dec, and how wide the bottom of the curve is.
 
-    def draw(self, run: Run) -> list[NamedFigure]:
-        """As the base class."""
-        from sparse_but_wrong.figures.heatmaps import correlation_heatmap, firing_probabilities
-        from sparse_but_wrong.figures.sweep import l0_vs_coefficient
+    SAEs that diverged are left out; where none remains, there is no minimum. So are n from
+    d_sae / 2 on: there s_n is the median or beyond, blind to how far the projections spread.
 
-        true_l0, world = run.true_l0[run.only_world], run.world(run.only_world)
-        setup = "toy_setup_jumprelu/toy_model"
-        assert world.correlation_matrix is not None
-        return [
-            draw_overview(run, true_l0),
-            NamedFigure(
-                f"{setup}_feature_firing_probabilities",
-                firing_probabilities(world.firing_probabilities),
-            ),
-            NamedFigure(
-                f"{setup}_correlation_matrix", correlation_heatmap(world.correlation_matrix)
-            ),
-            *draw_projections(run, true_l0, "dpn_jumprelu/dp_"),
-            NamedFigure(
-                "toy_l0_jumprelu/l0_vs_l0_coeff_jumprelu", l0_vs_coefficient(run.table, true_l0)
-            ),
-            draw_curves(run),
-        ]
+    Args:
+        table: a row per SAE with a column `l0`.
+        projections: s_n^dec of the same SAEs, a column per n.
+        ns: which n.
+    """
+    found = []
+    for n in (n for n in ns if n < projections.shape[1] / 2):
+        points = np.array([table["l0"], projections[n]], dtype=float)
+        l0, s_n = points[:, np.isfinite(points).all(axis=0)]
+        if len(l0):
+            bottom = np.sort(l0[s_n <= s_n.min() + NOISE]).tolist()
+            within = (bottom[0] <= l0) & (l0 <= bottom[-1])
+            swept = float(l0.min()), float(l0.max())
+            at = float(l0[s_n.argmin()])
+            found.append(Minimum(n, at, tuple(bottom), int(within.sum()) - len(bottom), swept))
+    return found
 
 
-def _require_sweep(spec: ExperimentSpec) -> None:
-    if not spec.saes:
-        raise ValueError(f"the spec {spec.name!r} has no SAEs; its analysis needs at least one.")
-    if len(spec.worlds) != 1:
-        raise ValueError(
-            f"the analysis {spec.analysis!r} looks at one world, but the spec {spec.name!r} has "
-            f"{len(spec.worlds)}: {', '.join(spec.worlds)}."
-        )
+def missing_sides(l0s: Sequence[float], true_l0: float) -> list[str]:
+    """The sides of the true L0 on which a sweep has no SAE.
+
+    There is nothing there that the smallest could be smaller than.
+    """
+    sides = (("below", min(l0s) < true_l0 - NEAR), ("above", max(l0s) > true_l0 + NEAR))
+    return [side for side, is_there in sides if not is_there]
 
 
 def judge_projections(
     table: pd.DataFrame, projections: pd.DataFrame, ns: Sequence[int], true_l0: float
 ) -> Verdict:
-    """Whether s_n^dec is smallest at the true L0, for every n.
-
-    Args:
-        table: a row per SAE, or per setting where several seeds were averaged.
-        projections: s_n^dec of the same, a column per n.
-        ns: which n; those from half the number of latents on say nothing.
-        true_l0: of the world.
-    """
-    findings = find_projection_minima(table, projections, ns)
-    claim = (
-        f"for n = {ranges([f.n for f in findings])} s_n^dec is smallest within {NEAR:g} of the "
-        f"true L0 {true_l0:.2f} (what is less than {NOISE:g} above the smallest counts as smallest)"
+    """Whether s_n^dec is smallest at the true L0, for every n; arguments as of `find_minima`."""
+    found = find_minima(table, projections, ns)
+    if not found:
+        claim = "s_n^dec is smallest at the true L0"
+        return Verdict((check(claim, "", None, unless="no n to look at"),))
+    away = [f for f in found if f.shape(true_l0) == "away"]
+    flat = [f for f in found if f.shape(true_l0) == "flat"]
+    where = "; ".join(
+        f"at L0 {l0:.2f} for n = {ranges(f.n for f in found if f.l0 == l0)}"
+        for l0 in sorted({f.l0 for f in found})
     )
-    if not findings:
-        return Verdict((Check("s_n^dec is smallest at the true L0", "no n to look at", None),))
-    away = [f for f in findings if f.shape(true_l0) == "away"]
-    by_l0: dict[float, list[int]] = {}
-    for finding in findings:
-        by_l0.setdefault(finding.l0_at_minimum, []).append(finding.n)
-    where = "; ".join(f"at L0 {l0:.2f} for n = {ranges(ns)}" for l0, ns in sorted(by_l0.items()))
-    count = f"{len(findings) - len(away)} of {len(findings)} n"
-    # Without SAEs on both sides there is nothing that the smallest could be smaller than.
-    holds = None if findings[0].misses_a_side(true_l0) else not away
+    missing = " or ".join(missing_sides(found[0].swept, true_l0))
+    remarks = []
+    if flat:
+        widest = max(flat, key=lambda f: f.bottom[-1] - f.bottom[0])
+        but = f", {widest.n_higher_within} between them aside" if widest.n_higher_within else ""
+        remarks.append(
+            f"For n = {ranges(f.n for f in flat)} which of several SAEs is smallest is noise: "
+            f"theirs differ by less than {NOISE:g}, at the widest (n = {widest.n}) from L0 "
+            f"{widest.bottom[0]:.2f} to {widest.bottom[-1]:.2f}{but}. Read off the last SAE before "
+            "the rise towards low L0."
+        )
     return Verdict(
-        (Check(claim, f"{count}; the smallest itself is {where}", holds),),
-        tuple(in_words(findings, true_l0)),
+        (
+            check(
+                f"for n = {ranges(f.n for f in found)} s_n^dec is smallest within {NEAR:g} of the "
+                f"true L0 {true_l0:.2f} (what is less than {NOISE:g} above it counts too)",
+                f"{len(found) - len(away)} of {len(found)} n; the smallest itself is {where}",
+                not away,
+                unless=missing and f"the sweep has no SAE more than {NEAR:g} {missing} the true L0",
+            ),
+        ),
+        tuple(remarks),
     )
 
 
-def draw_curves(run: Run) -> NamedFigure:
-    """The training curves, with the true L0 where there is one."""
-    from sparse_but_wrong.figures.training import training_curves
+def _judge_similarity(mean: pd.DataFrame, column: str, true_l0: float, unless: str) -> Check:
+    claim = (
+        f"the mean {column} over the seeds is smallest within {NEAR:g} of the true L0 {true_l0:.2f}"
+    )
+    finite = mean.loc[mean[column].notna() & mean["l0"].notna()].sort_values(column)
+    if finite.empty:
+        return check(claim, "", None, unless=unless or f"no finite {column}")
+    best, is_off = finite.iloc[0], (finite["l0"] - true_l0).abs() > NEAR
+    measured = f"{best[column]:.4f} at k = {best['k']:g} (L0 {best['l0']:.2f})"
+    if is_off.any():
+        other = finite.loc[is_off].iloc[0]
+        measured += f"; away from the true L0 at least {other[column]:.4f}, at k = {other['k']:g}"
+    if missing := " or ".join(missing_sides(finite["l0"].tolist(), true_l0)):
+        missing = f"the sweep has no SAE more than {NEAR:g} {missing} it"
+    reasons = "; ".join(filter(None, (missing, unless)))
+    return check(claim, measured, not is_off.iloc[0], unless=reasons)
 
-    true_l0 = next(iter(run.true_l0.values())) if len(run.true_l0) == 1 else None
-    return NamedFigure("training_curves", training_curves(run.curves, true_l0))
+
+def judge_over_seeds(run: Run) -> Verdict:
+    """Whether the mean over seeds of s_n^dec, c_dec and c_enc is smallest at the true L0.
+
+    A check for which an SAE has no finite number is not judged: its mean would be that of others.
+    """
+    table, ns, true_l0 = run.table, run.spec.projection_n, run.only_l0
+    metrics = table[["l0", "c_dec", "c_enc"]].join(run.projections[list(ns)])
+
+    def diverged(columns: Sequence[str | int]) -> list[str]:
+        finite = np.isfinite(metrics[["l0", *columns]].to_numpy(float)).all(axis=1)
+        return [str(sae_id) for sae_id in table.loc[~finite, "sae_id"]]
+
+    def why_not(columns: Sequence[str | int]) -> str:
+        n = len(diverged(columns))
+        return f"not judged, as {n} of the SAEs diverged, which no mean includes" if n else ""
+
+    by_k = table.groupby("k", sort=True)[["l0", "c_dec", "c_enc"]]
+    s_by_k = run.projections.groupby(table["k"], sort=True)
+    # Where projections are near 0 a single SAE can make the mean the smallest; not the median.
+    mean, median = (by_k.agg(how).reset_index() for how in ("mean", "median"))
+    by_mean, by_median = (
+        judge_projections(of_k, s_by_k.agg(how), ns, true_l0)
+        for how, of_k in (("mean", mean), ("median", median))
+    )
+    (of_mean,), (of_median,) = by_mean.checks, by_median.checks
+    unless = why_not(ns)
+    if unless:
+        of_mean = check(of_mean.claim, of_mean.measured, None, unless=unless)
+    word = {True: "holds", False: "does not hold", None: "is not judged"}[
+        None if unless else of_median.holds
+    ]
+    off = (table["l0"] - table["k"]).abs().max()
+    near = table.loc[(table["k"] - true_l0).abs() <= NEAR].groupby("k")["mcc"]
+    counts = ", ".join(f"{int((m > RECOVERED).sum())} of {len(m)} at k = {k:g}" for k, m in near)
+    every = ", ".join(diverged([*ns, "c_dec", "c_enc"]))
+    remarks = (
+        *by_mean.remarks,
+        f"With the median seed instead of the mean, the claim about s_n^dec {word}: "
+        f"{of_median.measured}.",
+        "L0 here is that of the thresholded (JumpReLU) export, which a BatchTopK SAE is used as; "
+        f"it differs from k by up to {off:.2f}.",
+        counts and f"The mean matched cosine is above {RECOVERED:g} in {counts}.",
+        every and f"SAEs that diverged: {every}.",
+    )
+    similarities = (
+        _judge_similarity(mean, column, true_l0, why_not([column])) for column in ("c_dec", "c_enc")
+    )
+    return Verdict((of_mean, *similarities), tuple(filter(None, remarks)))
 
 
-def draw_projections(
-    run: Run, true_l0: float | None, prefix: str = "projections/s_"
-) -> list[NamedFigure]:
-    """s_n^dec against L0, a figure for every n of the spec."""
-    from sparse_but_wrong.figures.sweep import projection_vs_l0
+def _draw_over_seeds(run: Run) -> list[NamedFigure]:
+    from sparse_but_wrong.figures.sweep import (
+        over_seeds,
+        overview_over_seeds,
+        projection_over_seeds,
+    )
 
+    ns, true_l0 = run.spec.projection_n, run.only_l0
+    shown = spread_out([n for n in ns if n < run.projections.shape[1] / 2])
+    overview = overview_over_seeds(run.table, run.projections, true_l0, ns=shown)
+    caption = (
+        "Mean over the seeds at every k, and a band of one standard deviation. The k is that of "
+        "training; the L0 of the thresholded SAEs is in the table."
+    )
+    figures = {
+        f"projections/s_{n}": projection_over_seeds(run.table, run.projections, n, true_l0)
+        for n in ns
+    }
+    for part, of in (("dec", "Decoder rows"), ("enc", "Encoder columns")):
+        words = {
+            "ylabel": rf"$c_\mathrm{{{part}}}$",
+            "title": f"{of}: pairwise cosine similarity vs k",
+        }
+        figures[f"similarity/c_{part}"] = over_seeds(run.table, f"c_{part}", true_l0, **words)
+    drawn = [NamedFigure(name, figure) for name, figure in figures.items()]
+    return [NamedFigure("overview", overview, caption), *drawn, draw_curves(run)]
+
+
+def judge_sweep(run: Run) -> Verdict:
+    """Whether s_n^dec is smallest at the true L0, for every n of the spec."""
+    return judge_projections(run.table, run.projections, run.spec.projection_n, run.only_l0)
+
+
+def _draw_sweep(run: Run) -> list[NamedFigure]:
+    overview = [_overview(run)] if run.spec.projection_n else []
+    return [*overview, *_draw_projections(run, run.only_l0), draw_curves(run)]
+
+
+def _draw_jumprelu(run: Run) -> list[NamedFigure]:
+    """A sweep, drawn as the notebook draws it, under the notebook's names."""
+    from sparse_but_wrong.figures.heatmaps import correlation_heatmap, firing_probabilities
+    from sparse_but_wrong.figures.sweep import l0_vs_coefficient
+
+    world, setup = run.world(), "toy_setup_jumprelu/toy_model"
+    assert world.correlation_matrix is not None
+    probabilities = firing_probabilities(world.firing_probabilities)
+    l0s = l0_vs_coefficient(run.table, run.only_l0)
     return [
-        NamedFigure(f"{prefix}{n}", projection_vs_l0(run.table, run.projections, n, true_l0))
-        for n in run.spec.projection_n
+        _overview(run),
+        NamedFigure(f"{setup}_feature_firing_probabilities", probabilities),
+        NamedFigure(f"{setup}_correlation_matrix", correlation_heatmap(world.correlation_matrix)),
+        *_draw_projections(run, run.only_l0, "dpn_jumprelu/dp_"),
+        NamedFigure("toy_l0_jumprelu/l0_vs_l0_coeff_jumprelu", l0s),
+        draw_curves(run),
     ]
 
 
-def draw_overview(run: Run, true_l0: float) -> NamedFigure:
+def _overview(run: Run) -> NamedFigure:
     """The finding in one figure, which says in words what this table shows, and only that."""
     from sparse_but_wrong.figures.overview import CLIFF, TOO_HIGH, TOO_LOW, overview
 
-    table, shown = run.table, spread_out(run.spec.projection_n)
-    findings = find_projection_minima(table, run.projections, shown)
-    shapes = [finding.shape(true_l0) for finding in findings]
+    table, true_l0, shown = run.table, run.only_l0, spread_out(run.spec.projection_n)
+    shapes = [found.shape(true_l0) for found in find_minima(table, run.projections, shown)]
     near = table.loc[(table["l0"] - true_l0).abs() <= NEAR, "mcc"]
     figure = overview(
         table,
@@ -236,6 +315,65 @@ def draw_overview(run: Run, true_l0: float) -> NamedFigure:
     )
 
 
+def _draw_projections(
+    run: Run, true_l0: float | None, prefix: str = "projections/s_"
+) -> list[NamedFigure]:
+    from sparse_but_wrong.figures.sweep import projection_vs_l0
+
+    return [
+        NamedFigure(f"{prefix}{n}", projection_vs_l0(run.table, run.projections, n, true_l0))
+        for n in run.spec.projection_n
+    ]
+
+
 def spread_out(ns: Sequence[int], at_most: int = 4) -> tuple[int, ...]:
     """Up to four of some n, spread evenly, the first among them."""
     return tuple(ns[:: max(1, -(-len(ns) // at_most))])
+
+
+def _judge_activations(run: Run) -> Verdict:
+    from sparse_but_wrong.metrics.findings import remarks
+
+    first = (
+        "Nobody knows the features of these activations, so nothing is judged. `sbw find-l0 "
+        f"{run.folder.path}` says what the sweep tells about the right L0."
+    )
+    return Verdict(remarks=(first, *remarks(run.evaluations)))
+
+
+def _draw_activations(run: Run) -> list[NamedFigure]:
+    from sparse_but_wrong.figures.distributions import plot_evaluations
+    from sparse_but_wrong.report.evaluation import CAPTION
+
+    overview = NamedFigure("overview", plot_evaluations(run.evaluations), CAPTION)
+    return [overview, *_draw_projections(run, None), draw_curves(run)]
+
+
+def _check(spec: ExperimentSpec, *, on_toy_world: bool) -> None:
+    """A sweep has SAEs, and one world of the kind that is asked for."""
+    if not spec.saes:
+        raise ValueError(f"the spec {spec.name!r} has no SAEs; its analysis needs at least one.")
+    if len(spec.worlds) != 1:
+        raise ValueError(
+            f"the analysis {spec.analysis!r} looks at one world, but the spec {spec.name!r} has "
+            f"{len(spec.worlds)}: {', '.join(spec.worlds)}."
+        )
+    ((name, world),) = spec.worlds.items()
+    if on_toy_world:
+        spec.toy_world(name)
+    elif not isinstance(world, ActivationsSpec):
+        raise ValueError(
+            f"the analysis {spec.analysis!r} is for stored activations, but {name!r} is a toy "
+            "world; write analysis: sweep."
+        )
+
+
+ANALYSES = {
+    "sweep": Analysis(judge_sweep, _draw_sweep, check=partial(_check, on_toy_world=True)),
+    "activations": Analysis(
+        _judge_activations, _draw_activations, check=partial(_check, on_toy_world=False)
+    ),
+    "jumprelu": Analysis(judge_sweep, _draw_jumprelu),
+    "batchtopk": Analysis(judge_over_seeds, _draw_over_seeds),
+}
+"""The first two are those that users' own specs may have."""

@@ -9,7 +9,6 @@ from dataclasses import replace
 from sparse_but_wrong.experiments.analysis import Run, RunSettings
 from sparse_but_wrong.experiments.findings import log_every_that_tells
 from sparse_but_wrong.runs.checkpoint import Checkpoint
-from sparse_but_wrong.runs.folder import RunFolder
 from sparse_but_wrong.runs.make import load_data, make_saes, world_seed
 from sparse_but_wrong.runs.spec import ExperimentSpec, SAESpec
 from sparse_but_wrong.runs.stored_world import StoredWorld
@@ -24,11 +23,9 @@ def train_all(run: Run) -> None:
     from tqdm import tqdm
 
     worlds = [name for name in run.spec.worlds if run.spec.of_world(name)]
-    progress = run.settings.progress
-    one_bar = len(worlds) > 1
-    settings = replace(run.settings, progress=progress and not one_bar)
-    bar = tqdm(worlds, desc="Training", unit=" worlds", disable=not (progress and one_bar))
-    for name in bar:
+    one_bar = run.settings.progress and len(worlds) > 1
+    settings = replace(run.settings, progress=run.settings.progress and not one_bar)
+    for name in tqdm(worlds, desc="Training", unit=" worlds", disable=not one_bar):
         _train_missing(run, name, settings)
 
 
@@ -49,7 +46,7 @@ def _train_missing(run: Run, world: str, settings: RunSettings) -> None:
             "their start."
         )
     group = [by_id[sae_id] for sae_id in (checkpoint.sae_ids if checkpoint else missing)]
-    run_group(run.folder, run.spec, group, world, settings, checkpoint)
+    _train_group(run, group, world, settings, checkpoint)
 
 
 def make_training(
@@ -74,24 +71,21 @@ def make_training(
     return Training(saes, source, options, [sae.control for sae in group], names=names)
 
 
-def run_group(
-    folder: RunFolder,
-    spec: ExperimentSpec,
+def _train_group(
+    run: Run,
     group: Sequence[SAESpec],
     world: str,
     settings: RunSettings,
-    checkpoint: Checkpoint | None = None,
+    checkpoint: Checkpoint | None,
 ) -> None:
-    """Train some SAEs of a world together and save each with its log.
+    """Train some SAEs of a world together, from their checkpoint if there is one, and save each.
 
     An SAE's result depends on the spec and the seed, not on the group it is trained in.
-
-    Args:
-        checkpoint: of this very group, to continue from.
     """
+    folder, ids = run.folder, [sae.sae_id for sae in group]
     data = load_data(folder.checked_world_path(world), settings.device)
-    training = make_training(spec, group, world, data, settings)
-    seconds_before = 0.0
+    training = make_training(run.spec, group, world, data, settings)
+    started = time.perf_counter()
     if checkpoint is not None:
         try:
             training.load_state(checkpoint.state)
@@ -100,16 +94,12 @@ def run_group(
                 f"{folder.checkpoint_path} does not fit this run ({error}); delete it to train the "
                 "unfinished SAEs from their start."
             ) from error
-        seconds_before = checkpoint.seconds
-    ids = [sae.sae_id for sae in group]
-    started = time.perf_counter()
-
-    def seconds() -> float:
-        return seconds_before + time.perf_counter() - started
+        started -= checkpoint.seconds
 
     def write_checkpoint(training: Training) -> None:
         if training.can_checkpoint:
-            Checkpoint(ids, seconds(), training.state()).write(folder.checkpoint_path)
+            seconds = time.perf_counter() - started
+            Checkpoint(ids, seconds, training.state()).write(folder.checkpoint_path)
 
     try:
         training.run(write_checkpoint, every_seconds=CHECKPOINT_EVERY_SECONDS)
@@ -125,5 +115,6 @@ def run_group(
     folder.checkpoint_path.unlink(missing_ok=True)
     folder.manifest.setdefault("steps", {}).update(zip(ids, training.steps, strict=True))
     timings = folder.manifest["timings"]
-    timings["training_seconds"] = timings.get("training_seconds", 0.0) + seconds()
+    seconds = time.perf_counter() - started
+    timings["training_seconds"] = timings.get("training_seconds", 0.0) + seconds
     folder.write_manifest()

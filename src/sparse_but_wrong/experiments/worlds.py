@@ -1,13 +1,21 @@
 """The worlds of the paper's toy experiments, and the SAEs trained on them.
 
-Source: Chanin & Garriga-Alonso 2025, arXiv:2508.16560, and its notebooks.
+Source of all of them: Chanin & Garriga-Alonso 2025, arXiv:2508.16560, and its notebooks.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
-from sparse_but_wrong.runs.spec import CorrelatedPairs, CorrelationSpec, SAESpec, WorldSpec
+from sparse_but_wrong.runs.spec import (
+    ONLY_WORLD,
+    CorrelatedPairs,
+    CorrelationSpec,
+    ExperimentSpec,
+    SAESpec,
+    WorldSpec,
+)
 from sparse_but_wrong.training.options import TrainOptions
 
 N_FEATURES, N_SMALL = 50, 5
@@ -25,6 +33,25 @@ FIFTY_FEATURES = WorldSpec(
 
 BUDGET = TrainOptions(total_training_samples=15_000_000, train_batch_size_samples=1024, lr=3e-4)
 """The published budget of every toy SAE."""
+
+
+def on_fifty_features(
+    name: str,
+    title: str,
+    claim: str,
+    saes: Iterable[SAESpec] = (),
+    worlds: Iterable[str] = (ONLY_WORLD,),
+    **fields: Any,
+) -> ExperimentSpec:
+    """An experiment on worlds of 50 features, with an analysis of its own name.
+
+    Args:
+        fields: others of the `ExperimentSpec`.
+    """
+    of_names = dict.fromkeys(worlds, FIFTY_FEATURES)
+    return ExperimentSpec(
+        name, title, claim, of_names, tuple(saes), BUDGET, analysis=name, **fields
+    )
 
 
 def small_world(correlation: float, *, d_in: int = 20, ortho_num_steps: int = 1000) -> WorldSpec:
@@ -47,13 +74,7 @@ def small_world(correlation: float, *, d_in: int = 20, ortho_num_steps: int = 10
 
 
 def batchtopk(sae_id: str, k: float | int, d_sae: int = N_FEATURES, **fields: Any) -> SAESpec:
-    """A BatchTopK SAE of the toy experiments, with k as its factor unless `fields` say otherwise.
-
-    Args:
-        sae_id: of the SAE.
-        k: latents active per sample.
-        d_sae: number of latents.
-        fields: others of the `SAESpec`.
-    """
+    """A BatchTopK SAE of the toy experiments, with k as its factor unless `fields`, others of the
+    `SAESpec`, say otherwise."""
     config = {"d_sae": d_sae, "k": k, "normalize_activations": "expected_average_only_in"}
     return SAESpec(sae_id, "batchtopk", config, **{"factors": {"k": k}, **fields})

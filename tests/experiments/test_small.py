@@ -6,26 +6,24 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from sparse_but_wrong.experiments.analysis import rank_correlation
-from sparse_but_wrong.experiments.mixing import (
+from sparse_but_wrong.experiments.analysis import floats, rank_correlation
+from sparse_but_wrong.experiments.small import (
+    CORRELATION_STRENGTH,
+    L0_STRENGTH,
+    SMALL,
+    SUPERPOSITION,
     by_setting,
-    floats,
     judge_correlations,
     judge_l0s,
     judge_signs,
     judge_superposition,
     lowering_in_words,
     remarks,
-)
-from sparse_but_wrong.experiments.small import (
-    CORRELATION_STRENGTH,
-    L0_STRENGTH,
-    SMALL,
-    SUPERPOSITION,
 )
 from sparse_but_wrong.runs.make import make_world
 from sparse_but_wrong.runs.spec import ExperimentSpec
@@ -114,36 +112,31 @@ def row(correlation: float, k: float, components: list[float], **others: object)
 
 
 def small_table(low: list[float], right: list[float]) -> pd.DataFrame:
-    return pd.DataFrame(
-        [
-            row(0.4, 2.0, right),
-            row(0.4, 1.8, [0.2, 0.3]),
-            row(-0.4, 2.0, [0.0, 0.01]),
-            row(-0.4, 1.8, low),
-        ]
-    )
-
-
-def test_signs_hold_where_every_latent_mixes_below_the_truth_and_none_at_it() -> None:
-    table = small_table([-0.2, -0.06], [0.01, -0.04])
-    wrong = pd.DataFrame([row(0.4, 1.8, [-0.9, -0.9], added=True)])  # not judged
-    positive, negative, clean = judge_signs(pd.concat([table, wrong]))
-    assert all(check.holds for check in (positive, negative, clean))
-    assert positive.measured == "2 of 2 latents; from +0.200 to +0.300"
-    assert negative.measured == "2 of 2 latents; from -0.060 to -0.200"
-    assert clean.measured == "4 of 4 latents; the largest is 0.040"
+    rows = [row(0.4, 2.0, right), row(0.4, 1.8, [0.2, 0.3])]
+    return pd.DataFrame([*rows, row(-0.4, 2.0, [0.0, 0.01]), row(-0.4, 1.8, low)])
 
 
 @pytest.mark.parametrize(
     ("low", "right", "holds"),
     [
+        ([-0.2, -0.06], [0.01, -0.04], [True, True, True]),
         ([-0.2, 0.1], [0.0, 0.0], [True, False, True]),  # one latent with the wrong sign
         ([-0.2, -0.04], [0.0, 0.0], [True, False, True]),  # one that is clean
         ([-0.2, -0.2], [0.0, 0.06], [True, True, False]),  # mixing at the truth
     ],
 )
-def test_signs_fail_with_a_single_latent(low: list, right: list, holds: list[bool]) -> None:
-    assert [check.holds for check in judge_signs(small_table(low, right))] == holds
+def test_every_latent_mixes_below_the_truth_and_none_at_it(
+    low: list[float], right: list[float], holds: list[bool]
+) -> None:
+    not_judged = pd.DataFrame([row(0.4, 1.8, [-0.9, -0.9], added=True)])
+    checks = judge_signs(pd.concat([small_table(low, right), not_judged]))
+    assert [check.holds for check in checks] == holds
+    if all(holds):
+        assert [check.measured for check in checks] == [
+            "2 of 2 latents; from +0.200 to +0.300",
+            "2 of 2 latents; from -0.200 to -0.060",
+            "4 of 4 latents; from -0.040 to +0.010",
+        ]
 
 
 def test_each_noise_is_judged_by_itself() -> None:
@@ -188,28 +181,25 @@ def strengths(mixing: dict[float, list[float]]) -> pd.DataFrame:
     )
 
 
-def test_correlations_hold_where_the_means_rise_and_the_signs_agree() -> None:
-    rises, signs = judge_correlations(
-        strengths({0.4: [0.3, 0.1], -0.4: [-0.2, -0.3], 0.0: [0.0, 0.04]})
-    )
-    assert [rises.holds, signs.holds] == [True, True]
-    assert "-0.4: -0.250 ± 0.071; +0: +0.020 ± 0.028; +0.4: +0.200 ± 0.141" in rises.measured
-    assert signs.measured == "4 of 4 SAEs; without correlation up to 0.040"
-
-
 @pytest.mark.parametrize(
     ("mixing", "holds"),
     [
+        ({0.4: [0.3, 0.1], -0.4: [-0.2, -0.3], 0.0: [0.0, 0.04]}, [True, True]),
         ({-0.4: [-0.2], 0.2: [0.3], 0.4: [0.2]}, [False, True]),  # it falls
         ({-0.4: [-0.2], 0.2: [0.2], 0.4: [0.2]}, [False, True]),  # it stays
         ({-0.4: [-0.2], -0.2: [0.01], 0.4: [0.2]}, [True, False]),  # one sign
         ({-0.4: [-0.2], 0.0: [0.06], 0.4: [0.2]}, [True, False]),  # mixing without correlation
     ],
 )
-def test_correlations_fail(mixing: dict[float, list[float]], holds: list[bool]) -> None:
-    checks = judge_correlations(strengths(mixing))
-    assert [check.holds for check in checks] == holds
-    assert ("from +0.2 to +0.4" in checks[0].measured) is not holds[0]
+def test_means_rise_with_the_correlation_and_signs_agree(
+    mixing: dict[float, list[float]], holds: list[bool]
+) -> None:
+    rises, signs = judge_correlations(strengths(mixing))
+    assert [rises.holds, signs.holds] == holds
+    assert ("from +0.2 to +0.4" in rises.measured) is not holds[0]
+    if all(holds):
+        assert "-0.4: -0.250 ± 0.071; +0: +0.020 ± 0.028; +0.4: +0.200 ± 0.141" in rises.measured
+        assert signs.measured == "4 of 4 SAEs; without correlation up to 0.040"
 
 
 def l0s(last: float) -> pd.DataFrame:
@@ -227,10 +217,7 @@ def test_l0s_are_judged_for_each_correlation_by_itself() -> None:
 
 
 def test_rank_correlation_by_hand() -> None:
-    x, y = (
-        floats(pd.DataFrame({"x": [1, 2, 3]}), "x"),
-        floats(pd.DataFrame({"y": [10, 30, 20]}), "y"),
-    )
+    x, y = np.array([1.0, 2.0, 3.0]), np.array([10.0, 30.0, 20.0])
     assert rank_correlation(x, y) == pytest.approx(0.5)
     assert math.isnan(rank_correlation(x, 0 * x))
     assert math.isnan(rank_correlation(x, y * math.nan))
