@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from matplotlib.patches import Rectangle
 
 from sparse_but_wrong.figures.recommendation import plot_recommendation
 from sparse_but_wrong.l0.recommend import recommend_l0
-from tests.figures.conftest import rendered
+from tests.figures.conftest import lines, rendered
 from tests.l0.evidence import count, presence, sweep, table
 
 
@@ -29,6 +31,14 @@ def test_the_figure_shows_the_numbers() -> None:
     assert found.interval is not None
     assert (band.get_x(), band.get_x() + band.get_width()) == pytest.approx(found.interval)
     assert np.asarray(codes.get_lines()[0].get_xdata())[0] == 0.3
+
+
+def test_saes_that_started_from_the_directions_are_hollow() -> None:
+    measured = sweep()
+    groups = ["directions", *measured.table["group"][1:]]
+    found = recommend_l0(replace(measured, table=measured.table.assign(group=groups)))
+    drawn = lines(plot_recommendation(found).axes[1])
+    assert (len(drawn["_added"][0]), len(drawn["_grid"][0])) == (1, len(groups) - 1)
 
 
 def test_what_is_not_recommended() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
+from unittest.mock import Mock
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -22,33 +23,23 @@ from tests.figures.conftest import rendered
 PROGRAMS = {"latex", "dvipng", "kpsewhich", "gs"}
 
 
-def finding(lines: list[str]) -> Callable[..., SimpleNamespace]:
-    return lambda *_args, **_kwargs: SimpleNamespace(stdout="".join(f"{line}\n" for line in lines))
-
-
-def raising(error: Exception) -> Callable[..., None]:
-    def raise_it(*_args: object, **_kwargs: object) -> None:
-        raise error
-
-    return raise_it
-
-
 @pytest.mark.parametrize(
-    ("absent", "kpsewhich", "works"),
+    ("absent", "answer", "works"),
     [
-        *((name, raising(AssertionError("started a program")), False) for name in sorted(PROGRAMS)),
-        ("", finding(list(style._LATEX_FILES)), True),
-        ("", finding(list(style._LATEX_FILES[1:])), False),
-        ("", raising(FileNotFoundError("kpsewhich")), False),
-        ("", raising(subprocess.TimeoutExpired("kpsewhich", 10)), False),
+        *((name, AssertionError("started a program"), False) for name in sorted(PROGRAMS)),
+        ("", style._LATEX_FILES, True),
+        ("", style._LATEX_FILES[1:], False),
+        ("", FileNotFoundError("kpsewhich"), False),
+        ("", subprocess.TimeoutExpired("kpsewhich", 10), False),
     ],
 )
 def test_latex_works_where_every_program_and_file_is_there(
-    monkeypatch: pytest.MonkeyPatch, absent: str, kpsewhich: Callable[..., object], works: bool
+    monkeypatch: pytest.MonkeyPatch, absent: str, answer: Any, works: bool
 ) -> None:
     present = PROGRAMS - {absent}
+    done = answer if isinstance(answer, Exception) else [Mock(stdout="\n".join(answer))]
     monkeypatch.setattr(style.shutil, "which", lambda name: name if name in present else None)
-    monkeypatch.setattr(style.subprocess, "run", kpsewhich)
+    monkeypatch.setattr(style.subprocess, "run", Mock(side_effect=done))
     assert style.latex_works() is works
 
 
@@ -110,8 +101,7 @@ def test_a_figure_is_saved_as_pdf_and_png_and_the_same_each_time(tmp_path: Path)
     assert plt.imread(png).shape[:2] == (200, 400)
     again = save_figure(a_figure(), tmp_path / "again")
     assert [path.read_bytes() for path in again] == [pdf.read_bytes(), png.read_bytes()]
-    of_pyplot = plt.figure(figsize=(1, 1))
-    save_figure(of_pyplot, tmp_path / "open")
+    save_figure(plt.figure(figsize=(1, 1)), tmp_path / "open")
     assert plt.get_fignums() == []
     svg, other = (write_figure(a_figure(), tmp_path / f"{i}.svg") for i in range(2))
     assert svg.read_bytes() == other.read_bytes()

@@ -43,27 +43,23 @@ def _judge(_: Run) -> Verdict:
 
 
 def _draw(run: Run) -> list[NamedFigure]:
-    from sparse_but_wrong.figures.distributions import ProjectionPanel, projection_histograms
+    from sparse_but_wrong.figures.distributions import projection_histograms
 
     world, (activations, _) = run.world(), run.samples()
+    decoders = {
+        "Right L0: latents are features": world.directions.T,
+        "L0 too low: latents mix features": mixed_directions(world, MIXED_BY),
+    }
     panels = [
-        ProjectionPanel(
-            projections=(activations @ rows.T).flatten().cpu().numpy(),
-            s_n=nth_projection(activations, rows, _N),
-            n=_N,
-            title=title,
-        )
-        for rows, title in (
-            (world.directions.T, "Right L0: latents are features"),
-            (mixed_directions(world, MIXED_BY), "L0 too low: latents mix features"),
-        )
+        (title, (activations @ rows.T).flatten().cpu().numpy()) for title, rows in decoders.items()
     ]
+    s_n = [nth_projection(activations, rows, _N) for rows in decoders.values()]
     caption = (
         "All projections of activations on decoder rows. Where latents are features they are the "
         "magnitudes of the features: 0 for those that do not fire. Where latents mix features, "
         f"those that do not fire get projections above 0 as well, and s_n (n = {_N}) grows."
     )
-    return [NamedFigure("overview", projection_histograms(panels), caption)]
+    return [NamedFigure("overview", projection_histograms(panels, s_n, _N), caption)]
 
 
 def mixed_directions(world: ToyWorld, by: float) -> Float[Tensor, "n_features d_in"]:

@@ -293,7 +293,7 @@ def _draw_jumprelu(run: Run) -> list[NamedFigure]:
 
 def _overview(run: Run) -> NamedFigure:
     """The finding in one figure, which says in words what this table shows, and only that."""
-    from sparse_but_wrong.figures.overview import CLIFF, TOO_HIGH, TOO_LOW, overview
+    from sparse_but_wrong.figures.sweep import CLIFF, TOO_HIGH, TOO_LOW, overview
 
     table, true_l0, shown = run.table, run.only_l0, spread_out(run.spec.projection_n)
     shapes = [found.shape(true_l0) for found in find_minima(table, run.projections, shown)]

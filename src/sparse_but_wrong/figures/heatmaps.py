@@ -1,13 +1,13 @@
 """Matrices of correlations and cosines as heatmaps, which one routine draws, and what goes along.
 
 One scale for every matrix, so that two figures can be compared by eye: red −1, white 0, blue 1.
+A panel of several is a title and what it shows. Where there is none, or its values are missing or
+not finite, a ValueError says so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import matplotlib
 import numpy as np
@@ -19,25 +19,18 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from torch import Tensor
 
+from sparse_but_wrong.figures import parts
 from sparse_but_wrong.figures.style import BLUE, GREY, Number, paper_style
 
+Values = Float[Tensor, " n_features"] | Float[np.ndarray, " n_features"]
 Matrix = Float[Tensor, "n_features n_features"] | Float[np.ndarray, "n_features n_features"]
+Panel = tuple[str, Float[np.ndarray, "_rows _columns"]]
 
 _COLORS = "RdBu"
 _MOST_VECTOR_CELLS = 10_000
 # Beyond this many cells to a side their values no longer have room.
 _MOST_VALUES = 10
 _PANEL_WIDTH = 1.9
-
-
-@dataclass(frozen=True)
-class HeatmapPanel:
-    """One matrix, of values between −1 and 1 or thereabouts, and what is written around it."""
-
-    matrix: Float[np.ndarray, "_rows _columns"]
-    title: str
-    ylabel: str
-    xlabel: str
 
 
 @paper_style()
@@ -47,22 +40,15 @@ def correlation_heatmap(
     title: str = "Feature correlation matrix",
     size: tuple[Number, Number] = (2.5, 2),
     dtick: int | None = None,
+    figure: Figure | None = None,
 ) -> Figure:
     """A correlation matrix, red for −1 and blue for +1.
 
     Args:
         size: width and height in inches.
         dtick: label every how many features; chosen so that labels have room if left out.
-    Raises:
-        ValueError: an empty matrix, values outside [−1, 1], or a dtick below 1.
+        figure: an empty one to draw on, of its own size.
     """
-    figure = Figure(figsize=size)
-    draw_correlations(figure, matrix, title=title, dtick=dtick)
-    return figure
-
-
-def draw_correlations(figure: Figure, matrix: Matrix, *, title: str, dtick: int | None) -> None:
-    """As `correlation_heatmap`, on an empty figure."""
     values = to_array(matrix)
     # NaN fails the comparison too. The slack is what float32 rounding does to a correlation of 1.
     outside = np.argwhere(~(np.abs(values) <= 1 + 1e-4))
@@ -72,48 +58,75 @@ def draw_correlations(figure: Figure, matrix: Matrix, *, title: str, dtick: int 
             f"entry ({row}, {column}) of the correlation matrix is {values[row, column]}: "
             "correlations lie between −1 and 1. Divide a covariance by the standard deviations."
         )
-    panel = HeatmapPanel(values, title=title, ylabel="Feature", xlabel="Feature")
-    draw_heatmaps(figure, [panel], dtick=dtick)
+    figure = figure or Figure(figsize=size)
+    draw_heatmaps(figure, [(title, values)], "Feature", "Feature", dtick=dtick)
+    return figure
+
+
+@paper_style()
+def decoder_cosines(panels: Sequence[Panel]) -> Figure:
+    """How SAEs' latents lie to the true features: for each a title and its `matched_cosines`."""
+    # One colour bar, for which there has to be room beside a single panel too.
+    figure = Figure(figsize=(_PANEL_WIDTH * len(panels) + 0.8, _PANEL_WIDTH + 0.35))
+    draw_heatmaps(figure, panels, "True feature", "Latent (matched)")
+    for axes in figure.axes[1 : len(panels)]:
+        axes.set_ylabel("")
+    return figure
+
+
+@paper_style()
+def feature_components_heatmaps(panels: Sequence[Panel]) -> Figure:
+    """What each latent holds of each true feature: for each SAE a title and `feature_components`.
+
+    Values are written where they have room.
+    """
+    figure = Figure(figsize=(2.3 * len(panels) + 0.6, 2.3))
+    small = all(max(matrix.shape) <= _MOST_VALUES for _, matrix in panels)
+    draw_heatmaps(figure, panels, "True feature", "SAE latent", show_values=small)
+    return figure
 
 
 def draw_heatmaps(
     figure: Figure,
-    panels: Sequence[HeatmapPanel],
+    panels: Sequence[Panel],
+    xlabel: str,
+    ylabel: str,
     *,
     dtick: int | None = None,
     first_index: int = 0,
     show_values: bool = False,
-    origin: Literal["upper", "lower"] = "upper",
+    row_0_on_top: bool = True,
+    title: str = "",
 ) -> None:
     """Draw matrices side by side on an empty figure, with one colour bar from −1 to 1.
 
     Args:
-        origin: where row 0 is drawn, as in matplotlib's `imshow`.
         dtick: label every how many rows and columns; chosen so that labels have room if left out.
         first_index: the number of the first row and column.
         show_values: write each value into its cell.
-    Raises:
-        ValueError: no panels, an empty matrix, one with NaN or infinities, or a dtick below 1.
+        title: of the whole figure.
     """
     if dtick is not None and dtick < 1:
         raise ValueError(f"dtick is {dtick}: label every 1, 2, … rows, or leave it out.")
-    if not panels:
-        raise ValueError("there are no panels: pass at least one matrix to draw.")
-    for panel in panels:
-        if panel.matrix.size == 0 or not np.isfinite(panel.matrix).all():
-            raise ValueError(
-                f"the matrix of {panel.title!r}, of shape {panel.matrix.shape}, is empty or has "
-                "values that are not finite: nothing sensible can be drawn."
-            )
+    parts.check_panels(panels)
     all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axes, panel in zip(all_axes, panels, strict=True):
-        _draw_cells(axes, panel, dtick=dtick, first_index=first_index)
-        if origin == "upper":
+    for axes, (name, matrix) in zip(all_axes, panels, strict=True):
+        # As vectors, a large matrix makes a PDF that is slow to open.
+        rasterized = matrix.size > _MOST_VECTOR_CELLS
+        axes.pcolormesh(matrix, cmap=_COLORS, vmin=-1, vmax=1, rasterized=rasterized)
+        for axis, count in zip((axes.yaxis, axes.xaxis), matrix.shape, strict=True):
+            ticks = np.arange(0, count, dtick) if dtick else tick_positions(count, at_most=6)
+            axis.set_ticks(ticks + 0.5, [str(tick + first_index) for tick in ticks])
+        axes.tick_params(length=2)
+        axes.set(xlabel=xlabel, ylabel=ylabel, title=name)
+        if row_0_on_top:
             axes.invert_yaxis()
         if show_values:
-            _write_values(axes, panel.matrix, width=figure.get_figwidth() / len(panels))
+            _write_values(axes, matrix, width=figure.get_figwidth() / len(panels))
     scale = ScalarMappable(Normalize(-1, 1), _COLORS)
     figure.colorbar(scale, ax=list(all_axes), ticks=[-1, -0.5, 0, 0.5, 1], pad=0.03)
+    if title:
+        figure.suptitle(title)
 
 
 def tick_positions(count: int, *, at_most: int) -> np.ndarray:
@@ -127,20 +140,6 @@ def to_array(values: Tensor | np.ndarray) -> np.ndarray:
     if isinstance(values, Tensor):
         return values.detach().cpu().double().numpy()
     return values.astype(np.float64)
-
-
-def _draw_cells(axes: Axes, panel: HeatmapPanel, *, dtick: int | None, first_index: int) -> None:
-    # As vectors, a large matrix makes a PDF that is slow to open.
-    rasterized = panel.matrix.size > _MOST_VECTOR_CELLS
-    axes.pcolormesh(panel.matrix, cmap=_COLORS, vmin=-1, vmax=1, rasterized=rasterized)
-    rows, columns = panel.matrix.shape
-    for axis, count in ((axes.xaxis, columns), (axes.yaxis, rows)):
-        ticks = np.arange(0, count, dtick) if dtick else tick_positions(count, at_most=6)
-        axis.set_ticks(ticks + 0.5, [str(tick + first_index) for tick in ticks])
-    axes.tick_params(length=2)
-    axes.set_xlabel(panel.xlabel)
-    axes.set_ylabel(panel.ylabel)
-    axes.set_title(panel.title)
 
 
 def _write_values(axes: Axes, matrix: np.ndarray, *, width: float) -> None:
@@ -157,63 +156,15 @@ def _write_values(axes: Axes, matrix: np.ndarray, *, width: float) -> None:
 
 
 @paper_style()
-def decoder_cosines(panels: Sequence[tuple[str, Float[np.ndarray, "_d_sae _features"]]]) -> Figure:
-    """Heatmaps side by side of how SAEs' latents lie to the true features.
-
-    Args:
-        panels: for each SAE a title and its `matched_cosines`, latents in the order of features.
-    Raises:
-        ValueError: as `draw_heatmaps`.
-    """
-    # One colour bar, for which there has to be room beside a single panel too.
-    figure = Figure(figsize=(_PANEL_WIDTH * len(panels) + 0.8, _PANEL_WIDTH + 0.35))
-    labels = ["Latent (matched)"] + [""] * len(panels)
-    shown = [
-        HeatmapPanel(matrix, title, label, "True feature")
-        for (title, matrix), label in zip(panels, labels, strict=False)
-    ]
-    draw_heatmaps(figure, shown)
-    return figure
-
-
-@paper_style()
-def feature_components_heatmaps(
-    panels: Sequence[tuple[str, Float[np.ndarray, "_d_sae _features"]]],
-) -> Figure:
-    """What each latent holds of each true feature, with the values where they have room.
-
-    Args:
-        panels: for each SAE a title and its `feature_components`.
-    Raises:
-        ValueError: as `draw_heatmaps`.
-    """
-    figure = Figure(figsize=(2.3 * len(panels) + 0.6, 2.3))
-    shown = [HeatmapPanel(matrix, title, "SAE latent", "True feature") for title, matrix in panels]
-    small = max((max(matrix.shape) for _, matrix in panels), default=0) <= _MOST_VALUES
-    draw_heatmaps(figure, shown, show_values=small)
-    return figure
-
-
-@paper_style()
 def cosines_vs_correlation(
     panels: Sequence[tuple[str, Float[np.ndarray, " _pairs"], Float[np.ndarray, " _pairs"]]],
 ) -> Figure:
     """How much of one feature is in the latent of another, against how the two fire together.
 
-    A dot is an ordered pair of features. A line joins the means over tenths of the pairs, in the
-    order of their correlation.
-
-    Args:
-        panels: for each SAE a title, the correlations of the firings, and the cosines of the latent
-            of one feature with the other.
-    Raises:
-        ValueError: no panels, or one without pairs or with values that are not finite.
+    A dot is an ordered pair of features, of which a panel has the correlations and the cosines. A
+    line joins the means over tenths of the pairs, in the order of their correlation.
     """
-    if not panels:
-        raise ValueError("there are no panels: pass at least one SAE to draw.")
-    for title, x, y in panels:
-        if x.size == 0 or not (np.isfinite(x).all() and np.isfinite(y).all()):
-            raise ValueError(f"the panel {title!r} has no pairs or values that are not finite.")
+    parts.check_panels(panels)
     figure = Figure(figsize=(_PANEL_WIDTH * len(panels) + 0.4, _PANEL_WIDTH))
     all_axes = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
     for axes, (title, x, y) in zip(all_axes, panels, strict=True):
@@ -235,14 +186,8 @@ def cosines_vs_correlation(
 
 
 @paper_style()
-def firing_probabilities(
-    probabilities: Float[Tensor, " n_features"] | Float[np.ndarray, " n_features"],
-) -> Figure:
-    """A bar for each feature's probability of firing, features numbered from 0.
-
-    Raises:
-        ValueError: no features, or a value that is no probability (the message names the first).
-    """
+def firing_probabilities(probabilities: Values) -> Figure:
+    """A bar for each feature's probability of firing, features numbered from 0."""
     values = to_array(probabilities)
     if values.size == 0:
         raise ValueError("there are no probabilities: pass one for each feature.")
@@ -258,7 +203,5 @@ def firing_probabilities(
     axes.set_xticks(tick_positions(values.size, at_most=10))
     axes.margins(x=0.01)
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("Feature")
-    axes.set_ylabel("$P_i$")
-    axes.set_title("Feature firing probabilities $P_i$")
+    axes.set(xlabel="Feature", ylabel="$P_i$", title="Feature firing probabilities $P_i$")
     return figure

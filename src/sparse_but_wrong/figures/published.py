@@ -11,10 +11,11 @@ cell that has shown it is not displayed again. No function changes rc parameters
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 import numpy as np
@@ -26,9 +27,9 @@ from torch import Tensor
 
 from sparse_but_wrong.atomic import write_bytes
 from sparse_but_wrong.figures.heatmaps import (
-    HeatmapPanel,
     Matrix,
-    draw_correlations,
+    Panel,
+    correlation_heatmap,
     draw_heatmaps,
     to_array,
 )
@@ -58,36 +59,9 @@ _PIXELS_PER_INCH = 100
 Ordering = bool | Sequence[int] | Int[Tensor, " d_sae"]
 
 
-@runtime_checkable
-class HasLatentDirections(Protocol):
-    """What the plots read of an SAE; every sae_lens SAE has it."""
-
-    @property
-    def W_enc(self) -> Float[Tensor, "_d_in _d_sae"]: ...
-
-    @property
-    def W_dec(self) -> Float[Tensor, "_d_sae _d_in"]: ...
-
-
-@runtime_checkable
-class HasWeight(Protocol):
-    """A linear map; its weight's columns are the true directions."""
-
-    @property
-    def weight(self) -> Float[Tensor, "_d_in _n_features"]: ...
-
-
-@runtime_checkable
-class HasFeatureDirections(Protocol):
-    """What the plots read of a toy model."""
-
-    @property
-    def embed(self) -> HasWeight: ...
-
-
 def plot_sae_feat_cos_sims_seaborn(
-    sae: HasLatentDirections,
-    model: HasFeatureDirections,
+    sae: Any,
+    model: Any,
     title_suffix: str | None = None,
     title: str | None = None,
     height: Number = 8,
@@ -104,8 +78,9 @@ def plot_sae_feat_cos_sims_seaborn(
     """Heatmaps of the cosine similarity of every latent with every true feature, row 0 lowest.
 
     Args:
-        sae: encoder columns W_enc [d_in, d_sae] and decoder rows W_dec [d_sae, d_in] are compared.
-        model: its embed.weight [d_in, n_features] holds the true directions as columns.
+        sae: anything with encoder columns `W_enc` [d_in, d_sae] and decoder rows `W_dec`
+            [d_sae, d_in].
+        model: anything whose `embed.weight` [d_in, n_features] has the true directions as columns.
         title_suffix: written in brackets after the figure's own title.
         title: replaces the figure's title, and then the suffix is not used.
         height, width: in inches, of a figure with both heatmaps.
@@ -119,10 +94,9 @@ def plot_sae_feat_cos_sims_seaborn(
         dtick: label every how many latents and features; chosen to fit if None.
         decoder_title: the title of the decoder's heatmap.
         adjust_for_superposition: subtract what is due to the true features not being orthogonal.
-            Where m is the feature most similar to latent h in absolute value, and G holds the
-            cosines between true features, entry (h, j) becomes
-            cos(h, j) − cos(h, m) · (G[m, j] − 1[m = j]).
-            A latent equal to a true feature then shows exactly one 1 and otherwise zeros.
+            Where m is the feature most similar to latent h in absolute value, entry (h, j ≠ m)
+            becomes cos(h, j) − cos(h, m) · cos(m, j). A latent equal to a true feature then shows
+            exactly one 1 and otherwise zeros.
     Returns:
         The figure; see the module for how it is shown.
     Raises:
@@ -132,16 +106,16 @@ def plot_sae_feat_cos_sims_seaborn(
     panels, _ = _cosine_panels(
         sae, model, reorder_features, decoder_only, decoder_title, adjust_for_superposition
     )
+    how = _how(title, title_suffix, reorder_features, dtick, one_based_indexing, show_values)
     size = (width / 2 * len(panels), height)
-    first = int(one_based_indexing)
     with _published_figure(size, save_path, _font_scale(width / 2, height)) as figure:
-        _draw_cosines(figure, panels, _title(title, title_suffix), dtick, first, show_values)
+        draw_heatmaps(figure, panels, **how)
     return figure
 
 
 def plot_sae_feat_cos_sims(
-    sae: HasLatentDirections,
-    model: HasFeatureDirections,
+    sae: Any,
+    model: Any,
     title_suffix: str | None = None,
     height: int = 400,
     width: int = 800,
@@ -172,7 +146,6 @@ def plot_sae_feat_cos_sims(
     Raises:
         ValueError: as the sibling, or a scale that is not positive.
     """
-    import plotly.graph_objects as go
     from plotly.subplots import make_subplots
 
     if save_path is not None:
@@ -184,12 +157,13 @@ def plot_sae_feat_cos_sims(
     panels, ordering = _cosine_panels(
         sae, model, reorder_features, decoder_only, decoder_title, adjust_for_superposition
     )
-    first = int(one_based_indexing)
-    figure = make_subplots(1, len(panels), subplot_titles=[panel.title for panel in panels])
-    for column, panel in enumerate(panels, start=1):
-        d_sae, n_features = panel.matrix.shape
-        heatmap = go.Heatmap(
-            z=panel.matrix,
+    how = _how(title, title_suffix, reorder_features, dtick, one_based_indexing, show_values)
+    first = how["first_index"]
+    figure = make_subplots(1, len(panels), subplot_titles=[name for name, _ in panels])
+    for column, (_, matrix) in enumerate(panels, start=1):
+        d_sae, n_features = matrix.shape
+        figure.add_heatmap(
+            z=matrix,
             x=np.arange(n_features) + first,
             y=np.arange(d_sae) + first,
             # A reordered row still tells which latent it is.
@@ -197,20 +171,14 @@ def plot_sae_feat_cos_sims(
             hovertemplate="latent %{customdata}<br>feature %{x}<br>cosine %{z:.3f}<extra></extra>",
             texttemplate="%{z:.2f}" if show_values else None,
             coloraxis="coloraxis",
+            row=1,
+            col=column,
         )
-        figure.add_trace(heatmap, row=1, col=column)
-        figure.update_xaxes(title_text=panel.xlabel, row=1, col=column)
-        figure.update_yaxes(title_text=panel.ylabel, row=1, col=column)
-    if dtick is not None:
-        figure.update_xaxes(tick0=first, dtick=dtick)
-        figure.update_yaxes(tick0=first, dtick=dtick)
-    title = _title(title, title_suffix)
-    figure.update_layout(
-        title=title,
-        height=height,
-        width=width,
-        coloraxis={"colorscale": "RdBu", "cmin": -1, "cmax": 1},
-    )
+    ticks = {} if dtick is None else {"tick0": first, "dtick": dtick}
+    figure.update_xaxes(title_text=how["xlabel"], **ticks)
+    figure.update_yaxes(title_text=how["ylabel"], **ticks)
+    colors = {"colorscale": "RdBu", "cmin": -1, "cmax": 1}
+    figure.update_layout(title=how["title"], height=height, width=width, coloraxis=colors)
     if save_path is not None:
         if Path(save_path).suffix.lower() == ".html":
             page = figure.to_html(config={"showSendToCloud": False})
@@ -219,30 +187,22 @@ def plot_sae_feat_cos_sims(
             inches = (width / _PIXELS_PER_INCH, height / _PIXELS_PER_INCH)
             with paper_style(_font_scale(inches[0] / len(panels), inches[1])):
                 picture = Figure(figsize=inches, layout="constrained", facecolor="white")
-                _draw_cosines(picture, panels, title, dtick, first, show_values)
+                draw_heatmaps(picture, panels, **how)
             write_figure(picture, save_path, dpi=_PIXELS_PER_INCH * scale)
     if show_plot:
         figure.show()
-        shown_in = _running_cell()
-
-        def display_elsewhere() -> None:
-            if _running_cell() != shown_in:
-                figure.show()
-
-        figure._ipython_display_ = display_elsewhere
+        _display_elsewhere_only(figure, figure.show)
     return figure
 
 
-def find_best_index_reordering_for_saes(
-    saes: HasLatentDirections | Iterable[HasLatentDirections], model: HasFeatureDirections
-) -> Int[Tensor, " d_sae"]:
+def find_best_index_reordering_for_saes(saes: Any, model: Any) -> Int[Tensor, " d_sae"]:
     """One ordering of latents that lines them up with the true features over several SAEs.
 
     Latents and features are matched one to one so that the absolute cosine similarity between
     decoder rows and true features, summed over the SAEs, is as large as it can be.
 
     Args:
-        saes: SAEs of the same d_sae, whose latents correspond by index; or a single one.
+        saes: any number of SAEs of the same d_sae, whose latents correspond by index; or one.
     Returns:
         A permutation of the latents, on the CPU: those matched to a feature in the order of their
         features, then the others as they were. With at least as many latents as features,
@@ -253,7 +213,7 @@ def find_best_index_reordering_for_saes(
     """
     from scipy.optimize import linear_sum_assignment
 
-    several = [saes] if isinstance(saes, HasLatentDirections) else list(saes)
+    several = [saes] if hasattr(saes, "W_dec") else list(saes)
     if not several:
         raise ValueError("saes is empty: pass at least one SAE to order the latents of.")
     sizes = [sae.W_dec.shape[0] for sae in several]
@@ -262,11 +222,8 @@ def find_best_index_reordering_for_saes(
             f"one ordering needs SAEs with equally many latents, and these have {sizes}: "
             "order SAEs of different d_sae in separate calls."
         )
-    features = _feature_directions(model)
-    agreement = torch.stack(
-        [_cosines(sae.W_dec.T, features, "W_dec").abs() for sae in several]
-    ).sum(0)
-    latents, matches = linear_sum_assignment(agreement.numpy(), maximize=True)
+    agreement = torch.stack([_cosines(sae.W_dec.T, model, "W_dec").abs() for sae in several])
+    latents, matches = linear_sum_assignment(agreement.sum(0).numpy(), maximize=True)
     matched = latents[np.argsort(matches)]
     unmatched = np.setdiff1d(np.arange(sizes[0]), matched)
     return torch.from_numpy(np.concatenate([matched, unmatched]).astype(np.int64))
@@ -294,19 +251,8 @@ def plot_correlation_matrix(
     if title is None:
         title = "Feature correlation matrix"
     with _published_figure(size, save_path) as figure:
-        draw_correlations(figure, correlation_matrix, title=title, dtick=dtick)
+        correlation_heatmap(correlation_matrix, title=title, dtick=dtick, figure=figure)
     return figure
-
-
-class _ShownOnce(Figure):
-    """A figure that a cell which has shown it does not display again as its value."""
-
-    shown_in: int | None = None
-
-    def _ipython_display_(self) -> None:
-        if self.shown_in is None or self.shown_in != _running_cell():
-            # IPython's word for "display it as you would any figure".
-            raise NotImplementedError
 
 
 @contextmanager
@@ -320,9 +266,7 @@ def _published_figure(
         check_suffix(save_path)
     # Before the style: pyplot starts its backend with the first figure, and what a notebook's
     # backend then sets among the rc parameters would be undone at the end of the style.
-    figure: Any = plt.figure(
-        figsize=size, layout="constrained", facecolor="white", FigureClass=_ShownOnce
-    )
+    figure = plt.figure(figsize=size, layout="constrained", facecolor="white")
     try:
         with paper_style(font_scale):
             yield figure
@@ -334,7 +278,26 @@ def _published_figure(
     # Elsewhere matplotlib warns that it cannot.
     if _backend_shows_figures():
         plt.show()
-        figure.shown_in = _running_cell()
+        _display_elsewhere_only(figure, _as_any_figure)
+
+
+def _backend_shows_figures() -> bool:
+    backend = matplotlib.get_backend().lower()
+    return backend not in backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE)
+
+
+def _display_elsewhere_only(figure: Any, display: Callable[[], None]) -> None:
+    """Keep the cell that has shown a figure from displaying it again as its value."""
+    figure._ipython_display_ = partial(_display_unless_in, _running_cell(), display)
+
+
+def _display_unless_in(cell: int | None, display: Callable[[], None]) -> None:
+    if _running_cell() != cell:
+        display()
+
+
+def _as_any_figure() -> None:
+    raise NotImplementedError  # IPython's word for it
 
 
 def _running_cell() -> int | None:
@@ -344,89 +307,69 @@ def _running_cell() -> int | None:
     return shell.execution_count if shell else None
 
 
-def _backend_shows_figures() -> bool:
-    backend = matplotlib.get_backend().lower()
-    return backend not in backend_registry.list_builtin(BackendFilter.NON_INTERACTIVE)
-
-
-def _draw_cosines(
-    figure: Figure,
-    panels: Sequence[HeatmapPanel],
-    title: str,
-    dtick: int | None,
-    first_index: int,
-    show_values: bool,
-) -> None:
-    more = {"first_index": first_index, "show_values": show_values}
-    draw_heatmaps(figure, panels, dtick=dtick, origin="lower", **more)  # row 0 low, as published
-    figure.suptitle(title)
-
-
 def _font_scale(panel_width: Number, height: Number) -> float:
     """Letters that grow with panels larger than the paper's, about 4 inches a side."""
     return max(1.0, min(panel_width, height) / 4)
 
 
-def _title(title: str | None, suffix: str | None) -> str:
-    if title is not None:
-        return title
-    return "Cosine similarity with the true features" + (f" ({suffix})" if suffix else "")
+def _how(
+    title: str | None,
+    suffix: str | None,
+    reordered: Ordering,
+    dtick: int | None,
+    one_based: bool,
+    show_values: bool,
+) -> dict[str, Any]:
+    """How `draw_heatmaps` draws them."""
+    if title is None:
+        title = "Cosine similarity with the true features" + (f" ({suffix})" if suffix else "")
+    ylabel = "SAE latent" if reordered is False else "SAE latent (reordered)"
+    how = {"xlabel": "True feature", "ylabel": ylabel, "title": title, "row_0_on_top": False}
+    return {**how, "dtick": dtick, "first_index": int(one_based), "show_values": show_values}
 
 
 def _cosine_panels(
-    sae: HasLatentDirections,
-    model: HasFeatureDirections,
+    sae: Any,
+    model: Any,
     reorder_features: Ordering,
     decoder_only: bool,
     decoder_title: str,
     adjust_for_superposition: bool,
-) -> tuple[list[HeatmapPanel], Int[np.ndarray, " d_sae"]]:
+) -> tuple[list[Panel], Int[np.ndarray, " d_sae"]]:
     """The matrices to draw, and which latent each of their rows is."""
-    features = _feature_directions(model)
-    ordering = _row_ordering(sae, model, reorder_features)
-    sources = [] if decoder_only else [("SAE encoder", sae.W_enc, "W_enc")]
-    sources.append((decoder_title, sae.W_dec.T, "W_dec"))
-    unchanged = isinstance(reorder_features, bool) and not reorder_features
-    ylabel = "SAE latent" if unchanged else "SAE latent (reordered)"
-    panels = []
-    for title, directions, name in sources:
-        cosines = _cosines(directions, features, name)
-        if adjust_for_superposition:
-            # Not a one-to-one match: of two latents that copy one feature, both are to show it.
-            nearest = cosines.abs().argmax(dim=1)
-            in_common = cos_sims(features, features) - torch.eye(features.shape[1])
-            cosines = cosines - cosines.gather(1, nearest[:, None]) * in_common[nearest]
-        panels.append(HeatmapPanel(to_array(cosines)[ordering], title, ylabel, "True feature"))
-    return panels, ordering
-
-
-def _row_ordering(
-    sae: HasLatentDirections, model: HasFeatureDirections, reorder_features: Ordering
-) -> Int[np.ndarray, " d_sae"]:
     d_sae = sae.W_dec.shape[0]
-    if isinstance(reorder_features, bool):
-        if reorder_features:
-            return find_best_index_reordering_for_saes([sae], model).numpy()
-        return np.arange(d_sae)
-    ordering = np.array([int(latent) for latent in reorder_features], dtype=np.int64)
+    if reorder_features is True:
+        ordering = find_best_index_reordering_for_saes([sae], model).numpy()
+    elif reorder_features is False:
+        ordering = np.arange(d_sae)
+    else:
+        ordering = np.array([int(latent) for latent in reorder_features], dtype=np.int64)
     if not np.array_equal(np.sort(ordering), np.arange(d_sae)):
         raise ValueError(
             f"reorder_features must name each of the {d_sae} latents once, from 0 to "
             f"{d_sae - 1}; it is {ordering.tolist()}."
         )
-    return ordering
-
-
-def _feature_directions(model: HasFeatureDirections) -> Float[Tensor, "d_in n_features"]:
-    return model.embed.weight.detach().cpu().float()
+    sources = [] if decoder_only else [("SAE encoder", sae.W_enc, "W_enc")]
+    sources.append((decoder_title, sae.W_dec.T, "W_dec"))
+    panels = []
+    for title, directions, name in sources:
+        cosines = _cosines(directions, model, name)
+        if adjust_for_superposition:
+            # Not a one-to-one match: of two latents that copy one feature, both are to show it.
+            nearest = cosines.abs().argmax(dim=1)
+            in_common = _cosines(model.embed.weight, model, "embed").fill_diagonal_(0)
+            cosines = cosines - cosines.gather(1, nearest[:, None]) * in_common[nearest]
+        panels.append((title, to_array(cosines)[ordering]))
+    return panels, ordering
 
 
 def _cosines(
-    directions: Float[Tensor, "_ d_sae"], features: Float[Tensor, "_ n_features"], name: str
+    directions: Float[Tensor, "_ d_sae"], model: Any, name: str
 ) -> Float[Tensor, "d_sae n_features"]:
+    features = model.embed.weight
     if directions.shape[0] != features.shape[0]:
         raise ValueError(
             f"the SAE's {name} is for activations of width {directions.shape[0]}, the toy model's "
             f"are {features.shape[0]} wide: pass the model that the SAE was trained on."
         )
-    return cos_sims(directions.detach().cpu().float(), features)
+    return cos_sims(directions.detach().cpu().float(), features.detach().cpu().float())

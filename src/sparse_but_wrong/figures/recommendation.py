@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sparse_but_wrong.figures.axes import (
-    Color,
-    finish,
-    log_l0_axis,
-    numbers,
-    outlined,
-    shades,
-    symlog_s_n_axis,
-)
+from sparse_but_wrong.figures import parts
 from sparse_but_wrong.figures.style import BLUE, GREEN, GREY, VERMILLION, paper_style
 from sparse_but_wrong.l0.curves import useful_n
 from sparse_but_wrong.l0.presence import HISTOGRAM_TOP
@@ -31,51 +22,39 @@ def plot_recommendation(recommendation: L0Recommendation) -> Figure:
     SAEs that started from the learned directions are hollow. Without a recommendation the count, if
     there is one, is a line without a band.
     """
+    sweep = recommendation.sweep
+    table = sweep.wide().assign(added=sweep.table["group"] == "directions")
     figure = Figure(figsize=(9, 2.5))
     projections, similarity, codes = figure.subplots(1, 3, width_ratios=(1.5, 1, 1))
-    _draw_projections(projections, recommendation)
-    _draw_curve(similarity, recommendation.sweep.table, "c_dec", GREY, "o", label="_")
+    ns = useful_n(recommendation.counted or 0.0, sweep.d_sae)[::2]
+    if not ns:
+        projections.text(0.5, 0.5, "no n is of use", transform=projections.transAxes, ha="center")
+    for i, (n, color) in enumerate(zip(ns, parts.shades(len(ns), end=0.8), strict=True)):
+        look = {"color": color, "marker": "os^D"[i % 4], "label": f"$n = {n}$"}
+        parts.draw_saes(projections, table, f"s_{n}", line=False, **look)
+    drawn = np.concatenate([parts.numbers(table, f"s_{n}") for n in ns] or [np.zeros(0)])
+    drawn = drawn[np.isfinite(drawn)]
+    # At the right L0 of a toy world s_n is a thousandth of what it is elsewhere; in language models
+    # all are of one size, and a logarithmic axis would have no mark.
+    if drawn.min(initial=np.inf) < _ONE_SIZE * drawn.max(initial=0.0):
+        parts.symlog_s_n_axis(projections, top=6)
+    else:
+        projections.margins(y=0.3)  # room for the legend
+    parts.draw_saes(similarity, table, "c_dec", color=GREY, line=False)
     similarity.set_ylim(bottom=0)
-    finish(similarity, "SAE L0", r"$c_\mathrm{dec}$", "Similarity of decoder rows")
+    parts.finish(projections, "SAE L0", "$s_n$", "$n$-th decoder projection")
+    parts.finish(similarity, "SAE L0", r"$c_\mathrm{dec}$", "Similarity of decoder rows")
     for axes in (projections, similarity):
-        _mark(axes, recommendation)
-        _mark_elbows(axes, recommendation, of_projections=axes is projections)
-        log_l0_axis(axes)
+        _mark(axes, recommendation, of_projections=axes is projections)
+        parts.log_l0_axis(axes)
     if projections.get_legend_handles_labels()[1]:
         projections.legend(loc="best", ncols=2, handlelength=1.5)
     _draw_codes(codes, recommendation)
     return figure
 
 
-def _draw_projections(axes: Axes, recommendation: L0Recommendation) -> None:
-    sweep = recommendation.sweep
-    table = sweep.wide()
-    ns = useful_n(recommendation.counted or 0.0, sweep.d_sae)[::2]
-    if not ns:
-        axes.text(0.5, 0.5, "no n is of use", transform=axes.transAxes, ha="center")
-    for i, (n, color) in enumerate(zip(ns, shades(len(ns), end=0.8), strict=True)):
-        _draw_curve(axes, table, f"s_{n}", color, "os^D"[i % 4], label=f"$n = {n}$")
-    drawn = np.concatenate([numbers(table, f"s_{n}") for n in ns] or [np.zeros(0)])
-    drawn = drawn[np.isfinite(drawn)]
-    # At the right L0 of a toy world s_n is a thousandth of what it is elsewhere; in language models
-    # all are of one size, and a logarithmic axis would have no mark.
-    if drawn.min(initial=np.inf) < _ONE_SIZE * drawn.max(initial=0.0):
-        symlog_s_n_axis(axes, top=6)
-    else:
-        axes.margins(y=0.3)  # room for the legend
-    finish(axes, "SAE L0", "$s_n$", "$n$-th decoder projection")
-
-
-def _draw_curve(
-    axes: Axes, table: pd.DataFrame, column: str, color: Color, marker: str, label: str
-) -> None:
-    started = (table["group"] == "directions").to_numpy(bool)
-    l0, values = numbers(table, "l0"), numbers(table, column)
-    for rows, face, name in ((~started, color, label), (started, "white", "_")):
-        axes.plot(l0[rows], values[rows], **outlined(color, face, marker), label=name, zorder=2)
-
-
-def _mark(axes: Axes, recommendation: L0Recommendation) -> None:
+def _mark(axes: Axes, recommendation: L0Recommendation, *, of_projections: bool) -> None:
+    """The interval, what was counted, and a line for every L0 at which a curve has its elbow."""
     if recommendation.interval is not None:
         axes.axvspan(*recommendation.interval, color=GREEN, alpha=0.25, linewidth=0, zorder=0)
     if recommendation.counted is not None:
@@ -83,24 +62,19 @@ def _mark(axes: Axes, recommendation: L0Recommendation) -> None:
         label = f"{'L0' if found else 'counted, not recommended'}: {recommendation.counted:.4g}"
         color = GREEN if found else VERMILLION
         axes.axvline(recommendation.counted, color=color, linewidth=0.8, label=label, zorder=1)
-
-
-def _mark_elbows(axes: Axes, recommendation: L0Recommendation, *, of_projections: bool) -> None:
-    """A line for every L0 at which a curve has its elbow: several show that the n disagree."""
     elbows = {
         curve.bottom.elbow
         for curve in recommendation.curves
         if (curve.n is not None) == of_projections and np.isfinite(curve.bottom.elbow)
     }
-    for i, elbow in enumerate(sorted(elbows)):
+    for i, elbow in enumerate(sorted(elbows)):  # several show that the n disagree
         label = ("elbow" if len(elbows) == 1 else "elbows") if i == 0 else "_"
         axes.axvline(elbow, color=GREY, linestyle=":", linewidth=0.8, label=label, zorder=1)
 
 
 def _draw_codes(axes: Axes, recommendation: L0Recommendation) -> None:
     axes.set_title("Codes along the learned directions")
-    axes.set_xlabel("code / usual magnitude")
-    axes.set_ylabel("density per sample")
+    axes.set(xlabel="code / usual magnitude", ylabel="density per sample")
     if not recommendation.sweep.counts:
         axes.text(0.5, 0.5, "nothing was counted", transform=axes.transAxes, ha="center")
         return

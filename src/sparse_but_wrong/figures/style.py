@@ -31,15 +31,11 @@ _LATEX_FILES = (
     *("ot1phv.fd", "ot1ptm.fd", "ptmr7t.tfm", "type1ec.sty", "underscore.sty"),
 )
 _LATEX_PROGRAMS = (("latex",), ("dvipng",), ("kpsewhich",), ("gs", "gswin64c", "gswin32c"))
-# Matplotlib brings both: the first looks like Times, the second has the glyphs the first lacks.
-_BUNDLED_SERIFS = ("STIXGeneral", "DejaVu Serif")
+# Matplotlib brings them: the first looks like Times, the second has the glyphs the first lacks.
+_BUNDLED_SERIFS, _BUNDLED_SANS = ("STIXGeneral", "DejaVu Serif"), ("DejaVu Sans",)
 _FONT_SIZES = (
-    "font.size",
-    "axes.labelsize",
-    "axes.titlesize",
-    "legend.fontsize",
-    "xtick.labelsize",
-    "ytick.labelsize",
+    *("font.size", "axes.labelsize", "axes.titlesize"),
+    *("legend.fontsize", "xtick.labelsize", "ytick.labelsize"),
 )
 _SAVED_AS = ("pdf", "png")
 # A date would make the same figure a different file on every run.
@@ -56,7 +52,7 @@ RED = "red"
 def latex_works() -> bool:
     """Whether LaTeX, its converters and every file that the figures' text needs are installed.
 
-    Looks files up and never typesets: one call of kpsewhich where LaTeX is installed.
+    Looks files up and never typesets.
     """
     if not all(any(map(shutil.which, names)) for names in _LATEX_PROGRAMS):
         return False
@@ -76,15 +72,15 @@ def seaborn_rc_context() -> dict[Any, Any]:
     are installed here, Times first: a generic "serif" would be looked up when the figure is drawn,
     perhaps outside the context, and would log a warning for lack of Times.
     """
-    if latex_works():
-        return {**bundles.neurips2021(usetex=True), **tueplots.axes.lines()}
-    context = {**bundles.neurips2021(usetex=False), **tueplots.axes.lines()}
-    installed = set(font_manager.fontManager.get_font_names())
-    serifs = [name for name in context["font.serif"] if name in installed]
-    serifs += _BUNDLED_SERIFS
-    sans = [name for name in context["font.sans-serif"] if name in installed]
-    fonts = {"font.family": serifs, "font.serif": serifs, "font.sans-serif": [*sans, "DejaVu Sans"]}
-    return {**context, **fonts}
+    works = latex_works()
+    context = {**bundles.neurips2021(usetex=works), **tueplots.axes.lines()}
+    if not works:
+        installed = set(font_manager.fontManager.get_font_names())
+        for kind, bundled in (("serif", _BUNDLED_SERIFS), ("sans-serif", _BUNDLED_SANS)):
+            there = [name for name in context[f"font.{kind}"] if name in installed]
+            context[f"font.{kind}"] = [*there, *bundled]
+        context["font.family"] = context["font.serif"]
+    return context
 
 
 # Not dict[str, …]: type checkers know matplotlib to take a dict of its own parameter names.
@@ -108,11 +104,8 @@ def paper_style(font_scale: Number = 1) -> Iterator[None]:
 
 
 def save_figure(fig: Figure, path_without_suffix: str | Path) -> tuple[Path, Path]:
-    """Write "folder/name.pdf" and "folder/name.png", then close the figure.
+    """Write "folder/name.pdf" and "folder/name.png" as `write_figure` does, and close the figure.
 
-    Args:
-        path_without_suffix: missing folders are made; each file appears whole or not at all, and
-            is the same for the same figure.
     Raises:
         ValueError: the path ends in .pdf or .png already.
     """
@@ -134,6 +127,9 @@ def save_figure(fig: Figure, path_without_suffix: str | Path) -> tuple[Path, Pat
 
 def write_figure(fig: Figure, path: str | Path, dpi: Number = 200) -> Path:
     """Write a figure in the format of the path's suffix; the figure stays open.
+
+    Missing folders are made. The file appears whole or not at all, and is the same for the same
+    figure.
 
     Raises:
         ValueError: a suffix that matplotlib has no format for.

@@ -12,7 +12,7 @@ from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from sparse_but_wrong.figures.axes import finish, mark_true_l0, marks, numbers, require_columns
+from sparse_but_wrong.figures import parts
 from sparse_but_wrong.figures.style import BLUE, GREY, VERMILLION, Number, paper_style
 
 _COLORS = (BLUE, VERMILLION, GREY)
@@ -27,20 +27,15 @@ def training_curves(curves: pd.DataFrame, true_l0: Number | None = None) -> Figu
 
     Args:
         curves: a row per SAE and logged step with columns `sae_id`, `step`, `l0` and `mse_loss`.
-        true_l0: active features per sample, drawn as a line; left out where nobody knows it.
     Raises:
         ValueError: missing columns, or no finite L0 at all.
     """
-    require_columns(curves, ["sae_id", "step", "l0", "mse_loss"])
-    finite = curves.loc[np.isfinite(numbers(curves, "l0"))]
-    if finite.empty:
-        raise ValueError(f"none of the {len(curves)} rows of the training curves has a finite l0.")
-    last = finite.sort_values("step").drop_duplicates("sae_id", keep="last")
-    last_l0 = dict(zip(last["sae_id"], numbers(last, "l0"), strict=True))
+    finite = parts.rows_to_draw(curves, ["step", "l0"], ["sae_id", "mse_loss"])
+    # In order of the step, so that the last of an SAE stays.
+    last_l0 = dict(zip(finite["sae_id"], parts.numbers(finite, "l0"), strict=True))
     lowest, highest = min(last_l0.values()), max(last_l0.values())
-    if lowest == highest:
-        lowest, highest = lowest - 0.5, highest + 0.5
-    norm = Normalize(lowest, highest)
+    around = 0.5 if lowest == highest else 0
+    norm = Normalize(lowest - around, highest + around)
     # The palest end of viridis does not show on white.
     colors = ListedColormap(matplotlib.colormaps["viridis"](np.linspace(0, 0.9, 256)))
     figure = Figure(figsize=(5.5, 2.2))
@@ -51,11 +46,11 @@ def training_curves(curves: pd.DataFrame, true_l0: Number | None = None) -> Figu
             look = {"color": color, "linewidth": 0.8, "alpha": 0.9, "label": f"_{sae_id}"}
             l0_axes.plot(rows["step"], rows["l0"], **look)
             mse_axes.plot(rows["step"], rows["mse_loss"], **look)
+    parts.mark_true_l0(l0_axes, true_l0, horizontal=True)
     if true_l0 is not None:
-        mark_true_l0(l0_axes, true_l0, horizontal=True)
         l0_axes.legend(handlelength=1.5)
     # The first steps are orders of magnitude above the rest.
-    errors = numbers(curves, "mse_loss")
+    errors = parts.numbers(curves, "mse_loss")
     errors = errors[np.isfinite(errors) & (errors > 0)]
     if errors.size:
         mse_axes.set_yscale("log")
@@ -64,8 +59,8 @@ def training_curves(curves: pd.DataFrame, true_l0: Number | None = None) -> Figu
         mse_axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if few else (1,)))
         mse_axes.yaxis.set_major_formatter("{x:g}")
         mse_axes.yaxis.set_minor_locator(NullLocator())
-    finish(l0_axes, "Training step", "L0", "SAE L0")
-    finish(mse_axes, "Training step", "MSE", "Reconstruction error")
+    parts.finish(l0_axes, "Training step", "L0", "SAE L0")
+    parts.finish(mse_axes, "Training step", "MSE", "Reconstruction error")
     scale, both = ScalarMappable(norm, colors), [l0_axes, mse_axes]
     figure.colorbar(scale, ax=both, label="Last L0", pad=0.02, aspect=25)
     return figure
@@ -85,37 +80,34 @@ def transitions(
         curves: a row per SAE and logged step with columns `sae_id`, `step` and `k`.
         table: a row per SAE with columns `sae_id`, `schedule` and `mcc`; without a mark where `mcc`
             is not finite.
-        labels: what each schedule is called, in the order they are drawn; up to three.
+        labels: what each schedule is called, in the order they are drawn; one to three.
         recovered: matched cosine above which an SAE counts as recovered, drawn as a line.
-    Raises:
-        ValueError: missing columns, or no schedules or more than three.
     """
-    require_columns(curves, ["sae_id", "step", "k"])
-    require_columns(table, ["sae_id", "schedule", "mcc"])
+    parts.require_columns(curves, ["sae_id", "step", "k"])
+    parts.require_columns(table, ["sae_id", "schedule", "mcc"])
     if not 1 <= len(labels) <= len(_COLORS):
         raise ValueError(f"there are {len(labels)} schedules; pass 1 to {len(_COLORS)}.")
     figure = Figure(figsize=(6, 2.3))
     left, right = figure.subplots(1, 2)
     for place, ((schedule, label), color) in enumerate(zip(labels.items(), _COLORS, strict=False)):
         rows = table.loc[table["schedule"] == schedule]
-        first = rows["sae_id"].iloc[:1].tolist()
-        path = curves.loc[curves["sae_id"].isin(first)].sort_values("step")
-        left.plot(numbers(path, "step"), numbers(path, "k"), color=color, label=label)
-        values = numbers(rows, "mcc")
+        path = curves.loc[curves["sae_id"].isin(rows["sae_id"].iloc[:1])].sort_values("step")
+        left.plot(path["step"], path["k"], color=color, label=label)
+        values = parts.numbers(rows, "mcc")
         # Side by side, so that equal values do not hide each other.
         spread = np.linspace(-0.2, 0.2, len(values)) if len(values) > 1 else np.zeros(len(values))
-        right.plot(place + spread, values, **marks(color, size=3.5), label=f"_{schedule}")
-    mark_true_l0(left, true_l0, horizontal=True)
-    finish(left, "Training step", "$k$", "Schedules of $k$")
+        right.plot(place + spread, values, **parts.marks(color, size=3.5), label=f"_{schedule}")
+    parts.mark_true_l0(left, true_l0, horizontal=True)
+    parts.finish(left, "Training step", "$k$", "Schedules of $k$")
     left.set_ylim(bottom=0)
     left.legend(handlelength=1.5)
     label = f"recovered: above {recovered:g}"
     right.axhline(recovered, color=GREY, linestyle=":", linewidth=0.8, label=label)
-    finish(right, "", "matched cosine", "Recovery of the true features, by seed")
+    parts.finish(right, "", "matched cosine", "Recovery of the true features, by seed")
     right.set_xticks(range(len(labels)), list(labels.values()))
     right.set_xlim(-0.5, len(labels) - 0.5)
     # Room for the legend below the marks.
-    mcc = numbers(table, "mcc")
+    mcc = parts.numbers(table, "mcc")
     lowest = min([recovered, *mcc[np.isfinite(mcc)]])
     right.set_ylim(lowest - 0.35 * (1.02 - lowest), 1.02)
     right.legend(loc="lower center", handlelength=1.8)
