@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sparse_but_wrong.worlds import toy_model as module
 from sparse_but_wrong.worlds.toy_model import ToyModel, orthogonalize
+
+JSON, SAFETENSORS = "toy_model.json", "toy_model.safetensors"
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -23,149 +24,119 @@ def world() -> ToyModel:
     return ToyModel(5, 8, bias=True, ortho_num_steps=50, generator=seeded())
 
 
-class TestToyModel:
-    def test_the_notebook_world(self) -> None:
-        model = ToyModel(50, 100, generator=seeded(), ortho_renormalize=True)
-        assert isinstance(model.embed, nn.Linear)
-        assert model.embed.bias is None
-        weight = model.embed.weight
-        assert weight.shape == (100, 50)
-        # Safetensors and the caller's `.view` both want this.
-        assert weight.is_contiguous()
-        assert torch.allclose(weight.T @ weight, torch.eye(50), atol=1e-5)
-
-    def test_embeds_features(self) -> None:
-        model = ToyModel(3, 4, ortho_num_steps=10, generator=seeded())
-        direction = model.embed.weight
-        activation = model(torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 3.0]]))
-        expected = torch.stack([2 * direction[:, 0], direction[:, 1] + 3 * direction[:, 2]])
-        assert torch.allclose(activation, expected, atol=1e-6)
-        assert not activation.requires_grad
-
-    def test_run_with_cache_gives_the_activations_twice(self, world: ToyModel) -> None:
-        features = torch.rand(3, 5, generator=seeded())
-        activations, cache = world.run_with_cache(features)
-        assert torch.equal(activations, world(features))
-        assert list(cache) == ["embed"]
-        assert torch.equal(cache["embed"], activations)
-        world.embed.weight.requires_grad_()
-        activations, cache = world.run_with_cache(features, names_filter="embed")
-        assert (activations.requires_grad, cache["embed"].requires_grad) == (True, False)
-        for wanted in (["other"], "other", lambda name: name == "other"):
-            assert world.run_with_cache(features, names_filter=wanted)[1] == {}
-
-    def test_bias_moves_every_activation(self, world: ToyModel) -> None:
-        empty = world(torch.zeros(2, 5))
-        assert torch.equal(empty, world.embed.bias.expand(2, 8))
-        assert 0 < float(world.embed.bias.abs().max()) <= 5**-0.5
-
-    def test_arguments_reach_the_directions(self) -> None:
-        model = ToyModel(6, 12, 0.25, False, 0.02, 500, generator=seeded())
-        cosines = model.embed.weight.T @ model.embed.weight
-        expected = torch.full((6, 6), 0.25).fill_diagonal_(1)
-        assert torch.allclose(cosines, expected, atol=1e-4)
-        renormalized = ToyModel(
-            6, 12, ortho_num_steps=4, generator=seeded(), ortho_renormalize=True
-        )
-        rows = orthogonalize(6, 12, num_steps=4, generator=seeded(), renormalize=True)
-        assert torch.equal(renormalized.embed.weight, rows.T)
-        few = ToyModel(6, 12, ortho_num_steps=0, generator=seeded())
-        assert float((few.embed.weight.T @ few.embed.weight - torch.eye(6)).abs().max()) > 0.1
+def test_the_notebook_world() -> None:
+    model = ToyModel(50, 100, generator=seeded(), ortho_renormalize=True)
+    assert isinstance(model.embed, nn.Linear)
+    assert model.embed.bias is None
+    weight = model.embed.weight
+    assert weight.shape == (100, 50)
+    # Safetensors and the caller's `.view` both want this.
+    assert weight.is_contiguous()
+    assert torch.allclose(weight.T @ weight, torch.eye(50), atol=1e-5)
 
 
-class TestSaveAndLoad:
-    @pytest.mark.parametrize("bias", [True, False])
-    def test_round_trip(self, tmp_path: Path, bias: bool) -> None:
-        world = ToyModel(5, 8, 0.1, bias, ortho_num_steps=50, generator=seeded())
-        world.save(tmp_path / "runs" / "world")
-        before = torch.get_rng_state()
-        loaded = ToyModel.load(tmp_path / "runs" / "world")
-        assert torch.equal(torch.get_rng_state(), before)
-        assert loaded.config == world.config
-        assert loaded.state_dict().keys() == world.state_dict().keys()
-        for name, value in world.state_dict().items():
-            assert torch.equal(loaded.state_dict()[name], value)
-        features = torch.rand(3, 5, generator=seeded())
-        assert torch.equal(loaded(features), world(features))
-        assert not any(parameter.requires_grad for parameter in loaded.parameters())
+def test_embeds_features(world: ToyModel) -> None:
+    direction = world.embed.weight
+    activation = world(torch.tensor([[2.0, 0, 0, 0, 0], [0.0, 1, 3, 0, 0], [0.0] * 5]))
+    sums = [2 * direction[:, 0], direction[:, 1] + 3 * direction[:, 2], torch.zeros(8)]
+    assert torch.allclose(activation, torch.stack(sums) + world.embed.bias, atol=1e-6)
+    assert not activation.requires_grad
+    assert 0 < float(world.embed.bias.abs().max()) <= 5**-0.5
 
-    def test_what_lies_in_the_folder(self, world: ToyModel, tmp_path: Path) -> None:
-        world.save(str(tmp_path / "world"))
-        names = sorted(path.name for path in (tmp_path / "world").iterdir())
-        assert names == ["toy_model.json", "toy_model.safetensors"]
-        assert [path.name for path in tmp_path.iterdir()] == ["world"]
-        description = json.loads((tmp_path / "world" / "toy_model.json").read_text())
-        assert description["package_version"]
-        assert description["config"]["num_feats"] == 5
 
-    def test_other_types_survive(self, world: ToyModel, tmp_path: Path) -> None:
-        world.double().save(tmp_path / "world")
-        assert ToyModel.load(tmp_path / "world").embed.weight.dtype == torch.float64
+def test_run_with_cache_gives_the_activations_twice(world: ToyModel) -> None:
+    features = torch.rand(3, 5, generator=seeded())
+    activations, cache = world.run_with_cache(features)
+    assert torch.equal(activations, world(features))
+    assert list(cache) == ["embed"]
+    assert torch.equal(cache["embed"], activations)
+    world.embed.weight.requires_grad_()
+    activations, cache = world.run_with_cache(features, names_filter="embed")
+    assert (activations.requires_grad, cache["embed"].requires_grad) == (True, False)
+    for wanted in (["other"], "other", lambda name: name == "other"):
+        assert world.run_with_cache(features, names_filter=wanted)[1] == {}
 
-    def test_never_overwrites(self, world: ToyModel, tmp_path: Path) -> None:
-        folder = tmp_path / "world"
-        world.save(folder)
-        other = ToyModel(5, 8, bias=True, ortho_num_steps=0, generator=seeded(1))
-        with pytest.raises(FileExistsError, match=str(folder)):
-            other.save(folder)
-        assert torch.equal(ToyModel.load(folder).embed.weight, world.embed.weight)
 
-    def test_missing_folder(self, tmp_path: Path) -> None:
-        with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
-            ToyModel.load(tmp_path / "nowhere")
+def test_arguments_reach_the_directions() -> None:
+    model = ToyModel(6, 12, 0.25, False, 0.02, 500, generator=seeded())
+    cosines = model.embed.weight.T @ model.embed.weight
+    assert torch.allclose(cosines, torch.full((6, 6), 0.25).fill_diagonal_(1), atol=1e-4)
+    renormalized = ToyModel(6, 12, ortho_num_steps=4, generator=seeded(), ortho_renormalize=True)
+    rows = orthogonalize(6, 12, num_steps=4, generator=seeded(), renormalize=True)
+    assert torch.equal(renormalized.embed.weight, rows.T)
 
-    @pytest.mark.parametrize("name", ["toy_model.json", "toy_model.safetensors"])
-    def test_missing_file(self, world: ToyModel, tmp_path: Path, name: str) -> None:
-        world.save(tmp_path / "world")
-        (tmp_path / "world" / name).unlink()
-        with pytest.raises(FileNotFoundError, match=f"world: it has no {name}"):
-            ToyModel.load(tmp_path / "world")
 
-    @pytest.mark.parametrize("name", ["toy_model.json", "toy_model.safetensors"])
-    @pytest.mark.parametrize("kept", [0, 60, -1])
-    def test_truncated_file(self, world: ToyModel, tmp_path: Path, name: str, kept: int) -> None:
-        world.save(tmp_path / "world")
-        path = tmp_path / "world" / name
-        # A JSON file ends with a newline that it can spare.
-        path.write_bytes(path.read_bytes().rstrip(b"\n")[:kept])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_folder_keeps_it(tmp_path: Path, bias: bool) -> None:
+    world = ToyModel(5, 8, 0.1, bias, ortho_num_steps=50, generator=seeded()).double()
+    folder = tmp_path / "runs" / "world"
+    world.save(str(folder))
+    assert sorted(path.name for path in folder.iterdir()) == [JSON, SAFETENSORS]
+    assert [path.name for path in folder.parent.iterdir()] == ["world"]
+    description = json.loads((folder / JSON).read_text())
+    assert description["package_version"]
+    assert description["config"]["num_feats"] == 5
+    before = torch.get_rng_state()
+    loaded = ToyModel.load(folder)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert loaded.config == world.config
+    assert loaded.embed.weight.dtype == torch.float64
+    assert loaded.state_dict().keys() == world.state_dict().keys()
+    for name, value in world.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value)
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    # It is never overwritten.
+    with pytest.raises(FileExistsError, match=str(folder)):
+        ToyModel(5, 8, ortho_num_steps=0, generator=seeded(1)).save(folder)
+    assert torch.equal(ToyModel.load(folder).embed.weight, world.embed.weight)
+
+
+@pytest.mark.parametrize("name", [JSON, SAFETENSORS])
+def test_missing_and_truncated_files(world: ToyModel, tmp_path: Path, name: str) -> None:
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        ToyModel.load(tmp_path / "nowhere")
+    world.save(tmp_path / "world")
+    path = tmp_path / "world" / name
+    # A JSON file ends with a newline that it can spare.
+    content = path.read_bytes().rstrip(b"\n")
+    for kept in (0, 60, -1):
+        path.write_bytes(content[:kept])
         with pytest.raises(ValueError, match=f"{name} is damaged"):
             ToyModel.load(tmp_path / "world")
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match=f"world/{name}"):
+        ToyModel.load(tmp_path / "world")
 
-    @pytest.mark.parametrize(
-        ("change", "message"),
-        [
-            (lambda d: d.update(format_version=9), "format version is 9"),
-            (lambda d: d.pop("config"), "damaged: config"),
-            (lambda d: d["config"].pop("bias"), "damaged: config"),
-            (lambda d: d["config"].update(num_feats="5"), "config.num_feats: .*integer"),
-            (lambda d: d["config"].update(num_feats=True), "config.num_feats: .*integer"),
-            (lambda d: d["config"].update(num_feats=6), "different worlds"),
-            (lambda d: d["config"].update(bias=False), "different worlds"),
-        ],
-    )
-    def test_config_that_does_not_fit(
-        self,
-        world: ToyModel,
-        tmp_path: Path,
-        change: Callable[[dict[str, Any]], object],
-        message: str,
-    ) -> None:
-        world.save(tmp_path / "world")
-        path = tmp_path / "world" / "toy_model.json"
-        description = json.loads(path.read_text())
-        change(description)
-        path.write_text(json.dumps(description))
-        with pytest.raises(ValueError, match=message):
-            ToyModel.load(tmp_path / "world")
 
-    def test_values_that_are_not_finite(self, world: ToyModel, tmp_path: Path) -> None:
-        world.save(tmp_path / "world")
-        path = tmp_path / "world" / "toy_model.safetensors"
-        tensors = load_file(path)
-        tensors["embed.weight"][2, 3] = float("nan")
-        save_file(tensors, path)
-        with pytest.raises(ValueError, match=r"embed\.weight holds values that are not finite"):
-            ToyModel.load(tmp_path / "world")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d.update(format_version=9), "format version is 9"),
+        (lambda d: d.pop("config"), r"damaged \(config"),
+        (lambda d: d["config"].pop("bias"), r"damaged \(config"),
+        (lambda d: d["config"].update(num_feats="5"), "config.num_feats: .*integer"),
+        (lambda d: d["config"].update(num_feats=True), "config.num_feats: .*integer"),
+        (lambda d: d["config"].update(num_feats=6), "different worlds"),
+        (lambda d: d["config"].update(bias=False), "different worlds"),
+    ],
+)
+def test_config_that_does_not_fit(
+    world: ToyModel, tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    world.save(tmp_path / "world")
+    path = tmp_path / "world" / JSON
+    description = json.loads(path.read_text())
+    change(description)
+    path.write_text(json.dumps(description))
+    with pytest.raises(ValueError, match=message):
+        ToyModel.load(tmp_path / "world")
+
+
+def test_values_that_are_not_finite(world: ToyModel, tmp_path: Path) -> None:
+    world.embed.weight[2, 3] = float("nan")
+    world.save(tmp_path / "world")
+    with pytest.raises(ValueError, match=r"embed\.weight holds values that are not finite"):
+        ToyModel.load(tmp_path / "world")
 
 
 def off_diagonal(vectors: Tensor) -> Tensor:
@@ -229,7 +200,7 @@ def test_superposition_noise_is_the_least_possible(renormalize: bool) -> None:
     assert float(cosines.abs().max()) < 0.45
 
 
-def test_few_steps_leave_noise_and_none_leaves_the_random_start() -> None:
+def test_no_steps_leave_the_random_start_and_each_takes_noise_away() -> None:
     start = orthogonalize(50, 100, num_steps=0, generator=seeded())
     expected = torch.nn.functional.normalize(torch.randn(50, 100, generator=seeded()), dim=1)
     assert torch.allclose(start, expected, atol=1e-6)

@@ -18,6 +18,13 @@ _SMALLEST_EIGENVALUE = 1e-6
 _ROUNDING = 1e-7
 
 
+def check_range(name: str, value: float, low: float, high: float = math.inf) -> None:
+    """Raise ValueError for a number outside [low, high]."""
+    if not low <= value <= high:  # negated, so that NaN counts as wrong
+        limits = f"lie in [{low}, {high}]" if high < math.inf else f"be at least {low}"
+        raise ValueError(f"{name} is {value}; it must {limits}.")
+
+
 def generate_random_correlation_matrix(
     num_features: int,
     positive_ratio: float | int = 0.5,
@@ -35,21 +42,20 @@ def generate_random_correlation_matrix(
     rounding may leave its smallest eigenvalue a little below 0.
 
     Args:
-        num_features: F.
         positive_ratio: share of the correlated pairs with a positive correlation, in [0, 1].
         correlation_strength_range: (lo, hi) of |c| before clipping, 0 <= lo <= hi <= 1.
         sparsity: share of all pairs left uncorrelated before clipping, in [0, 1].
-        seed: the same seed gives the same matrix; None a different one each time. Global random
-            generators are neither read nor changed.
+        seed: None gives a different matrix each time. Global generators are neither read nor
+            changed.
     Returns:
         shape [F, F], float32, on the CPU: symmetric, unit diagonal.
     Raises:
         ValueError: an argument outside its range.
     """
     low, high = correlation_strength_range
-    _check_num_features(num_features)
-    _check_in_range("positive_ratio", positive_ratio, 0, 1)
-    _check_in_range("sparsity", sparsity, 0, 1)
+    check_range("num_features", num_features, 1)
+    check_range("positive_ratio", positive_ratio, 0, 1)
+    check_range("sparsity", sparsity, 0, 1)
     if not 0 <= low <= high <= 1:
         raise ValueError(
             f"correlation_strength_range is ({low}, {high}); it must be (lo, hi) with "
@@ -79,7 +85,6 @@ def create_correlation_matrix(
     back to 1, and a warning says how far that moved it.
 
     Args:
-        num_features: F.
         correlations: {(i, j): c}, for (i, j) and (j, i) alike; i and j in [0, F), c in [-1, 1].
         default_correlation: that of every pair not named.
     Returns:
@@ -87,11 +92,9 @@ def create_correlation_matrix(
     Raises:
         ValueError: a feature that does not exist, a feature paired with itself, a correlation
             outside [-1, 1], or (i, j) and (j, i) given different values.
-    Warns:
-        UserWarning: the matrix was repaired; the message holds the largest change of an entry.
     """
-    _check_num_features(num_features)
-    _check_in_range("default_correlation", default_correlation, -1, 1)
+    check_range("num_features", num_features, 1)
+    check_range("default_correlation", default_correlation, -1, 1)
     correlations = correlations or {}
     target = torch.full((num_features, num_features), default_correlation, dtype=torch.float64)
     target.fill_diagonal_(1)
@@ -102,7 +105,7 @@ def create_correlation_matrix(
                 f"{name} must name two different features; they are numbered 0 to "
                 f"{num_features - 1}."
             )
-        _check_in_range(name, correlation, -1, 1)
+        check_range(name, correlation, -1, 1)
         if correlations.get((j, i), correlation) != correlation:
             raise ValueError(
                 f"{name} is {correlation} but correlations[{(j, i)}] is {correlations[j, i]}; "
@@ -136,17 +139,6 @@ def _repaired(matrix: Float[Tensor, "F F"]) -> Float[Tensor, "F F"]:
     return ((scaled + scaled.T) / 2).fill_diagonal_(1)
 
 
-def _check_num_features(num_features: int) -> None:
-    if num_features < 1:
-        raise ValueError(f"num_features is {num_features}; a world has at least 1 feature.")
-
-
-def _check_in_range(name: str, value: float | int, low: int, high: int) -> None:
-    # Negated, so that NaN counts as wrong.
-    if not low <= value <= high:
-        raise ValueError(f"{name} is {value}; it must lie in [{low}, {high}].")
-
-
 @dataclass(frozen=True)
 class CorrelationSummary:
     """The correlations between different features of one matrix."""
@@ -162,10 +154,8 @@ class CorrelationSummary:
 
 
 def summarize_correlation_matrix(matrix: Float[Tensor, "F F"]) -> CorrelationSummary:
-    """What a correlation matrix holds, to compare with what was asked for.
+    """What a correlation matrix, shape [F, F] with F ≥ 2, holds; to compare with what was asked.
 
-    Args:
-        matrix: shape [F, F], symmetric, for two features or more.
     Raises:
         ValueError: a matrix that is not square or has fewer than two features.
     """
@@ -199,22 +189,21 @@ def firing_correlation(latent_correlation: float | int, p_i: float, p_j: float) 
             or never fires has no correlation with anything).
     Source: the Gaussian copula; the bivariate normal distribution function Φ₂ is scipy's.
     """
-    _check_in_range("latent_correlation", latent_correlation, -1, 1)
+    check_range("latent_correlation", latent_correlation, -1, 1)
     for name, probability in (("p_i", p_i), ("p_j", p_j)):
         if not 0 < probability < 1:
             raise ValueError(f"{name} is {probability}; it must lie strictly between 0 and 1.")
-    both = _both_fire(latent_correlation, p_i, p_j)
-    return (both - p_i * p_j) / math.sqrt(p_i * (1 - p_i) * p_j * (1 - p_j))
-
-
-def _both_fire(latent_correlation: float | int, p_i: float, p_j: float) -> float:
     # At ±1 both features follow one number, and the two-dimensional density does not exist.
-    if abs(latent_correlation) == 1:
-        return min(p_i, p_j) if latent_correlation > 0 else max(0.0, p_i + p_j - 1)
-    from scipy.special import ndtri
-    from scipy.stats import multivariate_normal
+    if latent_correlation == 1:
+        both = min(p_i, p_j)
+    elif latent_correlation == -1:
+        both = max(0.0, p_i + p_j - 1)
+    else:
+        from scipy.special import ndtri
+        from scipy.stats import multivariate_normal
 
-    covariance: list[list[float | int]] = [[1, latent_correlation], [latent_correlation, 1]]
-    # Near ±1 scipy's own test for singularity would refuse a matrix that the formula can take.
-    latent = multivariate_normal(cov=covariance, allow_singular=True)  # pyright: ignore[reportArgumentType]
-    return float(latent.cdf([ndtri(p_i), ndtri(p_j)]))
+        covariance: list[list[float | int]] = [[1, latent_correlation], [latent_correlation, 1]]
+        # Near ±1 scipy's own test for singularity would refuse a matrix that the formula can take.
+        latent = multivariate_normal(cov=covariance, allow_singular=True)  # pyright: ignore[reportArgumentType]
+        both = float(latent.cdf([ndtri(p_i), ndtri(p_j)]))
+    return (both - p_i * p_j) / math.sqrt(p_i * (1 - p_i) * p_j * (1 - p_j))

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -17,6 +16,9 @@ from sparse_but_wrong.tensors import DEFAULT_DEVICE
 # more; anything beyond this is not rounding but a matrix that was never a correlation matrix.
 _TOLERANCE = 1e-5
 
+_Content = tuple[torch.dtype, torch.Size, bytes]
+"""What a tensor holds, as a value that can be hashed."""
+
 
 class FeatureSampler:
     """Samples of the activations of F features of which some fire, with correlated firing.
@@ -25,22 +27,18 @@ class FeatureSampler:
     fires has magnitude max(0, m_i + σ_i·ε), ε ~ N(0, 1). C is the correlation of the latent g: the
     correlation of the 0/1 firings is weaker (see `firing_correlation`).
 
-    Thresholds, the factor of C and all checks belong to the construction. Each batch draws
-    `randn(B, F)` for the copula and then `randn(B, F)` for the magnitudes, in this order (also
-    where σ is 0), so that the same torch seed gives the same batch as the published code. Without
-    C the firings are independent and come from one `torch.bernoulli` in place of the first draw.
+    Each batch draws `randn(B, F)` for the copula and then `randn(B, F)` for the magnitudes, in this
+    order (also where σ is 0), so that the same torch seed gives the same batch as the published
+    code. Without C the firings are independent and come from one `torch.bernoulli` in place of the
+    first draw. Seeds give different numbers on different kinds of device. Tensors are copied.
 
     Args:
         firing_probabilities: p, shape [F], each in [0, 1]; exactly 0 and 1 are legal.
-        std_firing_magnitudes: σ, shape [F] or [] for one value everywhere, none negative; 0
-            everywhere if left out.
-        mean_firing_magnitudes: m, shape [F] or []; 1 everywhere if left out.
+        std_firing_magnitudes: σ, shape [F] or [] for one value everywhere; 0 if left out.
+        mean_firing_magnitudes: m, shape [F] or []; 1 if left out.
         correlation_matrix: C, shape [F, F], symmetric, positive semi-definite, unit diagonal;
             independent firing if left out.
-        device: where batches are drawn. Seeds give different numbers on different kinds of device.
-
-    The sampler keeps copies: changing a tensor afterwards does not change the sampler.
-
+        device: where batches are drawn.
     Raises:
         ValueError: a probability outside [0, 1], a negative standard deviation, a value that is not
             finite, shapes that disagree, or a matrix that is not a correlation matrix. The message
@@ -68,12 +66,11 @@ class FeatureSampler:
         self._std = self._magnitudes("std_firing_magnitudes", std_firing_magnitudes, 0.0)
         self._mean = self._magnitudes("mean_firing_magnitudes", mean_firing_magnitudes, 1.0)
         self._factor: Tensor | None = None
-        self._thresholds: Tensor | None = None
         if correlation_matrix is not None:
             from scipy.special import ndtri
 
             matrix = correlation_matrix.detach().cpu()
-            _check_correlation_matrix(matrix, self.n_features)
+            self._check_shape("correlation_matrix", matrix, [self.n_features, self.n_features])
             # Factorised on the CPU for every device: one world, one factor.
             self._factor = self._kept(_factorise(matrix))
             # 1 − p in double precision, then one rounding to float32, as in the published code.
@@ -82,14 +79,11 @@ class FeatureSampler:
     def sample(
         self, batch_size: int, generator: torch.Generator | None = None
     ) -> Float[Tensor, "batch n_features"]:
-        """A batch of feature activations, float32, on the sampler's device.
+        """Feature activations, float32, shape [B, F]: 0 where a feature does not fire.
 
         Args:
-            batch_size: number of samples B, at least 1.
+            batch_size: B.
             generator: on the sampler's device; torch's global generator if left out.
-        Returns:
-            shape [B, F]; 0 where a feature does not fire, its magnitude (never negative) where it
-            does.
         Raises:
             ValueError: `batch_size` below 1, or a generator of another kind of device.
         """
@@ -100,11 +94,10 @@ class FeatureSampler:
         self, batch_size: int, generator: torch.Generator | None = None
     ) -> Float[Tensor, "batch n_features"]:
         """The first half of a draw: which features fire, as 0.0 and 1.0; see `sample`."""
-        if self._factor is None or self._thresholds is None:
+        if self._factor is None:
             self._check_draw(batch_size, generator)
-            return torch.bernoulli(
-                self._probabilities.unsqueeze(0).expand(batch_size, -1), generator=generator
-            )
+            probabilities = self._probabilities.unsqueeze(0).expand(batch_size, -1)
+            return torch.bernoulli(probabilities, generator=generator)
         noise = self._standard_normal(batch_size, generator)
         # Factor.T stays a view: a transposed copy might be multiplied in another order of sums.
         return (noise @ self._factor.T).gt_(self._thresholds)
@@ -135,16 +128,19 @@ class FeatureSampler:
         # copy=True: the caller may change its tensor later, the sampler must not follow.
         return values.to(self.device, torch.float32, copy=True)
 
+    def _check_shape(self, name: str, values: Tensor, shape: list[int]) -> None:
+        if list(values.shape) != shape:
+            raise ValueError(
+                f"{name} has shape {list(values.shape)}, but {self.n_features} features need "
+                f"{shape}."
+            )
+        _refuse(~values.isfinite(), values, name, "it must be finite")
+
     def _magnitudes(self, name: str, values: Tensor | None, default: float) -> Tensor:
         values = torch.tensor(default) if values is None else values.detach().cpu()
         if values.ndim == 0:
             values = values.expand(self.n_features)
-        if tuple(values.shape) != (self.n_features,):
-            raise ValueError(
-                f"{name} has shape {list(values.shape)}, but there are {self.n_features} features; "
-                "give one value per feature."
-            )
-        _refuse(~values.isfinite(), values, name, "a magnitude must be finite")
+        self._check_shape(name, values, [self.n_features])
         if name.startswith("std"):
             _refuse(values < 0, values, name, "a standard deviation cannot be negative")
         return self._kept(values)
@@ -157,21 +153,6 @@ def _refuse(wrong: Tensor, values: Tensor, name: str, why: str) -> None:
         raise ValueError(f"{name}{at} is {values[tuple(at)].item():g}; {why}.")
 
 
-def _check_correlation_matrix(matrix: Tensor, n_features: int) -> None:
-    name = "correlation_matrix"
-    if tuple(matrix.shape) != (n_features, n_features):
-        raise ValueError(
-            f"{name} has shape {list(matrix.shape)}, but {n_features} features need "
-            f"[{n_features}, {n_features}]."
-        )
-    _refuse(~matrix.isfinite(), matrix, name, "a correlation is a finite number in [-1, 1]")
-    off_one = torch.diag((matrix.diagonal() - 1).abs() > _TOLERANCE)
-    why = "the diagonal must be 1 (divide a covariance matrix by the standard deviations)"
-    _refuse(off_one, matrix, name, why)
-    asymmetric = (matrix - matrix.T).abs() > _TOLERANCE
-    _refuse(asymmetric, matrix, name, "the opposite entry differs, so the matrix is not symmetric")
-
-
 def _factorise(matrix: Tensor) -> Tensor:
     """A lower triangular L with L·Lᵀ = C, for a C that may be singular or a rounding beyond it.
 
@@ -179,6 +160,12 @@ def _factorise(matrix: Tensor) -> Tensor:
     bits. It may fail for a nearly singular matrix on one machine and not on another; the factors
     taken instead are the same one up to rounding, so that batches hardly differ.
     """
+    name = "correlation_matrix"
+    off_one = torch.diag((matrix.diagonal() - 1).abs() > _TOLERANCE)
+    why = "the diagonal must be 1 (divide a covariance matrix by the standard deviations)"
+    _refuse(off_one, matrix, name, why)
+    asymmetric = (matrix - matrix.T).abs() > _TOLERANCE
+    _refuse(asymmetric, matrix, name, "the opposite entry differs, so the matrix is not symmetric")
     for of_dtype in (matrix.float(), matrix.double()):
         factor, failed = torch.linalg.cholesky_ex(of_dtype)
         if not failed:
@@ -187,8 +174,8 @@ def _factorise(matrix: Tensor) -> Tensor:
     smallest = float(eigenvalues[0])
     if smallest < -_TOLERANCE:
         raise ValueError(
-            "correlation_matrix is not positive semi-definite: its smallest eigenvalue is "
-            f"{smallest:.4g}. create_correlation_matrix repairs such a matrix."
+            f"{name} is not positive semi-definite: its smallest eigenvalue is {smallest:.4g}. "
+            "create_correlation_matrix repairs such a matrix."
         )
     root = eigenvectors * eigenvalues.clamp(min=0).sqrt()
     # root·rootᵀ = C for any rotation of root's columns; R of rootᵀ = Q·R is the triangular one.
@@ -202,11 +189,9 @@ def get_correlated_features(
     correlation_matrix: Float[Tensor, "n_features n_features"],
     device: torch.device | str = DEFAULT_DEVICE,
 ) -> Float[Tensor, "batch n_features"]:
-    """Which features fire, as 0.0 and 1.0, drawn from torch's global generator.
+    """Which features fire, as 0.0 and 1.0, shape [B, F], drawn from torch's global generator.
 
     Args, Raises: as `FeatureSampler`, with batch_size B, at least 1.
-    Returns:
-        shape [B, F].
     """
     sampler = _remembered_sampler(device, firing_probabilities, None, None, correlation_matrix)
     return sampler.sample_firings(batch_size)
@@ -221,20 +206,17 @@ def get_training_batch(
     modify_firing_features: Callable[[Tensor], Tensor] | None = None,
     correlation_matrix: Float[Tensor, "n_features n_features"] | None = None,
 ) -> Float[Tensor, "batch n_features"]:
-    """A batch of feature activations, drawn from torch's global generator.
+    """A batch of feature activations [B, F], drawn from torch's global generator.
 
     What is constant in a world is computed on the first call and remembered for the last few
     worlds, by the content of the tensors: a tensor changed in place is a new world. Comparing
     contents copies tensors that live on a GPU to the host on every call; keep them on the CPU, or
     make a `FeatureSampler` once, which also takes an explicit generator.
 
-    Args:
+    Args: as `FeatureSampler`, and
         batch_size: number of samples B, at least 1.
         modify_firing_features: a function of the 0/1 firings [B, F], applied before they are
             multiplied by magnitudes; it returns firings of the same shape.
-        others: as `FeatureSampler`.
-    Returns:
-        shape [B, F]; 0 where a feature does not fire, its magnitude where it does.
     Raises:
         ValueError: as `FeatureSampler`, or `modify_firing_features` returned another shape.
     """
@@ -245,10 +227,8 @@ def get_training_batch(
         mean_firing_magnitudes,
         correlation_matrix,
     )
-    if modify_firing_features is None:
-        return sampler.sample(batch_size)
     drawn = sampler.sample_firings(batch_size)
-    firings = modify_firing_features(drawn)
+    firings = drawn if modify_firing_features is None else modify_firing_features(drawn)
     if firings.shape != drawn.shape:
         raise ValueError(
             f"modify_firing_features returned shape {list(firings.shape)} for firings of shape "
@@ -257,35 +237,24 @@ def get_training_batch(
     return sampler.sample_magnitudes(batch_size).mul_(firings)
 
 
-class _Content(NamedTuple):
-    """A tensor's content as a hashable value."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    data: bytes
-
-
 def _remembered_sampler(device: torch.device | str, *tensors: Tensor | None) -> FeatureSampler:
-    contents = []
+    contents: list[_Content | None] = []
     for tensor in tensors:
         if tensor is None:
             contents.append(None)
-            continue
-        tensor = tensor.detach().cpu()
-        # numpy knows no bfloat16, and every bfloat16 is a float32.
-        array = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
-        contents.append(_Content(array.dtype.str, array.shape, array.tobytes()))
+        else:
+            flat = tensor.detach().cpu().reshape(-1).view(torch.uint8)
+            contents.append((tensor.dtype, tensor.shape, flat.numpy().tobytes()))
     return _sampler_of_content(str(device), *contents)
-
-
-def _tensor(content: _Content) -> Tensor:
-    array = np.frombuffer(content.data, content.dtype).reshape(content.shape)
-    return torch.from_numpy(array.copy())
 
 
 # The key is the content itself, so neither a tensor changed in place nor a hash collision can bring
 # back a wrong sampler. A sampler never changes once made, so threads may share it.
 @lru_cache(maxsize=8)
 def _sampler_of_content(device: str, *contents: _Content | None) -> FeatureSampler:
-    tensors = (None if content is None else _tensor(content) for content in contents)
-    return FeatureSampler(*tensors, device=device)  # pyright: ignore[reportArgumentType]
+    tensors: list[Any] = [
+        content
+        and torch.tensor(bytearray(content[2]), dtype=torch.uint8).view(content[0]).view(content[1])
+        for content in contents
+    ]
+    return FeatureSampler(*tensors, device=device)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sparse_but_wrong import atomic
 from sparse_but_wrong.seeds import derive_seed
+from sparse_but_wrong.untrusted import damaged, read_safetensors
 from sparse_but_wrong.worlds.features import FeatureSampler
 from sparse_but_wrong.worlds.toy_model import ToyModel
 
@@ -24,8 +25,6 @@ class ToyActivations(Iterator[Tensor]):
 
     Args:
         embed: maps features [batch, n_features] to activations [batch, d_in]; a `ToyModel`.
-        sampler: draws the features.
-        batch_size: samples per batch.
         seed: of this stream's own generator; the global generators are left alone.
     """
 
@@ -42,11 +41,11 @@ class ToyActivations(Iterator[Tensor]):
         return self.embed(self.sampler.sample(self.batch_size, generator=self.generator))
 
     def state(self) -> dict[str, Tensor]:
-        """The generator's state."""
+        """The generator's state, for `load_state` to continue from."""
         return {"generator": self.generator.get_state()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Continue from a state of the generator."""
+        """Continue from a state."""
         self.generator.set_state(state["generator"])
 
 
@@ -94,19 +93,18 @@ class ToyWorld(Iterable[Tensor]):
         ortho_num_steps: int = 1000,
         device: torch.device | str = "cpu",
     ) -> None:
-        generator = torch.Generator().manual_seed(seed)
         model = ToyModel(
             n_features,
             d_in,
             ortho_num_steps=ortho_num_steps,
-            generator=generator,
+            generator=torch.Generator().manual_seed(seed),
             ortho_renormalize=True,
         )
         p, std, mean = (
             torch.as_tensor(value, dtype=torch.float32).expand(n_features)
             for value in (firing_probability, std_magnitude, mean_magnitude)
         )
-        self._fill(model, (p, std, mean), correlation_matrix, device, seed)
+        self._fill(model, p, std, mean, correlation_matrix, device, seed)
 
     @classmethod
     def of_model(
@@ -125,30 +123,32 @@ class ToyWorld(Iterable[Tensor]):
         """
         world = cls.__new__(cls)
         features = (firing_probabilities, std_firing_magnitudes, mean_firing_magnitudes)
-        world._fill(model, features, correlation_matrix, device, 0)
+        world._fill(model, *features, correlation_matrix, device, 0)
         return world
 
     def _fill(
         self,
         model: ToyModel,
-        features: tuple[Tensor, Tensor, Tensor],
+        p: Tensor,
+        std: Tensor,
+        mean: Tensor,
         correlation_matrix: Tensor | None,
         device: torch.device | str,
         seed: int,
     ) -> None:
         self.d_in, self.n_features = model.embed.weight.shape
-        if self.n_features != len(features[0]):
+        if self.n_features != len(p):
             raise ValueError(
-                f"The toy model has {self.n_features} features, but there are {len(features[0])} "
+                f"The toy model has {self.n_features} features, but there are {len(p)} "
                 "firing probabilities; give one per feature."
             )
         self.model = model.to(device)
-        self.firing_probabilities, self.std_firing_magnitudes, self.mean_firing_magnitudes = (
-            features
-        )
+        self.firing_probabilities = p
+        self.std_firing_magnitudes = std
+        self.mean_firing_magnitudes = mean
         self.correlation_matrix = correlation_matrix
         self.seed = seed
-        self.sampler = FeatureSampler(*features, correlation_matrix, device)
+        self.sampler = FeatureSampler(p, std, mean, correlation_matrix, device)
 
     def __repr__(self) -> str:
         return (
@@ -167,11 +167,8 @@ class ToyWorld(Iterable[Tensor]):
         return float(self.firing_probabilities.sum())
 
     def stream(self, batch_size: int = 1024, seed: int | None = None) -> ToyActivations:
-        """Batches of activations [batch_size, d_in] without end, whose place can be saved.
-
-        Args:
-            seed: of the samples; follows from the world's own if left out.
-        """
+        """Batches of activations [batch_size, d_in] without end, whose place can be saved; the
+        seed of the samples follows from the world's own if left out."""
         seed = derive_seed(self.seed, "stream") if seed is None else seed
         return ToyActivations(self.model, self.sampler, batch_size, seed)
 
@@ -179,11 +176,7 @@ class ToyWorld(Iterable[Tensor]):
         return self.stream()
 
     def save(self, folder: str | Path) -> None:
-        """Write the world into a new folder: safetensors and JSON.
-
-        Raises:
-            FileExistsError: the folder holds something.
-        """
+        """Write the world into a new folder, safetensors and JSON; FileExistsError if not new."""
         from safetensors.torch import save
 
         tensors = {name: getattr(self, name).contiguous() for name in _NAMES}
@@ -206,16 +199,12 @@ class ToyWorld(Iterable[Tensor]):
             FileNotFoundError: the folder or one of its files is missing.
             ValueError: a file is damaged.
         """
-        from safetensors import SafetensorError
-        from safetensors.torch import load
-
         file = Path(folder) / _FEATURES_FILE
         if not file.is_file():
             raise FileNotFoundError(f"{file} is missing; {folder} does not hold a whole world.")
-        try:
-            tensors = load(file.read_bytes())
-            p, std, mean = (tensors[name] for name in _NAMES)
-        except (SafetensorError, KeyError) as error:
-            raise ValueError(f"{file} is damaged ({error}).") from error
+        tensors = read_safetensors(file)
+        if missing := [name for name in _NAMES if name not in tensors]:
+            raise damaged(file, f"it lacks {' and '.join(missing)}")
+        p, std, mean = (tensors[name] for name in _NAMES)
         model = ToyModel.load(Path(folder) / _MODEL_FOLDER)
         return cls.of_model(model, p, std, mean, tensors.get("correlation_matrix"), device)
