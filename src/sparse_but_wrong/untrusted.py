@@ -125,6 +125,23 @@ def read_json(file: Path, remedy: str = _COPY_AGAIN) -> dict[str, Any]:
     return content
 
 
+def checked(kind: Any, content: Any, file: Path, remedy: str = _COPY_AGAIN) -> Any:
+    """What a JSON file holds as a value of a type that pydantic knows, say a dataclass.
+
+    Raises:
+        ValueError: something is missing or of another type; the message names file and field.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        # As JSON, where strictness still takes a list for a tuple and a mapping for a record.
+        return TypeAdapter(kind).validate_json(json.dumps(content), strict=True)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(map(str, problem["loc"]))
+        raise damaged(file, f"{where}: {problem['msg']}", remedy) from error
+
+
 def read_safetensors(file: Path) -> dict[str, Tensor]:
     """The tensors that a safetensors file holds, by name, on the CPU; ValueError if damaged."""
     from safetensors import SafetensorError

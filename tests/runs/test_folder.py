@@ -97,10 +97,10 @@ def test_a_manifest_with_something_of_another_kind_is_named(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[]", "should be an object"),
+        ("[]", "holds a list"),
         ('{"trained_by": "engine"}', "l0"),
         ('{"trained_by": "engine", "steps": "ab", "columns": {"l0": [1]}}', "steps"),
-        ('{"trained_by": "engine", "steps": [0, 1], "columns": {"l0": [1.0]}}', "length"),
+        ('{"trained_by": "engine", "steps": [0, 1], "columns": {"l0": [1.0]}}', "two lengths"),
         ('{"trained_by": "engine", "steps": [0], "columns": {"l0": ["x"]}}', "columns"),
         ('{"trained_by": "engine", "steps": [0], "columns": {"l0": [1.0]}, "x": 1}', "x"),
         ('{"trained_by": "engine", "steps": [1e400], "columns": {"l0": [1.0]}}', "steps"),
@@ -112,7 +112,7 @@ def test_a_log_of_another_kind_is_named(content: str, message: str, tmp_path: Pa
     folder = RunFolder(tmp_path, {})
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs/a.json").write_text(content)
-    with pytest.raises(ValueError, match=rf"a\.json is damaged .*{message}.*saes/a and --resume"):
+    with pytest.raises(ValueError, match=rf"a\.json .*{message}.*saes/a and --resume"):
         folder.read_log("a")
 
 

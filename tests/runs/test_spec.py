@@ -12,24 +12,40 @@ import torch
 
 from sparse_but_wrong.experiments.sweep import JUMPRELU
 from sparse_but_wrong.runs.make import make_saes, make_world, world_seed
-from sparse_but_wrong.runs.spec import ONLY_WORLD, CorrelatedPairs, ExperimentSpec, SAESpec
+from sparse_but_wrong.runs.spec import (
+    ONLY_WORLD,
+    ActivationsSpec,
+    CorrelatedPairs,
+    ExperimentSpec,
+    SAESpec,
+)
 from sparse_but_wrong.seeds import derive_seed
 from sparse_but_wrong.training.controls import KTransition
 from sparse_but_wrong.worlds.toy_model import orthogonalize
 from tests.experiments.tiny import TINY, WORLD
 
+STORED = replace(
+    TINY, name="stored", worlds={ONLY_WORLD: ActivationsSpec("acts")}, analysis="activations"
+)
 
-@pytest.mark.parametrize("spec", [TINY, JUMPRELU], ids=lambda spec: spec.name)
+
+@pytest.mark.parametrize("spec", [TINY, JUMPRELU, STORED], ids=lambda spec: spec.name)
 def test_a_spec_survives_json(spec: ExperimentSpec) -> None:
     assert ExperimentSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
 
 
-def test_quick_is_a_fiftieth_with_its_warm_up() -> None:
+def test_quick_is_a_fiftieth_with_its_warm_ups_and_transitions() -> None:
     quick = JUMPRELU.quick()
     assert quick.training.total_training_samples == 300_000
+    assert quick.training.log_every == 2
     assert quick.saes[0].config["l0_warm_up_steps"] == 200
     assert quick.saes[0].config["l0_coefficient"] == 0.05
     assert len(quick.saes) == len(JUMPRELU.saes)
+    config = {"d_sae": 50, "transition_k_start_step": 120, "transition_k_duration_steps": 30}
+    sae = replace(TINY.saes[0], config=config, control=KTransition(20.0, 2000, 8000))
+    (sae,) = replace(TINY, saes=(sae,)).quick().saes
+    assert sae.control == KTransition(20.0, 40, 160)
+    assert list(sae.config.values()) == [50, 2, 1]
 
 
 def test_seeds_differ_by_purpose_and_are_stable() -> None:
@@ -86,6 +102,10 @@ TOY = DATA["worlds"][ONLY_WORLD]
         ({**DATA, "planet": 1}, "planet is not a field"),
         ({k: v for k, v in DATA.items() if k != "claim"}, "claim is missing"),
         ({**DATA, "worlds": {"world": 3}}, r"worlds\.world must be a mapping of fields"),
+        (
+            {**DATA, "worlds": {"world": {"activations": "x", "colunm": "y"}}},
+            r"world\.colunm is not",
+        ),
         ({**DATA, "saes": {}}, "saes should be a valid"),
         ({**DATA, "saes": [{**SAE, "config": 5}]}, r"saes\[0\]\.config should be"),
         ({**DATA, "saes": [{"sae_id": "x"}]}, r"saes\[0\]\.architecture is missing"),
@@ -189,19 +209,6 @@ def test_worlds_of_other_names_have_other_directions_and_data() -> None:
     assert world_seed(3, "stream", ONLY_WORLD) == derive_seed(3, "stream")
     a, b = (make_world(WORLD, 0, name=name).directions for name in "ab")
     assert not torch.allclose(a, b)
-
-
-def test_a_quick_transition_still_ends_inside_the_run() -> None:
-    control = KTransition(20.0, 2000, 8000)
-    sae = replace(TINY.saes[0], control=control)
-    assert replace(TINY, saes=(sae,)).quick().saes[0].control == KTransition(20.0, 40, 160)
-
-
-def test_a_quick_transition_of_the_config_itself_shrinks_too() -> None:
-    config = {"d_sae": 50, "transition_k_start_step": 120, "transition_k_duration_steps": 30}
-    sae = replace(TINY.saes[0], architecture="enhanced_batchtopk", config=config)
-    quick = replace(TINY, saes=(sae,)).quick().saes[0].config
-    assert quick == {"d_sae": 50, "transition_k_start_step": 2, "transition_k_duration_steps": 1}
 
 
 def test_a_spec_file_may_ask_for_the_published_batchtopk() -> None:

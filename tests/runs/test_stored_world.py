@@ -1,4 +1,4 @@
-"""`sbw run` on stored activations: trained, scored on what is held out, drawn, resumed."""
+"""`sbw run` on stored activations: trained, evaluated on what is held out, drawn, resumed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from sparse_but_wrong.activations.shuffled import ShuffledActivations
 from sparse_but_wrong.activations.stored import open_activations
-from sparse_but_wrong.experiments.analysis import RunSettings
+from sparse_but_wrong.experiments.analysis import Run, RunSettings
 from sparse_but_wrong.metrics.evaluate import evaluate
 from sparse_but_wrong.runs.folder import RunFolder
 from sparse_but_wrong.runs.spec import ActivationsSpec, ExperimentSpec, SAESpec
@@ -27,6 +27,7 @@ from sparse_but_wrong.untrusted import sha256
 from tests.experiments.tiny import finished, resumed, started
 
 SETTINGS = RunSettings(seed=1, progress=False)
+SIZES = (1500, 900, 1600)
 
 
 @pytest.fixture(scope="module")
@@ -35,146 +36,138 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shards")
     generator = torch.Generator().manual_seed(0)
     rows = torch.nn.functional.normalize(torch.randn(10, 8, generator=generator), dim=1)
-    for i, n in enumerate((1500, 900, 1600)):
+    for i, n in enumerate(SIZES):
         fires = (torch.rand(n, 10, generator=generator) < 0.2).float()
         save_file({"activations": (5 * fires @ rows).bfloat16()}, folder / f"shard-{i}.safetensors")
     return folder
 
 
-def spec_of(shards: Path) -> ExperimentSpec:
+def spec_of(activations: Path) -> ExperimentSpec:
+    config = {"d_sae": 16, "normalize_activations": "expected_average_only_in"}
+    saes = (
+        SAESpec(f"k_{k}", "batchtopk", {**config, "k": k}, world="acts", factors={"k": k})
+        for k in (1, 2, 4)
+    )
+    training = TrainOptions(
+        total_training_samples=200 * 64,
+        train_batch_size_samples=64,
+        n_batches_for_norm_estimate=10,
+        lr=3e-3,
+        log_every=50,
+    )
     return ExperimentSpec(
         name="stored",
         title="Stored activations",
         claim="none",
-        worlds={"acts": ActivationsSpec(str(shards))},
-        saes=tuple(
-            SAESpec(
-                f"k_{k}",
-                "batchtopk",
-                {"d_sae": 16, "k": k, "normalize_activations": "expected_average_only_in"},
-                world="acts",
-                factors={"k": k},
-            )
-            for k in (1, 2, 4)
-        ),
-        training=TrainOptions(
-            total_training_samples=200 * 64,
-            train_batch_size_samples=64,
-            n_batches_for_norm_estimate=10,
-            lr=3e-3,
-            log_every=50,
-        ),
+        worlds={"acts": ActivationsSpec(str(activations))},
+        saes=tuple(saes),
+        training=training,
         evaluation_samples=800,
         projection_n=(4, 6),
         analysis="activations",
     )
 
 
-def test_what_a_run_on_activations_leaves_behind(shards: Path, tmp_path: Path) -> None:
-    spec = spec_of(shards)
-    run = finished(spec, tmp_path / "run", SETTINGS)
-    table = pd.read_parquet(tmp_path / "run/results.parquet")
+@pytest.fixture(scope="module")
+def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return finished(spec_of(shards), tmp_path_factory.mktemp("whole") / "run", SETTINGS)
+
+
+def cut(spec: ExperimentSpec, path: Path, n_drawn: int) -> RunFolder:
+    """A run that was stopped after drawing so many batches."""
+    started(spec, path, SETTINGS)
+    draw, drawn = ShuffledActivations.__next__, []
+
+    def stops(self: ShuffledActivations) -> torch.Tensor:
+        drawn.append(0)
+        if len(drawn) > n_drawn:
+            raise KeyboardInterrupt
+        return draw(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ShuffledActivations, "__next__", stops)
+        with pytest.raises(KeyboardInterrupt):
+            resumed(path)
+    folder = RunFolder.open(path)
+    assert folder.checkpoint_path.exists()
+    return folder
+
+
+def test_what_a_run_on_activations_leaves_behind(whole: Run, shards: Path) -> None:
+    path = whole.folder.path
+    table = pd.read_parquet(path / "results.parquet")
     assert table["sae_id"].tolist() == ["k_1", "k_2", "k_4"]
     assert table["n_samples"].tolist() == [800] * 3
     assert table["n_batches"].tolist() == [16] * 3
     # The row is what measuring the saved SAE on the held-out samples gives, s_n for every n.
-    world = StoredWorld(str(shards), None, 800)
-    found = evaluate(run.saes["k_2"], world.held_out())
+    found = evaluate(whole.saes["k_2"], StoredWorld(str(shards), None, 800).held_out())
     row = table.set_index("sae_id").loc["k_2"]
     assert row["l0"] == pytest.approx(found.l0, rel=1e-12)
     assert row["s_7"] == pytest.approx(found.projections[7])
     assert row["variance_explained"] > 0.5
-    assert run.verdict.checks == ()
-    assert "find-l0" in run.verdict.remarks[0]
-    manifest = json.loads((tmp_path / "run/manifest.json").read_text())
-    assert manifest["status"] == "finished"
-    assert manifest["true_l0"] == {}
+    assert whole.verdict.checks == ()
+    assert "find-l0" in whole.verdict.remarks[0]
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert (manifest["status"], manifest["true_l0"]) == ("finished", {})
     for name in ("overview", "projections/s_4", "training_curves"):
-        assert (tmp_path / f"run/plots/{name}.png").is_file()
-    assert "k_4" in (tmp_path / "run/report.html").read_text(encoding="utf-8")
+        assert (path / f"plots/{name}.png").is_file()
+    assert "k_4" in (path / "report.html").read_text(encoding="utf-8")
 
 
-def test_held_out_samples_are_not_trained_on(shards: Path) -> None:
+def test_held_out_samples_are_not_trained_on_and_few_come_from_all_blocks(shards: Path) -> None:
     world = StoredWorld(str(shards), None, 800)
     stream = world.stream(64, 0)
     seen = torch.cat([next(stream) for _ in range(50)])
     assert len(seen) == 3200
-    held_out = torch.cat(list(world.held_out()))
-    together = torch.cat([seen, held_out]).sort(0).values
-    everything = world.stored.read(0, 4000).float().sort(0).values
-    assert torch.equal(together, everything)
+    blocks = list(world.held_out())
+    together = torch.cat([seen, *blocks]).sort(0).values
+    assert torch.equal(together, world.stored.read(0, 4000).float().sort(0).values)
+    few = list(world.held_out(24))
+    assert [len(block) for block in few] == [1, 2] * 8
+    assert all(torch.equal(a[: len(b)], b) for a, b in zip(blocks, few, strict=True))
+    assert [len(block) for block in world.held_out(3)] == [1, 1, 1]
+    assert sum(map(len, world.held_out(10_000))) == 800
 
 
 def test_an_interrupted_run_ends_as_one_that_was_not(
-    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Run, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = spec_of(shards)
-    finished(spec, tmp_path / "whole", SETTINGS)
-    started(spec, tmp_path / "cut", SETTINGS)
-
-    original = ShuffledActivations.__next__
-    drawn = []
-
-    def stops(self: ShuffledActivations) -> torch.Tensor:
-        drawn.append(0)
-        if len(drawn) > 90:
-            raise KeyboardInterrupt
-        return original(self)
-
-    monkeypatch.setattr(ShuffledActivations, "__next__", stops)
-    with pytest.raises(KeyboardInterrupt):
-        resumed(tmp_path / "cut")
-    assert (tmp_path / "cut/checkpoint.safetensors").exists()
-    monkeypatch.undo()
+    folder = cut(spec_of(shards), tmp_path / "cut", 90)
     monkeypatch.chdir(tmp_path)
-    resumed(tmp_path / "cut")
+    resumed(folder.path)
     for sae_id in ("k_1", "k_2", "k_4"):
         a, b = (
-            load_file(RunFolder.open(tmp_path / name).sae_path(sae_id) / "sae_weights.safetensors")
-            for name in ("whole", "cut")
+            load_file(of.sae_path(sae_id) / "sae_weights.safetensors")
+            for of in (whole.folder, folder)
         )
         for name, tensor in a.items():
             assert torch.equal(tensor, b[name]), (sae_id, name)
 
 
+def npy(path: Path, seed: int, n_samples: int = 4000) -> Path:
+    np.save(path, np.random.default_rng(seed).normal(size=(n_samples, 8)).astype("float32"))
+    return path
+
+
 def test_other_activations_than_at_the_start_are_refused(tmp_path: Path) -> None:
-    np.save(tmp_path / "acts.npy", np.ones((400, 8), dtype=np.float32))
-    world = StoredWorld(str(tmp_path / "acts.npy"), None, 100)
-    world.save(tmp_path / "world")
+    file = npy(tmp_path / "acts.npy", 0, 400)
+    StoredWorld(str(file), None, 100).save(tmp_path / "world")
     assert StoredWorld.load(tmp_path / "world").d_in == 8
-    np.save(tmp_path / "acts.npy", np.ones((500, 8), dtype=np.float32))
+    npy(file, 0, 500)
     with pytest.raises(ValueError, match="has 500 samples of width 8, but had 400 of width 8"):
         StoredWorld.load(tmp_path / "world")
-    (tmp_path / "world/activations.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"activations\.json is damaged"):
-        StoredWorld.load(tmp_path / "world")
-
-
-def npy(path: Path, seed: int) -> Path:
-    np.save(path, np.random.default_rng(seed).normal(size=(4000, 8)).astype("float32"))
-    return path
+    saved = json.loads((tmp_path / "world/activations.json").read_text())
+    for broken in ({}, {**saved, "held_out": "5"}, {**saved, "column": 3}):
+        (tmp_path / "world/activations.json").write_text(json.dumps(broken))
+        with pytest.raises(ValueError, match=r"activations\.json is damaged .*--resume"):
+            StoredWorld.load(tmp_path / "world")
 
 
 def test_a_run_goes_on_with_the_activations_it_was_started_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = npy(tmp_path / "acts.npy", 0)
-    spec = spec_of(file)
-    folder = started(spec, tmp_path / "run", SETTINGS)
-    with monkeypatch.context() as patch:
-        draw = ShuffledActivations.__next__
-        drawn: list[int] = []
-
-        def stops(self: ShuffledActivations) -> torch.Tensor:
-            drawn.append(0)
-            if len(drawn) > 60:
-                raise KeyboardInterrupt
-            return draw(self)
-
-        patch.setattr(ShuffledActivations, "__next__", stops)
-        with pytest.raises(KeyboardInterrupt):
-            resumed(folder.path)
-    assert folder.checkpoint_path.exists()
+    folder = cut(spec_of(file), tmp_path / "run", 60)
     npy(file, 1)
     monkeypatch.setattr(Training, "run", lambda *_, **__: pytest.fail("trained on other data"))
     with pytest.raises(ValueError, match=r"acts\.npy have changed since"):
@@ -185,25 +178,19 @@ def test_a_run_goes_on_with_the_activations_it_was_started_with(
         resumed(folder.path)
 
 
-def test_runs_from_before_there_were_fingerprints_go_on(tmp_path: Path) -> None:
-    file = npy(tmp_path / "acts.npy", 0)
-    StoredWorld(str(file), None, 100).save(tmp_path / "world")
-    saved = tmp_path / "world/activations.json"
-    facts = json.loads(saved.read_text())
-    del facts["fingerprint"], facts["listed_sha256"]
-    saved.write_text(json.dumps(facts))
-    assert StoredWorld.load(tmp_path / "world").n_held_out == 100
-
-
 @pytest.mark.parametrize("at", [130, 64_000, -3])
 def test_a_fingerprint_sees_start_middle_and_end(tmp_path: Path, at: int) -> None:
     file = npy(tmp_path / "acts.npy", 0)
     before = fingerprint(open_activations(file))
     assert fingerprint(open_activations(file)) == before
+    flip(file, at)
+    assert fingerprint(open_activations(file)) != before
+
+
+def flip(file: Path, at: int) -> None:
     content = bytearray(file.read_bytes())
     content[at] ^= 1
     file.write_bytes(content)
-    assert fingerprint(open_activations(file)) != before
 
 
 def test_a_fingerprint_tells_datasets_apart(tmp_path: Path) -> None:
@@ -219,14 +206,13 @@ def test_the_checksums_of_a_cache_count_where_they_are_there(shards: Path, tmp_p
     """They cover all of it, not pieces only; a cache that got them since is still the same."""
     cache = tmp_path / "cache"
     shutil.copytree(shards, cache)
-
     files = sorted(cache.glob("*.safetensors"))
 
     def listed(with_sums: bool) -> None:
         entries = [
             {"file": file.name, "n_samples": n, "bytes": file.stat().st_size}
             | ({"sha256": sha256(file)} if with_sums else {})
-            for file, n in zip(files, (1500, 900, 1600), strict=True)
+            for file, n in zip(files, SIZES, strict=True)
         ]
         manifest = {"format": "sparse_but_wrong activations", "format_version": 1, "d_in": 8}
         (cache / "manifest.json").write_text(json.dumps({**manifest, "shards": entries}))
@@ -237,9 +223,7 @@ def test_the_checksums_of_a_cache_count_where_they_are_there(shards: Path, tmp_p
     StoredWorld(str(cache), None, 100).save(tmp_path / "after")
     assert StoredWorld.load(tmp_path / "before").d_in == 8
     # One number that no sampled piece holds need not be seen; the sums cover it.
-    content = bytearray(files[1].read_bytes())
-    content[len(content) // 2 + 5] ^= 1
-    files[1].write_bytes(content)
+    flip(files[1], files[1].stat().st_size // 2 + 5)
     listed(True)
     with pytest.raises(ValueError, match="have changed since"):
         StoredWorld.load(tmp_path / "after")
@@ -269,15 +253,3 @@ def test_what_cannot_be_run_is_refused_before_anything_is_written(
     with pytest.raises((ValueError, OSError), match=message):
         started(spec, tmp_path / "run", SETTINGS)
     assert not (tmp_path / "run").exists()
-
-
-def test_a_spec_is_read_back_as_it_was_written(shards: Path) -> None:
-    spec = spec_of(shards)
-    assert ExperimentSpec.from_dict(spec.to_dict()) == spec
-    with pytest.raises(ValueError, match=r"worlds.acts.colunm is not a field"):
-        ExperimentSpec.from_dict(
-            {
-                **spec.to_dict(),
-                "worlds": {"acts": {"activations": "x", "colunm": "y"}},
-            }
-        )

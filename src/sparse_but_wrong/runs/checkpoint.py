@@ -5,16 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparse_but_wrong import atomic
 from sparse_but_wrong.training.loop import TrainingState
-from sparse_but_wrong.untrusted import one_line, parse_json
+from sparse_but_wrong.untrusted import checked, damaged, parse_json
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+@dataclass(frozen=True)
+class _Header:
+    sae_ids: list[str]
+    seconds: float
+    n_drawn: int
+    n_steps: list[int]
+    n_samples: list[int]
 
 
 @dataclass(frozen=True)
@@ -33,15 +42,10 @@ class Checkpoint:
         """Write it to a file, replacing an older one whole or not at all."""
         from safetensors.torch import save
 
-        header = {
-            "sae_ids": self.sae_ids,
-            "seconds": self.seconds,
-            "n_drawn": self.state.n_drawn,
-            "n_steps": self.state.n_steps,
-            "n_samples": self.state.n_samples,
-        }
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in self.state.tensors.items()}
-        text = json.dumps(header)
+        state = self.state
+        counts = (state.n_drawn, state.n_steps, state.n_samples)
+        text = json.dumps(asdict(_Header(self.sae_ids, self.seconds, *counts)))
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in state.tensors.items()}
         # With it and not in the manifest, because the two cannot be replaced as one.
         metadata = {"checkpoint": text, "sha256": _digest(text, tensors)}
         atomic.write_bytes(path, save(tensors, metadata=metadata))
@@ -55,28 +59,21 @@ class Checkpoint:
         """
         from safetensors import SafetensorError, safe_open
 
+        remedy = "delete it to train the unfinished SAEs from their start"
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
                 # On the CPU, where generator states have to be; the rest is copied where it goes.
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            header = parse_json(metadata["checkpoint"])
-            # Those of earlier versions have no digest.
-            if metadata.get("sha256") not in (None, _digest(metadata["checkpoint"], tensors)):
+            text = metadata["checkpoint"]
+            content = parse_json(text)
+            if metadata["sha256"] != _digest(text, tensors):
                 raise ValueError("its content has changed")
-            state = TrainingState(
-                tensors=tensors,
-                n_drawn=int(header["n_drawn"]),
-                n_steps=[int(n) for n in header["n_steps"]],
-                n_samples=[int(n) for n in header["n_samples"]],
-            )
-            sae_ids = [str(sae_id) for sae_id in header["sae_ids"]]
-            return cls(sae_ids, float(header["seconds"]), state)
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(
-                f"{path} is damaged ({one_line(error)}); delete it to train the unfinished SAEs "
-                "from their start."
-            ) from error
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise damaged(path, error, remedy) from error
+        header: _Header = checked(_Header, content, path, remedy)
+        state = TrainingState(tensors, header.n_drawn, header.n_steps, header.n_samples)
+        return cls(header.sae_ids, header.seconds, state)
 
 
 def _digest(header: str, tensors: Mapping[str, Tensor]) -> str:

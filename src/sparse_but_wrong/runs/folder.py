@@ -21,11 +21,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, FiniteFloat, TypeAdapter, ValidationError
+from pydantic import AfterValidator, FiniteFloat
 
 from sparse_but_wrong import atomic
 from sparse_but_wrong.training.log import SAELog
-from sparse_but_wrong.untrusted import one_line, parse_json, plain_name, read_json, sha256
+from sparse_but_wrong.untrusted import checked, damaged, plain_name, read_json, sha256
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -146,21 +146,13 @@ class RunFolder:
                 f"{file} is not a manifest of format {_FORMAT_VERSION}; use the version of "
                 "sparse_but_wrong that wrote it, or start a new run in another folder."
             )
-        try:
-            # As JSON, where strictness still takes a list for a tuple and a mapping for a record.
-            TypeAdapter(_Manifest).validate_json(json.dumps(manifest), strict=True)
-        except ValidationError as error:
-            raise ValueError(f"{file} is damaged ({_first_problem(error)}); {_REMEDY}.") from error
+        checked(_Manifest, manifest, file, _REMEDY)
         return cls(path, manifest)
 
     @classmethod
     @contextmanager
     def open_locked(cls, path: Path) -> Iterator[RunFolder]:
-        """As `open`, and no other process gets the folder while the block runs.
-
-        Raises:
-            ValueError: also where another process is at work in it.
-        """
+        """As `open`, and no other process gets the folder while the block runs (ValueError)."""
         _check_is_run(path)
         with atomic.locked(path):  # before the manifest is read, which the other may be changing
             yield cls.open(path)
@@ -200,9 +192,9 @@ class RunFolder:
         for file in _files(place):
             expected = sums.pop(self._name(file), None)
             if expected is not None and sha256(file) != expected:
-                raise ValueError(f"{file} is damaged (its content has changed); {remedy}.")
+                raise damaged(file, "its content has changed", remedy)
         for name in sums:
-            raise ValueError(f"{place} is damaged ({name} is missing); {remedy}.")
+            raise damaged(place, f"{name} is missing", remedy)
 
     def _sums_of(self, place: Path) -> dict[str, str]:
         name, sums = self._name(place), self.manifest.get("sha256", {})
@@ -216,11 +208,7 @@ class RunFolder:
         return self.path / "worlds" / plain_name(name)
 
     def checked_world_path(self, name: str) -> Path:
-        """Where a world lies, once its files are what they were when they were written.
-
-        Raises:
-            ValueError: one is not.
-        """
+        """Where a world lies, once its files are what they were (ValueError) when written."""
         path = self.world_path(name)
         self.check(path, f"delete {path} and --resume to make the world again")
         return path
@@ -230,16 +218,15 @@ class RunFolder:
         return self.path / "saes" / plain_name(sae_id)
 
     def checked_sae_path(self, sae_id: str) -> Path:
-        """Where a finished SAE lies, once its files are what they were when they were written.
-
-        Raises:
-            ValueError: one is not, or is gone; the message says what to do.
-        """
+        """Where a finished SAE lies, once its files are there and what they were (ValueError)."""
         path = self.sae_path(sae_id)
         if not path.is_dir():
             raise ValueError(f"{path} is missing; put it back, or --resume to train the SAE again.")
-        self.check(path, f"delete {path} and --resume to train the SAE again")
+        self.check(path, self._train_again(sae_id))
         return path
+
+    def _train_again(self, sae_id: str) -> str:
+        return f"delete {self.sae_path(sae_id)} and --resume to train the SAE again"
 
     def has_sae(self, sae_id: str) -> bool:
         """Whether an SAE is finished and saved."""
@@ -282,10 +269,7 @@ class RunFolder:
             return TrainingSAE.load_from_disk(path, device=device)
         except Exception as error:
             # What sae_lens raises depends on which of its files is damaged, and how.
-            raise ValueError(
-                f"{path} is damaged ({one_line(error)}); delete {path} and --resume to train the "
-                "SAE again."
-            ) from error
+            raise damaged(path, error, self._train_again(sae_id)) from error
 
     def log_path(self, sae_id: str) -> Path:
         """Where the training log of an SAE lies."""
@@ -301,26 +285,24 @@ class RunFolder:
         """Read the training log of an SAE.
 
         Raises:
-            ValueError: it is missing or damaged; the message says what to do.
+            FileNotFoundError, ValueError: it is missing or damaged; the message says what to do.
         """
-        path = self.log_path(sae_id)
-        remedy = f"delete {self.sae_path(sae_id)} and --resume to train the SAE again"
+        path, remedy = self.log_path(sae_id), self._train_again(sae_id)
         self.check(path, remedy)
-        try:
-            content = parse_json(path.read_bytes())
-            # Only to check them: whole numbers are to stay so.
-            TypeAdapter(SAELog).validate_json(json.dumps(content), strict=True)
-            log = SAELog(**content)
-            if any(len(log.steps) != len(values) for values in log.columns.values()):
-                raise ValueError("its columns differ in length")
-            if "l0" not in log.columns:
-                raise ValueError("it has no column l0")
-            if any(abs(step) >= 2**63 for step in (*log.steps, log.diverged_at or 0)):
-                raise ValueError("it has a step that no table can hold")
-            return log
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            why = _first_problem(error) if isinstance(error, ValidationError) else one_line(error)
-            raise ValueError(f"{path} is damaged ({why}); {remedy}.") from error
+        content = read_json(path, remedy)
+        # Only checked: in the log that this gives, whole numbers would not stay so.
+        checked(SAELog, content, path, remedy)
+        if unknown := content.keys() - vars(SAELog("")):
+            raise damaged(path, f"it has a field {min(unknown)}", remedy)
+        log = SAELog(**content)
+        for is_wrong, why in (
+            (any(len(log.steps) != len(c) for c in log.columns.values()), "columns of two lengths"),
+            ("l0" not in log.columns, "no column l0"),
+            (any(abs(step) >= 2**63 for step in (*log.steps, log.diverged_at or 0)), "huge steps"),
+        ):
+            if is_wrong:
+                raise damaged(path, f"it has {why}", remedy)
+        return log
 
     def write_table(self, name: str, table: pd.DataFrame) -> None:
         """Write a table as CSV and as parquet."""
@@ -331,11 +313,7 @@ class RunFolder:
         self.seal(path)
 
     def read_table(self, name: str) -> pd.DataFrame:
-        """A table that `write_table` wrote.
-
-        Raises:
-            ValueError: it is missing or damaged.
-        """
+        """A table that `write_table` wrote; ValueError where it is missing or damaged."""
         import pandas as pd
 
         path = self.path / f"{name}.parquet"
@@ -344,7 +322,7 @@ class RunFolder:
         try:
             return pd.read_parquet(path)
         except (OSError, ValueError) as error:
-            raise ValueError(f"{path} is damaged ({one_line(error)}); {remedy}.") from error
+            raise damaged(path, error, remedy) from error
 
 
 def is_run(path: Path) -> bool:
@@ -388,11 +366,6 @@ def _make_free(path: Path) -> None:
         if is_run(path):
             raise FileExistsError(f"{error} To resume the run in it, add --resume.") from error
         raise
-
-
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    return f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
 
 
 def _files(place: Path) -> list[Path]:

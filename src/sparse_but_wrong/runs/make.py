@@ -71,11 +71,6 @@ def make_world(
 ) -> ToyWorld:
     """The world of a spec. Its directions follow from seed and name, all else from the spec.
 
-    Args:
-        spec: the world.
-        seed: of the run.
-        device: where batches are drawn and embedded.
-        name: of the world within the run.
     Raises:
         ValueError: probabilities, magnitudes or correlations that no world can have.
     """
@@ -84,13 +79,7 @@ def make_world(
         pairs = {(i, j): c for i, j, c in spec.correlation.pairs}
         matrix = create_correlation_matrix(spec.n_features, pairs)
     elif spec.correlation is not None:
-        matrix = generate_random_correlation_matrix(
-            num_features=spec.n_features,
-            positive_ratio=spec.correlation.positive_ratio,
-            correlation_strength_range=spec.correlation.correlation_strength_range,
-            sparsity=spec.correlation.sparsity,
-            seed=spec.correlation.seed,
-        )
+        matrix = generate_random_correlation_matrix(spec.n_features, **vars(spec.correlation))
     return ToyWorld(
         spec.n_features,
         spec.d_in,
@@ -164,10 +153,7 @@ def _typed(config: Mapping[str, Any], config_class: type) -> dict[str, Any]:
     values, types = dict(config), field_types(config_class)
     for name, value in config.items():
         if name in ("d_in", "device"):
-            raise ValueError(
-                f"config.{name} follows from the {'world' if name == 'd_in' else 'run'}; leave it "
-                "out."
-            )
+            raise ValueError(f"config.{name} follows from the world or the run; leave it out.")
         if name not in types:
             raise ValueError(f"{config_class.__name__} has no field {name!r}.")
         try:

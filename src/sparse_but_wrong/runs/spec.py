@@ -256,38 +256,37 @@ class ExperimentSpec:
 
         Warm-ups and transitions shrink with it. Its numbers mean nothing.
         """
-        shrink = 50
-        training = replace(
-            self.training,
-            total_training_samples=max(1, self.training.total_training_samples // shrink),
-            lr_warm_up_steps=self.training.lr_warm_up_steps // shrink,
-            lr_decay_steps=self.training.lr_decay_steps // shrink,
-            n_batches_for_norm_estimate=max(1, self.training.n_batches_for_norm_estimate // shrink),
-            log_every=max(1, self.training.log_every // shrink),
-        )
         return replace(
             self,
-            training=training,
-            saes=tuple(_quick_sae(sae, shrink) for sae in self.saes),
+            training=replace(self.training, **_shrunk(vars(self.training))),
+            saes=tuple(
+                replace(
+                    sae,
+                    config={**sae.config, **_shrunk(sae.config)},
+                    control=replace(sae.control, **_shrunk(vars(sae.control)))
+                    if isinstance(sae.control, KTransition)
+                    else sae.control,
+                )
+                for sae in self.saes
+            ),
             evaluation_samples=max(1, self.evaluation_samples // 10),
         )
 
 
-def _quick_sae(sae: SAESpec, shrink: int) -> SAESpec:
-    control = sae.control
-    if isinstance(control, KTransition):
-        control = replace(
-            control,
-            start_step=control.start_step // shrink,
-            duration_steps=max(1, control.duration_steps // shrink),
-        )
-    config = dict(sae.config)
-    for name, value in config.items():
-        if isinstance(value, int) and name.endswith(("warm_up_steps", "_start_step")):
-            config[name] = value // shrink
-        elif isinstance(value, int) and name == "transition_k_duration_steps":
-            config[name] = max(1, value // shrink)
-    return replace(sae, config=config, control=control)
+_MAY_BE_0 = ("warm_up_steps", "decay_steps", "start_step")
+_AT_LEAST_1 = (
+    *("total_training_samples", "n_batches_for_norm_estimate", "log_every"),
+    "duration_steps",
+)
+
+
+def _shrunk(values: Mapping[str, Any]) -> dict[str, int]:
+    """A fiftieth of what counts steps or samples, by the ends of the names."""
+    shrunk = {}
+    for name, value in values.items():
+        if isinstance(value, int) and name.endswith((*_MAY_BE_0, *_AT_LEAST_1)):
+            shrunk[name] = max(int(name.endswith(_AT_LEAST_1)), value // 50)
+    return shrunk
 
 
 def _whole_numbers(value: Any) -> Any:
@@ -315,20 +314,18 @@ def _in_words(error: ValidationError) -> str:
             for part in loc
             if part not in (*_UNION_MEMBERS, "[key]")
         ).removeprefix(".")
-        message = problem["msg"]
-        if kind == "value_error":  # one of our own, which names what is wrong
-            message = message.removeprefix("Value error, ").rstrip(".")
+        words = {
+            "missing": "is missing",
+            "unexpected_keyword_argument": "is not a field",
+            "dataclass_type": f"must be a mapping of fields, not {_kind(value)}",
+        }
+        # pydantic's own messages begin with "Input should be …"; ours name what is wrong.
+        message = problem["msg"].removeprefix("Value error, ").removeprefix("Input ").rstrip(".")
+        if kind == "value_error":
             line = f"{path}: {message}" if path else message
         else:
-            message = {
-                "missing": "is missing",
-                "unexpected_keyword_argument": "is not a field",
-                "dataclass_type": f"must be a mapping of fields, not {_kind(value)}",
-            }.get(kind, message[:1].lower() + message[1:])
-            # pydantic's own messages begin with "Input should be …"; here the field is the subject.
-            line = f"{path or 'the spec'} {message.replace('input should', 'should', 1)}"
-            if kind not in ("missing", "unexpected_keyword_argument", "dataclass_type"):
-                line += f", not {value!r}"
+            wanted = f"{message[:1].lower()}{message[1:]}, not {value!r}"
+            line = f"{path or 'the spec'} {words.get(kind, wanted)}"
         by_union.setdefault(union, {}).setdefault(member, []).append(line)
     lines = [line for members in by_union.values() for line in min(members.values(), key=len)]
     return "; ".join(dict.fromkeys(lines)) + "."

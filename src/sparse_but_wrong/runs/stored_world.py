@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from jaxtyping import Float
@@ -15,18 +17,31 @@ from sparse_but_wrong.activations.manifest import MANIFEST
 from sparse_but_wrong.activations.parts import DatasetPart, FilePart
 from sparse_but_wrong.activations.shuffled import ShuffledActivations
 from sparse_but_wrong.activations.stored import StoredActivations, open_activations
-from sparse_but_wrong.untrusted import read_json
+from sparse_but_wrong.untrusted import checked, read_json, user_path
 
 _FILE = "activations.json"
 _HELD_OUT = 100_000
 _LOOKS, _LOOK_BYTES = 1024, 4096
 
 
+@dataclass(frozen=True)
+class _Saved:
+    """Where activations lie, and what tells them from others."""
+
+    activations: str
+    column: str | None
+    held_out: int
+    n_samples: int
+    d_in: int
+    fingerprint: str
+    listed_sha256: str | None
+
+
 class StoredWorld:
     """Activations on disk, some of which are held out to evaluate SAEs on.
 
     Args:
-        where: what `open_activations` opens; "~" is the user's home.
+        where: what `open_activations` opens.
         column: of a dataset.
         n_held_out: samples that are not trained on; a tenth, at most 100,000, if left out.
     Raises:
@@ -37,7 +52,7 @@ class StoredWorld:
         self, where: str, column: str | None = None, n_held_out: int | None = None
     ) -> None:
         # Absolute, so that a run can be resumed from another folder.
-        path = Path(where).expanduser() if where.startswith("~/") else Path(where)
+        path = user_path(where)
         self.where = str(path.resolve()) if path.exists() else where
         self.column = column
         self.stored = open_activations(self.where, column)
@@ -52,16 +67,17 @@ class StoredWorld:
         return self.stored.d_in
 
     def stream(self, batch_size: int, seed: int) -> ShuffledActivations:
-        """What is trained on, without end.
-
-        Raises:
-            ValueError: fewer samples than a batch.
-        """
+        """What is trained on, without end; ValueError for fewer samples than a batch."""
         return ShuffledActivations(self._training, batch_size, seed)
 
-    def held_out(self) -> Iterator[Float[Tensor, "batch d_in"]]:
-        """What is held out, a batch per block of neighbours."""
-        return (part.read(0, part.n_samples).float() for part in self._held_out.parts)
+    def held_out(self, at_most: int | None = None) -> Iterator[Float[Tensor, "batch d_in"]]:
+        """What is held out, or an even share of each of its blocks of neighbours: a batch each."""
+        blocks = self._held_out.parts
+        n_samples = self.n_held_out if at_most is None else min(at_most, self.n_held_out)
+        shares = pairwise(n_samples * i // len(blocks) for i in range(len(blocks) + 1))
+        for block, (start, stop) in zip(blocks, shares, strict=True):
+            if start < stop:
+                yield block.read(0, stop - start).float()
 
     def save(self, folder: Path) -> None:
         """Write into a new folder where the activations lie, and what tells them from others.
@@ -70,24 +86,12 @@ class StoredWorld:
             FileExistsError: the folder holds something.
         """
         with atomic.new_folder(folder) as unfinished:
-            facts = {**self._facts(), **self._fingerprints()}
-            content = json.dumps(facts, indent=2, ensure_ascii=False)
+            content = json.dumps(asdict(self._saved()), indent=2, ensure_ascii=False)
             atomic.write_bytes(unfinished / _FILE, content.encode())
 
-    def _facts(self) -> dict[str, object]:
-        return {
-            "activations": self.where,
-            "column": self.column,
-            "held_out": self.n_held_out,
-            "n_samples": self.stored.n_samples,
-            "d_in": self.stored.d_in,
-        }
-
-    def _fingerprints(self) -> dict[str, str | None]:
-        return {
-            "fingerprint": fingerprint(self.stored),
-            "listed_sha256": _listed_sha256(Path(self.where)),
-        }
+    def _saved(self) -> _Saved:
+        facts = (self.where, self.column, self.n_held_out, self.stored.n_samples, self.d_in)
+        return _Saved(*facts, fingerprint(self.stored), _listed_sha256(Path(self.where)))
 
     @classmethod
     def load(cls, folder: Path) -> StoredWorld:
@@ -95,33 +99,27 @@ class StoredWorld:
 
         Raises:
             ValueError: the file is damaged, or the activations have changed, as far as
-                `fingerprint` tells; worlds of earlier versions have none.
+                `fingerprint` tells.
             OSError: the file or the activations are missing.
         """
-        file = folder / _FILE
-        saved = read_json(file, "delete the folder it is in and --resume to make the world again")
-        where, column, held_out = (saved.get(key) for key in ("activations", "column", "held_out"))
-        if not (isinstance(where, str) and isinstance(column, str | None)) or (
-            type(held_out) is not int
-        ):
-            raise ValueError(f"{file} is damaged (a field is missing or of another type).")
-        world = cls(where, column, held_out)
+        file, remedy = folder / _FILE, f"delete {folder} and --resume to make the world again"
+        then: _Saved = checked(_Saved, read_json(file, remedy), file, remedy)
+        world = cls(then.activations, then.column, then.held_out)
         remedy = "put back what was there, or start a new run"
-        if any(saved.get(key) != value for key, value in world._facts().items()):
+        shape = (world.stored.n_samples, world.d_in)
+        if shape != (then.n_samples, then.d_in):
             raise ValueError(
-                f"{where} has {world.stored.n_samples} samples of width {world.d_in}, but had "
-                f"{saved.get('n_samples')} of width {saved.get('d_in')} when the run was started; "
-                f"{remedy}."
+                f"{world.where} has {shape[0]} samples of width {shape[1]}, but had "
+                f"{then.n_samples} of width {then.d_in} when the run was started; {remedy}."
             )
-        if saved.get("fingerprint") is None:
-            return world
-        for key, value in world._fingerprints().items():
-            # A cache that got its checksums since the run was started is still the same.
-            if None not in (value, saved.get(key)) and value != saved[key]:
-                raise ValueError(
-                    f"the activations in {where} have changed since the run was started, though "
-                    f"there are as many; {remedy}."
-                )
+        now = world._saved()
+        # A cache that got its checksums since the run was started is still the same.
+        sums = {now.listed_sha256, then.listed_sha256} - {None}
+        if now.fingerprint != then.fingerprint or len(sums) > 1:
+            raise ValueError(
+                f"the activations in {world.where} have changed since the run was started, though "
+                f"there are as many; {remedy}."
+            )
         return world
 
 
