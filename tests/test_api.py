@@ -75,6 +75,7 @@ def test_a_sweep_on_stored_activations_holds_samples_out(tmp_path: Path) -> None
     (metrics,) = sweep.evaluate()
     assert metrics.n_samples == 100
     assert metrics.l0 <= 2
+    assert [sweep.evaluate(n)[0].n_samples for n in (30, 1_000)] == [30, 100]
 
 
 def test_an_sae_on_a_language_model(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ class Sweep:
             fresh = islice(self.source.stream(self.batch_size, seed), n_batches)
             batches = torch.cat(list(fresh))[:n_samples]
         elif isinstance(self.source, StoredWorld):
-            batches = self.source.held_out()
+            batches = self.source.held_out(n_samples)
         else:
             batches = islice(self.source, n_batches)
         return evaluate(self.saes, batches, true_features)
