@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import AsyncKernelManager
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, DeadKernelError
@@ -34,21 +34,14 @@ PRELUDE_NOTE = "# Not part of the notebook: scripts/run_notebook.py ran this cel
 _PATIENCE_SECONDS = 180
 
 
-class NotebookError(RuntimeError):
-    """A notebook that did not run to its end; the message names the cell and the error."""
-
-
 def fresh_folder(wanted: Path) -> Path:
     """Make a folder that did not exist: `wanted`, or else `wanted`-2, `wanted`-3, …"""
-    wanted.parent.mkdir(parents=True, exist_ok=True)
     folder, number = wanted, 1
-    while True:
-        try:
-            folder.mkdir()
-            return folder
-        except FileExistsError:
-            number += 1
-            folder = wanted.with_name(f"{wanted.name}-{number}")
+    while folder.exists():
+        number += 1
+        folder = wanted.with_name(f"{wanted.name}-{number}")
+    folder.mkdir(parents=True)
+    return folder
 
 
 def seeding(seed: int) -> str:
@@ -61,16 +54,15 @@ def seeding(seed: int) -> str:
 
 
 def run_notebook(notebook: Path, folder: Path, prelude: str = "", seed: int | None = None) -> Path:
-    """Run every cell of a notebook in an existing folder.
+    """Run every cell of a notebook in an existing folder, and return the executed notebook.
+
+    Where a cell fails, what ran until then is written, and the program exits with a message.
 
     Args:
         prelude: code to run before the first cell, say to lower a budget; it becomes the first cell
             of the executed notebook, marked as such. The numbers of the others stay the same.
         seed: of the global generators, set in the prelude; None seeds nothing.
-    Returns:
-        The executed notebook.
     Raises:
-        NotebookError: a cell raised, or the kernel died. What ran until then is written.
         ValueError: the notebook lies in `folder` itself, so that it would be overwritten.
     """
     prelude = (seeding(seed) if seed is not None else "") + prelude
@@ -87,39 +79,38 @@ def run_notebook(notebook: Path, folder: Path, prelude: str = "", seed: int | No
         if nb.nbformat_minor < 5:  # older notebooks know no cell ids
             del first["id"]
         nb.cells.insert(0, first)
+        names[id(first)] = "prelude"
     for name in FOLDERS_TAKEN_FOR_GRANTED:
         (folder / name).mkdir(parents=True, exist_ok=True)
-    # Figures go into the notebook, whatever backend the caller's environment names; and no start-up
-    # files of whoever runs it.
-    backend = "module://matplotlib_inline.backend_inline"
     with tempfile.TemporaryDirectory(prefix="nb_") as scratch:
+        # Figures go into the notebook, whatever backend the caller's environment names; and no
+        # start-up files of whoever runs it.
+        backend = "module://matplotlib_inline.backend_inline"
         environment = {**os.environ, "MPLBACKEND": backend, "IPYTHONDIR": scratch}
         client = _EchoingClient(
             nb,
-            scratch,
+            _own_kernel(f"{scratch}/k.json"),
             startup_timeout=_PATIENCE_SECONDS,
             iopub_timeout=_PATIENCE_SECONDS,
             coalesce_streams=True,  # a progress bar leaves its last state, not thousands
         )
-        with client.setup_kernel(cwd=str(folder.resolve()), env=environment):
+        with client.setup_kernel(cwd=str(folder.resolve()), env=environment, cleanup_kc=True):
             for index, cell in enumerate(nb.cells):
-                name = names.get(id(cell), "prelude")
-                if cell.cell_type != "code":
+                if (name := names.get(id(cell))) is None:
                     continue
                 print(f"{name} …", flush=True)
                 try:
                     # Outside the kernel's history, the prelude takes no other cell's number.
                     client.execute_cell(cell, index, store_history=name != "prelude")
                 except (CellExecutionError, DeadKernelError) as error:
-                    reason = "the kernel died, perhaps for lack of memory"
+                    why = "the kernel died, perhaps for lack of memory"
                     if isinstance(error, CellExecutionError):
-                        reason = f"{error.ename}: {error.evalue}"
-                    raise NotebookError(
-                        f"{name} failed: {reason}\nWhat ran until then is in {executed}"
-                    ) from error
+                        why = f"{error.ename}: {error.evalue}"
+                    sys.exit(f"{name} failed: {why}\nWhat ran until then is in {executed}")
                 except KeyboardInterrupt:
                     client.shutdown_kernel = "immediate"  # it would not leave in mid-cell
-                    raise
+                    print(f"Interrupted; what ran until then is in {executed}", file=sys.stderr)
+                    sys.exit(130)
                 finally:
                     if name == "prelude":
                         cell.execution_count = None
@@ -127,27 +118,21 @@ def run_notebook(notebook: Path, folder: Path, prelude: str = "", seed: int | No
     return executed
 
 
-class _OwnKernel(AsyncKernelManager):
-    """Starts this very interpreter, whatever kernels are or are not registered on the machine."""
+def _own_kernel(connection_file: str) -> AsyncKernelManager:
+    """This very interpreter, whatever kernels are or are not registered on the machine.
 
-    @property
-    def kernel_spec(self) -> KernelSpec:
-        argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        return KernelSpec(argv=argv, name="python3", display_name="Python 3", language="python")
+    Its sockets lie beside the connection file, where nobody else reads, and which need not be the
+    usual place; macOS allows paths of 103 bytes.
+    """
+    transport = "ipc" if os.name != "nt" and len(connection_file) <= 90 else "tcp"
+    return AsyncKernelManager(
+        kernel_spec_manager=KernelSpecManager(kernel_dirs=[]),
+        connection_file=connection_file,
+        transport=transport,
+    )
 
 
 class _EchoingClient(NotebookClient):
-    def __init__(self, nb: nbformat.NotebookNode, scratch: str, **options: Any) -> None:
-        super().__init__(nb, **options)
-        self._connection_file = f"{scratch}/k.json"  # the usual place need not be writable
-
-    def create_kernel_manager(self) -> AsyncKernelManager:
-        # Sockets in that private folder, which nobody else reads; macOS allows paths of 103 bytes.
-        use_sockets = os.name != "nt" and len(self._connection_file) <= 90
-        transport = "ipc" if use_sockets else "tcp"
-        self.km = _OwnKernel(connection_file=self._connection_file, transport=transport)
-        return self.km
-
     def process_message(self, msg: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Print what cells print; not progress bars on stderr, which redraw all the time."""
         if msg["msg_type"] == "stream" and msg["content"]["name"] == "stdout":
@@ -155,8 +140,8 @@ class _EchoingClient(NotebookClient):
         return super().process_message(msg, *args, **kwargs)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Parse, run, report; returns the exit status."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse, run, report."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("notebook", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/notebook"), metavar="FOLDER",
@@ -169,17 +154,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"There is no notebook {options.notebook}.")
     folder = fresh_folder(options.out)
     print(f"{options.notebook.name} runs in {folder}", flush=True)
-    try:
-        executed = run_notebook(options.notebook, folder, seed=options.seed)
-    except NotebookError as error:
-        print(error, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"Interrupted; what ran until then is in {folder}", file=sys.stderr)
-        return 130
-    print(f"{executed} is complete")
-    return 0
+    print(f"{run_notebook(options.notebook, folder, seed=options.seed)} is complete")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
