@@ -32,24 +32,21 @@ class Recorder(Part):
     d_in: int = 2
     dtype: torch.dtype = torch.float32
     fails_from: float = float("inf")
+    short_by: int = 0
     asked: list[tuple[int, int]] = field(default_factory=list)
 
-    def read(self, start: int, stop: int) -> Tensor:
+    def _read(self, start: int, stop: int) -> Tensor:
         self.asked.append((start, stop))
         if stop > self.fails_from:
             raise RuntimeError("the disk is gone")
-        return torch.arange(start, stop).view(-1, 1).expand(-1, self.d_in).to(self.dtype)
-
-
-class Short(Recorder):
-    def read(self, start: int, stop: int) -> Tensor:
-        return super().read(start, stop - 1)
+        rows = torch.arange(start, stop - self.short_by)
+        return rows.view(-1, 1).expand(-1, self.d_in).to(self.dtype)
 
 
 class WithIds(Recorder):
     """A part whose samples are of the tokens 0, 1, 2, 0, 1, 2 and so on."""
 
-    def read_token_ids(self, start: int, stop: int) -> Tensor:
+    def _read_token_ids(self, start: int, stop: int) -> Tensor:
         return torch.arange(start, stop) % 3
 
 
@@ -70,23 +67,19 @@ def test_reads_across_parts_only_what_is_asked_for() -> None:
         stored.read(11, 13)
 
 
-def test_what_is_read_is_a_copy_in_the_stored_type() -> None:
+def test_what_is_read_is_a_copy_in_a_type_that_holds_all() -> None:
     x = X.bfloat16()
     stored = StoredActivations.of(x, name="mine")
     assert repr(stored) == "StoredActivations('mine': 10 samples, d_in 2, bfloat16)"
-    assert "mean norm 7.5" in repr(StoredActivations("mine", stored.parts, 7.5))
     rows = stored.read(0, 10)
     assert rows.dtype == torch.bfloat16
     rows.zero_()
     assert torch.equal(x, X.bfloat16())
     with pytest.raises(FrozenInstanceError):
         stored.name = "yours"  # pyright: ignore[reportAttributeAccessIssue]
-
-
-def test_parts_of_several_types_are_read_as_one_that_holds_all() -> None:
-    stored = of(TensorPart.of("a", X.bfloat16()), TensorPart.of("b", X.half()))
-    assert torch.equal(stored.read(0, 20), torch.cat([X, X]))
-    assert stored.read(0, 1).dtype == stored.read(0, 0).dtype == stored.dtype == torch.float32
+    both = of(TensorPart.of("a", x), TensorPart.of("b", X.half()))
+    assert torch.equal(both.read(0, 20), torch.cat([X, X]))
+    assert both.read(0, 1).dtype == both.read(0, 0).dtype == both.dtype == torch.float32
 
 
 @pytest.mark.parametrize(
@@ -111,10 +104,12 @@ def test_what_are_no_activations_is_refused(make: Callable[[], object], message:
 def test_a_part_that_cannot_be_read_is_named() -> None:
     stored = of(Recorder(n_samples=5), Recorder("bad", 5, fails_from=2))
     assert len(stored.read(0, 7)) == 7
-    with pytest.raises(OSError, match=r"bad .* 0 to 3 \(the disk is gone"):
-        stored.read(0, 8)
+    # Also in a part of a part.
+    for source in (stored, stored.hold_out(1)[0]):
+        with pytest.raises(OSError, match=r"^bad .* 0 to [34] \(the disk is gone"):
+            source.read(0, 8)
     with pytest.raises(OSError, match=r"recorder .* 0 to 4 .*\[3, 2\]"):
-        of(Short()).read(0, 4)
+        of(Recorder(short_by=1)).read(0, 4)
 
 
 @pytest.mark.parametrize("n_samples", [None, 10, 11])
@@ -126,9 +121,6 @@ def test_everything_in_order(n_samples: int | None) -> None:
     assert torch.equal(torch.cat(batches), X)
     (batch,) = stored.batches(64)
     assert torch.equal(batch, X)
-
-
-def test_it_is_an_iterable_of_batches() -> None:
     stored = StoredActivations.of(torch.randn(100, 3))
     for _ in range(2):
         batches = list(stored)
@@ -157,7 +149,7 @@ def test_fewer_samples_are_whole_batches_spread_evenly() -> None:
         stored.batches(4, n_samples=3)
 
 
-def test_tokens_are_left_out() -> None:
+def test_samples_are_left_out_by_their_tokens() -> None:
     stored = of(WithIds(n_samples=4), WithIds(n_samples=7))
     batches = list(stored.batches(3, keep=without_tokens([0, 2])))
     # Samples 0 to 3 and then 0 to 6; a batch of which nothing is kept is left out.
@@ -189,11 +181,14 @@ def test_samples_are_left_out_by_what_they_are() -> None:
 
 @pytest.mark.parametrize(("n", "n_held_out"), [(1000, 160), (1000, 500), (1001, 37), (40, 5)])
 def test_every_sample_is_on_one_side(n: int, n_held_out: int) -> None:
-    stored = StoredActivations.of(torch.arange(float(n))[:, None].repeat(1, 3))
+    stored = StoredActivations.of(torch.arange(float(n))[:, None].repeat(1, 3), "acts")
     a, b = (side.read(0, side.n_samples)[:, 0] for side in stored.hold_out(n_held_out))
     assert (len(a), len(b)) == (n - n_held_out, n_held_out)
     assert torch.equal(torch.cat([a, b]).sort().values, torch.arange(float(n)))
     assert torch.equal(a, a.sort().values)
+    for bad in (0, n // 2 + 1, n):
+        with pytest.raises(ValueError, match=rf"samples of acts.* 1 to {n // 2}"):
+            stored.hold_out(bad)
 
 
 def test_held_out_samples_are_blocks_of_neighbours_spread_evenly() -> None:
@@ -202,12 +197,6 @@ def test_held_out_samples_are_blocks_of_neighbours_spread_evenly() -> None:
     for i, part in enumerate(held_out.parts):
         # 20 in the middle of each share of 100.
         assert part.read(0, 20)[:, 0].tolist() == list(range(100 * i + 40, 100 * i + 60))
-
-
-@pytest.mark.parametrize("n_held_out", [0, 51, 100])
-def test_too_many_or_none_to_hold_out_are_refused(n_held_out: int) -> None:
-    with pytest.raises(ValueError, match=r"100 samples of acts.* 1 to 50"):
-        StoredActivations.of(torch.zeros(100, 2), "acts").hold_out(n_held_out)
 
 
 def test_what_looks_like_activations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

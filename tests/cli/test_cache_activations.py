@@ -14,7 +14,7 @@ import transformers
 from click.testing import CliRunner, Result
 from safetensors.numpy import load_file
 
-from sparse_but_wrong.activations import cache, writing
+from sparse_but_wrong.activations import cache
 from sparse_but_wrong.activations.stored import is_activations, open_activations
 from sparse_but_wrong.cli.main import cli
 from tests.activations.tiny_model import make_tiny_model, write_text
@@ -93,7 +93,7 @@ def test_stopped_and_resumed(monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(writing, "save_shard", stop)
+        patched.setattr(cache, "save_shard", stop)
         result = sbw(*arguments)
     assert result.exit_code != 0
     assert "Stopped. The finished shards are kept" in result.output

@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 from sparse_but_wrong import atomic
 from sparse_but_wrong.cli.main import cli, main
 from sparse_but_wrong.runs.folder import RunFolder
+from tests.activations.caches import write_cache
 
 D, H = 6, 12
 
@@ -377,30 +378,10 @@ def test_a_negative_variance_explained_is_remarked(place: Path, tmp_path: Path) 
         assert re.search(rf"below 0.* {explained:.3g} \(bad\)", text)
 
 
-def a_cache(place: Path, folder: Path, **manifest: Any) -> Path:
-    """A cache of the activations, as `sbw cache-activations` writes one."""
-    from safetensors.torch import save_file
-
-    folder.mkdir()
-    x = torch.from_numpy(np.load(place / "acts.npy"))
-    save_file({"activations": x}, folder / "0.safetensors")
-    shard = {"file": "0.safetensors", "n_samples": len(x), "bytes": 0}
-    shard["bytes"] = (folder / "0.safetensors").stat().st_size
-    content = {
-        "format": "sparse_but_wrong activations",
-        "format_version": 1,
-        "d_in": D,
-        "mean_norm": 2.0,
-        "shards": [shard],
-        **manifest,
-    }
-    (folder / "manifest.json").write_text(json.dumps(content))
-    return folder
-
-
 @quickly
 def test_activations_of_another_model_or_hook_are_remarked(place: Path, tmp_path: Path) -> None:
-    cache = a_cache(place, tmp_path / "cache", model="gpt2", hook="transformer.h.8")
+    x = torch.from_numpy(np.load(place / "acts.npy"))
+    cache = write_cache(tmp_path / "cache", x, model="gpt2", hook="transformer.h.8")
     saes = {
         "same": jumprelu(model_name="gpt2-small", hook_name="blocks.9.hook_resid_pre"),
         "layer": jumprelu(model_name="gpt2-small", hook_name="blocks.9.hook_resid_post"),

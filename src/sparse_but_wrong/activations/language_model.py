@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import io
+import math
 import sys
 import warnings
 from collections.abc import Iterator
@@ -41,6 +42,11 @@ _LAYER = 100
 _CONVERT = (
     "only pickled weights (.bin) are there, and a pickle can run any code, so they are not opened; "
     "if you trust them, convert them to safetensors with save_pretrained and name that folder"
+)
+
+_SOURCES = (
+    "check its name on the Hugging Face Hub and the network; a local folder or a .gguf file works "
+    "without a network"
 )
 
 
@@ -101,18 +107,16 @@ def open_language_model(
         dtype: of the weights.
         device: where the model runs.
     Raises:
-        OSError: the model cannot be found or loaded; the message says what was tried.
+        OSError: the model cannot be found or loaded.
         ValueError: a hook point that the model does not have (the message names near ones) or
             that gives no activations [batch, pos, d_in], a model that cannot be used, a device
             that is not there, or an unknown class or dtype.
     """
-    chosen = model_class_of(hook) if model_class is None else model_class
-    for what, value, known in (
-        ("class of models", chosen, get_args(ModelClass)),
-        ("dtype of models", dtype, get_args(ModelDtype)),
-    ):
-        if value not in known:
-            raise ValueError(f"Unknown {what} {value!r}. Available: {', '.join(known)}.")
+    chosen = model_class or model_class_of(hook)
+    for value, kind in ((chosen, ModelClass), (dtype, ModelDtype)):
+        if value not in get_args(kind):
+            known = ", ".join(get_args(kind))
+            raise ValueError(f"A model cannot be run as {value!r}. Available: {known}.")
     where = usable_device(device)
     if chosen == "HookedTransformer":
         model = _hooked_transformer(name, dtype, where)
@@ -144,19 +148,19 @@ def model_class_of(hook: str) -> ModelClass:
 def _causal_lm(name: str, dtype: ModelDtype) -> tuple[Any, PreTrainedTokenizerBase]:
     path = user_path(name)
     gguf = _gguf_file(path)
+    source = str(path) if path.exists() else name
     # Not left out: on a terminal, transformers would ask whether to run the model's own code.
     options: dict[str, Any] = {"trust_remote_code": False}
+    weights = {} if gguf else {"use_safetensors": True}
     if gguf is not None:
         if importlib.util.find_spec("gguf") is None:
             raise ValueError(f"{name} needs the package gguf; install `sparse_but_wrong[gguf]`.")
-        source, weights = str(gguf.parent), {}
-        options |= {"gguf_file": gguf.name}
-    else:
-        source, weights = str(path) if path.exists() else name, {"use_safetensors": True}
-        if not path.exists():
-            _check_hub_id(name)
-        elif not any(path.glob("*.safetensors")) and [*path.glob("*.bin"), *path.glob("*.pth")]:
-            raise ValueError(f"{name} cannot be loaded: {_CONVERT}.")
+        source = str(gguf.parent)
+        options["gguf_file"] = gguf.name
+    elif not path.exists():
+        _check_hub_id(name)
+    elif not any(path.glob("*.safetensors")) and [*path.glob("*.bin"), *path.glob("*.pth")]:
+        raise ValueError(f"{name} cannot be loaded: {_CONVERT}.")
     with _loading(name, path.exists()):
         # First what is small: a folder that lacks it is refused before its weights are read.
         if path.is_dir() and gguf is None:
@@ -202,20 +206,16 @@ def _loading(name: str, is_local: bool) -> Iterator[None]:
     except Exception as error:  # each library has errors of its own
         said = one_line(error)
         if "trust_remote_code" in str(error):
-            raise ValueError(f"{name} needs code that comes with it, which is not run.") from error
-        if not isinstance(error, OSError):
-            says = f"{type(error).__name__}: {said}"
-            raise ValueError(
-                f"{name} cannot be loaded as a causal language model ({says})."
-            ) from error
-        if is_local:
-            raise OSError(f"{name} cannot be loaded ({said}).") from error
-        if "safetensors" in said:
-            raise ValueError(f"{name} cannot be loaded: {_CONVERT} ({said}).") from error
-        raise OSError(
-            f"the model {name} could not be loaded from the Hugging Face Hub ({said}); check its "
-            "name and the network; a local folder or a .gguf file works without a network."
-        ) from error
+            says = "needs code that comes with it, which is not run."
+        elif not isinstance(error, OSError):
+            kind = type(error).__name__
+            says = f"cannot be loaded as a causal language model ({kind}: {said})."
+        elif not is_local and "safetensors" in said:
+            says = f"cannot be loaded: {_CONVERT} ({said})."
+        else:
+            hint = "" if is_local else f"; {_SOURCES}"
+            raise OSError(f"the model {name} cannot be loaded ({said}){hint}.") from error
+        raise ValueError(f"{name} {says}") from error
 
 
 def _gguf_file(path: Path) -> Path | None:
@@ -277,13 +277,9 @@ def _width(model: HookedRootModule, hook: str, device: torch.device) -> int:
     tokens = torch.zeros(1, 5, dtype=torch.long, device=device)
     first, second = (tuple(_run(model, hook, tokens[:, :n]).shape) for n in (3, 5))
     # Heads in a dimension of their own, [batch, pos, heads, d_head], lie side by side in sae_lens.
-    if (
-        len(first) not in (3, 4)
-        or (first[:2], second[:2]) != ((1, 3), (1, 5))
-        or first[2:] != second[2:]
-    ):
+    if len(second) not in (3, 4) or first != (1, 3, *second[2:]) or second[:2] != (1, 5):
         raise ValueError(
             f"the output at the hook point {hook!r} has the shape {list(second)} for 5 tokens; "
             f"{_ANOTHER_HOOK}."
         )
-    return int(torch.Size(first[2:]).numel())
+    return math.prod(second[2:])

@@ -1,119 +1,94 @@
-"""A cache of activations on disk: its manifest, which shards are whole, and reading both.
-
-Nothing in a manifest names a place outside its folder.
-"""
+"""A cache of activations on disk: its manifest, and the shards that it lists."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+import torch
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from sparse_but_wrong.activations.parts import FilePart, open_file
 from sparse_but_wrong.atomic import LOCK, write_bytes
-from sparse_but_wrong.untrusted import damaged, plain_name, read_json, sha256
+from sparse_but_wrong.untrusted import damaged, read_json, sha256
 
 MANIFEST = "manifest.json"
-FORMAT = "sparse_but_wrong activations"
-FORMAT_VERSION = 2
-"""Format 1, which has no checksums, is read too."""
+FORMAT, FORMAT_VERSION = "sparse_but_wrong activations", 2
+DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
-_READABLE = (1, FORMAT_VERSION)
 _CHECKSUMS_UP_TO = 2 * 2**30
 """Bytes of caches whose checksums are compared when they are opened, at more than 1 GB per second;
 those of larger ones when they are resumed."""
 
 _AGAIN = "`sbw cache-activations --resume` makes it again"
+_STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 
 # The largest number of which every JSON parser knows all digits; no count or norm comes near.
-Whole = Annotated[int, Field(ge=0, le=2**53)]
-Count = Annotated[int, Field(ge=1, le=2**53)]
-Norm = Annotated[float, Field(ge=0, le=2**53)]
+_Whole = Annotated[int, Field(ge=0, le=2**53)]
+_Count = Annotated[int, Field(ge=1, le=2**53)]
+_Norm = Annotated[float, Field(ge=0, le=2**53)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """An entry of the manifest. Who only reads needs the name, the samples and the size."""
+    """An entry of the manifest: a .safetensors file of activations and the ids of their tokens."""
 
-    __pydantic_config__ = ConfigDict(strict=True, allow_inf_nan=False)
+    __pydantic_config__ = _STRICT
 
-    file: Annotated[str, AfterValidator(plain_name)]
-    n_samples: Count
-    first_sequence: Whole = 0
+    file: str
+    n_samples: _Count
+    first_sequence: _Whole
     """Its number in the text, from 0."""
 
-    n_sequences: Whole = 0
-    bytes: Count
-    mean_norm: Norm = 0.0
+    n_sequences: _Count
+    bytes: _Count
+    mean_norm: _Norm
     """Mean of the samples' L2 norms, as they are stored."""
 
-    max_norm: Norm = 0.0
-    n_tokens: Count | None = None
-    """Tokens that were run for it; missing in format 1."""
+    max_norm: _Norm
+    n_tokens: _Count
+    """Tokens that were run for it."""
 
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
-    """Missing in format 1."""
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Manifest:
-    __pydantic_config__ = ConfigDict(strict=True, allow_inf_nan=False)
-
-    d_in: Count
-    mean_norm: Norm | None = None
-    shards: tuple[Shard, ...]
-    # Who only reads does without these.
-    tokens: Count = 1
-    text_ended: bool = False
-    provenance: dict[str, Any] = field(default_factory=dict)
-    resumed: tuple[dict[str, Any], ...] = ()
-    piece_size: Count | None = None
-
-    def check(self) -> None:
-        """Raise ValueError for shards that contradict each other."""
-        done = 0
-        for shard in self.shards:
-            if shard.n_samples * self.d_in > shard.bytes:
-                raise ValueError(f"{shard.file} has {shard.bytes} bytes for {shard.n_samples}")
-            if shard.first_sequence < done:
-                raise ValueError(f"{shard.file} begins with a sequence that is in another shard")
-            done = shard.first_sequence + shard.n_sequences
-        if len({shard.file for shard in self.shards}) < len(self.shards):
-            raise ValueError("a shard is listed twice")
-
-
-_TO_RESUME = {"tokens", "text_ended", "provenance", "resumed"}
-_OF_SHARDS_TO_RESUME = {f.name for f in fields(Shard)} - {"n_tokens", "sha256"}
-
-
-@dataclass(frozen=True)
 class Cache:
-    """A cache of activations, at some time."""
+    """What a cache is made of, and what is in it so far. Fields as in the manifest."""
 
-    folder: Path
-    settings: dict[str, Any]
-    """What must not change while it is made, under the names of the manifest."""
+    __pydantic_config__ = _STRICT
 
-    tokens: int
+    model: str
+    model_class: str
+    model_dtype: str
+    hook: str
+    d_in: _Count
+    dtype: Literal["bfloat16", "float32"]
+    text: dict[str, Any]
+    context_size: _Count
+    prepend_bos: bool
+    excluded_token_ids: tuple[_Whole, ...]
+    skip_positions: _Whole
+    batch_size: _Count
+    samples_per_shard: _Count
+    # What may change when it is resumed begins here.
+    tokens: _Count
     """Samples to keep."""
+
+    piece_size: _Count
+    """Characters after which a long document is cut before it is tokenized."""
 
     text_ended: bool
     """Whether all of the text is in it."""
 
     shards: tuple[Shard, ...]
     provenance: dict[str, Any]
-    resumed: tuple[dict[str, Any], ...] = ()
+    resumed: tuple[dict[str, Any], ...]
     """The provenance of every later process that worked on it."""
-
-    piece_size: int | None = None
-    """Characters after which a long document is cut before it is tokenized; None in caches of
-    format 1, which tokenized documents whole, and kept only the start of long rows of ids."""
 
     @property
     def n_samples(self) -> int:
@@ -123,17 +98,7 @@ class Cache:
     @property
     def n_sequences(self) -> int:
         """Sequences of the text that are done."""
-        return max((shard.first_sequence + shard.n_sequences for shard in self.shards), default=0)
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens that were run for all shards."""
-        # In format 1, sequences were all of one length.
-        length = self.settings["context_size"]
-        return sum(
-            shard.n_sequences * length if shard.n_tokens is None else shard.n_tokens
-            for shard in self.shards
-        )
+        return self.shards[-1].first_sequence + self.shards[-1].n_sequences if self.shards else 0
 
     @property
     def mean_norm(self) -> float | None:
@@ -151,36 +116,65 @@ class Cache:
         """Whether there is nothing to do any more."""
         return self.text_ended or self.n_samples >= self.tokens
 
-    def write(self) -> None:
+    @property
+    def sequences_per_shard(self) -> int:
+        """Whole batches, so that a shard that is made again is made of the same batches."""
+        per_batch = self.batch_size * (self.context_size - self.skip_positions)
+        return self.batch_size * math.ceil(self.samples_per_shard / per_batch)
+
+    def n_bytes(self, n_samples: int) -> int:
+        """About how much room so many samples take on disk, with the ids of their tokens."""
+        return n_samples * (self.d_in * DTYPES[self.dtype].itemsize + torch.int32.itemsize)
+
+    def write(self, folder: Path) -> None:
         """Write the manifest."""
-        manifest = {
+        derived = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
-            **self.settings,
-            "tokens": self.tokens,
             "n_samples": self.n_samples,
             "mean_norm": self.mean_norm,
             "max_norm": self.max_norm,
-            "n_tokens_run": self.n_tokens,
-            "piece_size": self.piece_size,
-            "text_ended": self.text_ended,
+            "n_tokens_run": sum(shard.n_tokens for shard in self.shards),
             "complete": self.complete,
-            "shards": [asdict(shard) for shard in self.shards],
-            "provenance": self.provenance,
-            "resumed": list(self.resumed),
         }
-        text = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
-        write_bytes(self.folder / MANIFEST, text.encode())
+        text = json.dumps({**derived, **asdict(self)}, indent=2, ensure_ascii=False) + "\n"
+        write_bytes(folder / MANIFEST, text.encode())
 
-    def remove_empty(self, *, with_folder: bool) -> None:
-        """Remove a cache without shards, and its folder if asked to; any other is left as it is."""
-        with suppress(OSError):
-            if any(file.name not in (MANIFEST, LOCK) for file in self.folder.iterdir()):
-                return
-            for name in (MANIFEST, LOCK):
-                (self.folder / name).unlink(missing_ok=True)
-            if with_folder:
-                self.folder.rmdir()
+    def continued(self, folder: Path) -> Cache:
+        """The cache in a folder, to be resumed as this one, which has no shards yet.
+
+        ValueError for a damaged one, another setting, or more samples than are to be kept.
+        """
+        found = read_cache(folder)
+        names = [field.name for field in fields(Cache)]
+        for name in names[: names.index("tokens")]:
+            before, now = getattr(found, name), getattr(self, name)
+            if before != now:
+                before, now = (json.dumps(v, ensure_ascii=False)[:200] for v in (before, now))
+                raise ValueError(
+                    f"the cache in {folder} was made with {name} {before}, not {now}; use its "
+                    "settings, or another folder."
+                )
+        if self.tokens < found.tokens:
+            says = f"made with n_tokens {found.tokens}, not {self.tokens}"
+            raise ValueError(f"the cache in {folder} was {says}; it can be extended, but not cut.")
+        return replace(found, tokens=self.tokens, resumed=(*found.resumed, self.provenance))
+
+    def check(self) -> None:
+        """Raise ValueError for shards that no cache of these settings has."""
+        if self.skip_positions >= self.context_size:
+            raise ValueError(f"skip_positions is {self.skip_positions}")
+        done = 0
+        for i, shard in enumerate(self.shards):
+            if shard.file != shard_name(i):  # which also leads nowhere else
+                raise ValueError(f"shards.{i} is {shard.file!r:.100}, not {shard_name(i)}")
+            if shard.n_samples * self.d_in > shard.bytes:
+                raise ValueError(f"{shard.file} has {shard.bytes} bytes for {shard.n_samples}")
+            if shard.first_sequence < done:
+                raise ValueError(f"{shard.file} begins with a sequence that is in another shard")
+            if shard.n_sequences > self.sequences_per_shard:
+                raise ValueError(f"{shard.file} has too many sequences: {shard.n_sequences}")
+            done = shard.first_sequence + shard.n_sequences
 
 
 def shard_name(index: int) -> str:
@@ -188,70 +182,41 @@ def shard_name(index: int) -> str:
     return f"shard-{index:05d}.safetensors"
 
 
-def read_cache(folder: Path, settings: Mapping[str, Any]) -> Cache:
-    """The cache in a folder, to resume it; ValueError if it is damaged, or a setting differs."""
-    content, found = _read(folder / MANIFEST, "make the cache again", to_resume=True)
-    for name, value in settings.items():
-        if content.get(name) != value:
-            before, now = (json.dumps(v, ensure_ascii=False) for v in (content.get(name), value))
-            raise ValueError(
-                f"the cache in {folder} was made with {name} {before[:200]}, not {now[:200]}; use "
-                "its settings, or another folder."
-            )
-    kept = {f.name: getattr(found, f.name) for f in fields(Cache)[2:]}
-    return Cache(folder, dict(settings), **kept)
-
-
-def _read(file: Path, remedy: str, *, to_resume: bool) -> tuple[dict[str, Any], _Manifest]:
-    """A manifest, as it is and checked."""
+def read_cache(folder: Path) -> Cache:
+    """The manifest in a folder; ValueError if it is damaged, or of something else."""
+    file = folder / MANIFEST
+    remedy = "make the cache again, or move that file away to read all shards beside it"
     content = read_json(file, remedy)
-    if content.get("format") != FORMAT:
-        raise ValueError(f"{file} is not the manifest of a cache of activations.")
-    version = content.get("format_version")
-    if type(version) is not int or version not in _READABLE:
-        known = " and ".join(map(str, _READABLE))
-        raise ValueError(f"{file} has format version {version!r}, but this version reads {known}.")
+    kind = content.get("format"), content.get("format_version")
+    if kind != (FORMAT, FORMAT_VERSION):
+        known = f"{FORMAT!r}, version {FORMAT_VERSION}"
+        raise ValueError(f"{file} is not of the format {known}, but of {kind!r:.100}; {remedy}.")
     try:
         # As JSON, where lists stand for tuples and objects for dataclasses.
-        found: _Manifest = TypeAdapter(_Manifest).validate_json(json.dumps(content))
-        found.check()
-        if to_resume:
-            _check_complete(content, found)
+        cache: Cache = TypeAdapter(Cache).validate_json(json.dumps(content))
+        cache.check()
     except ValidationError as error:
         wrong = error.errors()[0]
         where, value = ".".join(map(str, wrong["loc"])), repr(wrong["input"])[:100]
         raise damaged(file, f"{where} is {value}: {wrong['msg']}", remedy) from error
     except ValueError as error:
         raise damaged(file, error, remedy) from error
-    return content, found
+    return cache
 
 
-def _check_complete(content: dict[str, Any], found: _Manifest) -> None:
-    missing = _TO_RESUME - set(content)
-    for i, (shard, entry) in enumerate(zip(found.shards, content["shards"], strict=True)):
-        missing |= _OF_SHARDS_TO_RESUME - set(entry)
-        if shard.file != shard_name(i) or not shard.n_sequences:
-            raise ValueError(f"shards.{i} is {shard.file!r} of {shard.n_sequences} sequences")
-    if missing:
-        raise ValueError(f"{', '.join(sorted(missing))} is missing")
-
-
-def open_listed(folder: Path) -> tuple[tuple[FilePart, ...], float | None]:
-    """The shards that the manifest of a cache lists so far, and their mean norm.
+def open_shards(folder: Path, cache: Cache) -> tuple[FilePart, ...]:
+    """The shards of a cache so far.
 
     Size and header show that a shard is whole, and in caches of up to 2 GiB the checksum.
 
     Raises:
         FileNotFoundError: a shard is missing.
-        ValueError: a shard or the manifest is damaged, or there is no shard yet.
+        ValueError: a shard is damaged, or there is none yet.
     """
-    remedy = "make the cache again, or move that file away to read all shards beside it"
-    _, found = _read(folder / MANIFEST, remedy, to_resume=False)
-    if not found.shards:
+    if not cache.shards:
         raise ValueError(f"the cache in {folder} holds no activations yet; {_AGAIN}.")
-    is_small = sum(shard.bytes for shard in found.shards) <= _CHECKSUMS_UP_TO
-    parts = (_open_shard(folder, shard, found.d_in, is_small) for shard in found.shards)
-    return tuple(parts), found.mean_norm
+    is_small = sum(shard.bytes for shard in cache.shards) <= _CHECKSUMS_UP_TO
+    return tuple(_open_shard(folder, shard, cache.d_in, is_small) for shard in cache.shards)
 
 
 def _open_shard(folder: Path, shard: Shard, d_in: int, with_checksum: bool) -> FilePart:
@@ -268,19 +233,24 @@ def _open_shard(folder: Path, shard: Shard, d_in: int, with_checksum: bool) -> F
     shape, wanted = [part.n_samples, part.d_in], [shard.n_samples, d_in]
     if shape != wanted:
         raise damaged(path, f"shape {shape}; {listed} {wanted}", _AGAIN)
-    if with_checksum and shard.sha256 not in (None, sha256(path)):
+    if with_checksum and shard.sha256 != sha256(path):
         raise damaged(path, f"its SHA-256 is not the one that {listed}", _AGAIN)
     return part
 
 
-def intact(folder: Path, shard: Shard, d_in: int) -> Shard | None:
-    """A shard that is there as it is listed, with its checksum; None for a missing or damaged one.
-
-    Where the manifest has no checksum yet, only size and header can tell.
-    """
+def is_intact(folder: Path, shard: Shard, d_in: int) -> bool:
+    """Whether a shard is there as it is listed."""
     try:
-        part = _open_shard(folder, shard, d_in, with_checksum=True)
-        checksum = shard.sha256 or sha256(part.path)
+        return _open_shard(folder, shard, d_in, with_checksum=True).token_ids is not None
     except (OSError, ValueError):
-        return None
-    return None if part.token_ids is None else replace(shard, sha256=checksum)
+        return False
+
+
+def remove_empty(folder: Path, *, with_folder: bool) -> None:
+    """Remove a cache without shards, and its folder if asked to; any other is left as it is."""
+    with suppress(OSError):
+        if all(file.name in (MANIFEST, LOCK) for file in folder.iterdir()):
+            for name in (MANIFEST, LOCK):
+                (folder / name).unlink(missing_ok=True)
+            if with_folder:
+                folder.rmdir()

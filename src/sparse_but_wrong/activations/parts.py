@@ -7,7 +7,8 @@ larger than the memory, and a mapped file that becomes shorter ends the process.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Container, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,15 +26,15 @@ TENSOR, TOKEN_IDS = "activations", "token_ids"
 """The tensors of a .safetensors file: samples, and the ids of their tokens."""
 
 SUFFIXES = (".npy", ".safetensors")
-_DTYPES = {str(t).removeprefix("torch."): t for t in (torch.bfloat16, torch.float16)}
-_DTYPES |= {"float32": torch.float32, "float64": torch.float64}
+_FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _FLOATS}
 _SAFETENSORS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "float64"}
 _INTEGERS = {"I32": torch.int32, "I64": torch.int64}
 
 
 @dataclass(frozen=True)
 class Part:
-    """Samples that lie together in one place."""
+    """Samples that lie together in one place; several threads may read at once."""
 
     name: str
     """What messages call it."""
@@ -43,13 +44,40 @@ class Part:
     dtype: torch.dtype
 
     def read(self, start: int, stop: int) -> Float[Tensor, "rows d_in"]:
-        """The samples from start up to stop, as stored; several threads may read at once."""
-        raise NotImplementedError
+        """The samples from start up to stop, as stored.
+
+        OSError if they cannot be read, ValueError if they are not all finite; both name them.
+        """
+        with self._named(start, stop):
+            rows = self._read(start, stop)
+            if rows.shape != (stop - start, self.d_in):
+                raise ValueError(f"it gives numbers of shape {list(rows.shape)}")
+        # A finite sum proves that all are; only otherwise (it may have overflowed) look closer.
+        if not bool(rows.sum().isfinite()) and not bool(rows.isfinite().all()):
+            row, column = (~rows.isfinite()).nonzero()[0].tolist()
+            where = f"at sample {start + row}, dimension {column}"
+            raise ValueError(f"{self.name} holds {rows[row, column].item()} {where}.")
+        return rows
 
     def read_token_ids(self, start: int, stop: int) -> Int64[Tensor, " rows"] | None:
-        """The ids of the tokens of these samples, or None where none are stored."""
+        """The ids of the tokens of these samples, or None where none are stored; OSError as is."""
+        with self._named(start, stop):
+            return self._read_token_ids(start, stop)
+
+    def _read(self, start: int, stop: int) -> Tensor:
+        raise NotImplementedError
+
+    def _read_token_ids(self, start: int, stop: int) -> Tensor | None:
         del start, stop
         return None
+
+    @contextmanager
+    def _named(self, start: int, stop: int) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # every kind of file has errors of its own
+            where = f"from sample {start} to {stop} ({one_line(error)})"
+            raise OSError(f"{self.name} cannot be read {where}.") from error
 
 
 def _checked(name: str, shape: Sequence[int], dtype: str) -> tuple[int, int, torch.dtype]:
@@ -57,9 +85,8 @@ def _checked(name: str, shape: Sequence[int], dtype: str) -> tuple[int, int, tor
     if len(shape) != 2 or shape[1] == 0:
         raise ValueError(f"{name}: activations have shape [samples, d_in], not {list(shape)}.")
     if dtype not in _DTYPES:
-        raise ValueError(
-            f"{name}: activations are {', '.join(_DTYPES)}, not {dtype}; convert them."
-        )
+        known = ", ".join(_DTYPES)
+        raise ValueError(f"{name}: activations are {known}, not {dtype}; convert them.")
     return shape[0], shape[1], _DTYPES[dtype]
 
 
@@ -75,7 +102,7 @@ class TensorPart(Part):
         dtype = str(activations.dtype).removeprefix("torch.")
         return cls(name, *_checked(name, activations.shape, dtype), activations)
 
-    def read(self, start: int, stop: int) -> Float[Tensor, "rows d_in"]:
+    def _read(self, start: int, stop: int) -> Tensor:
         return self.activations[start:stop].detach().cpu()
 
 
@@ -90,16 +117,16 @@ class FilePart(Part):
     token_ids: tuple[int, torch.dtype] | None = None
     """Byte at which the tokens' ids begin, and their type."""
 
-    def read(self, start: int, stop: int) -> Float[Tensor, "rows d_in"]:
-        return self._read(self.offset, start, (stop - start, self.d_in), self.dtype)
+    def _read(self, start: int, stop: int) -> Tensor:
+        return self._numbers(self.offset, start, (stop - start, self.d_in), self.dtype)
 
-    def read_token_ids(self, start: int, stop: int) -> Int64[Tensor, " rows"] | None:
+    def _read_token_ids(self, start: int, stop: int) -> Tensor | None:
         if self.token_ids is None:
             return None
         offset, dtype = self.token_ids
-        return self._read(offset, start, (stop - start,), dtype).long()
+        return self._numbers(offset, start, (stop - start,), dtype).long()
 
-    def _read(self, offset: int, start: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    def _numbers(self, offset: int, start: int, shape: tuple[int, ...], dtype: Any) -> Tensor:
         values = torch.empty(shape, dtype=dtype)
         # NumPy knows no bfloat16, but both know bytes.
         numbers: Any = values.view(torch.uint8).numpy().reshape(-1)
@@ -154,32 +181,45 @@ def _open_safetensors(path: Path) -> FilePart:
 
     try:
         # Checks the header; for PyTorch it would map the file as one that is going to change.
-        with safe_open(path, framework="numpy") as file:
-            slices = {name: file.get_slice(name) for name in sorted(file.keys())}
+        with safe_open(path, framework="numpy"), path.open("rb") as content:
+            length = int.from_bytes(content.read(8), "little")
+            header: dict[str, Any] = json.loads(content.read(length))
     except (SafetensorError, ValueError) as error:
         raise damaged(path, error) from error
-    tensors = {name: (s.get_shape(), str(s.get_dtype())) for name, s in slices.items()}
-    fitting = [
-        n for n, (shape, kind) in tensors.items() if len(shape) == 2 and kind in _SAFETENSORS
-    ]
-    fitting = [TENSOR] if TENSOR in tensors else fitting
+    header.pop("__metadata__", None)
+    fitting = (
+        [TENSOR]
+        if TENSOR in header
+        else [
+            name
+            for name, info in header.items()
+            if len(info["shape"]) == 2 and info["dtype"] in _SAFETENSORS
+        ]
+    )
     if len(fitting) != 1:
-        there = ", ".join(f"{name} {kind} {shape}" for name, (shape, kind) in tensors.items())
+        there = (f"{name} {info['dtype']} {info['shape']}" for name, info in sorted(header.items()))
         raise ValueError(
             f"{path} needs one tensor [samples, d_in] of floating-point numbers, or one named "
-            f"{TENSOR!r}, but holds {len(fitting)} of them: {there or 'nothing'}."
+            f"{TENSOR!r}, but holds {len(fitting)} of them: {', '.join(there) or 'nothing'}."
         )
-    with path.open("rb") as content:
-        length = int.from_bytes(content.read(8), "little")
-        header = json.loads(content.read(length))
-    offset = {name: 8 + length + header[name]["data_offsets"][0] for name in tensors}
-    shape, kind = tensors[fitting[0]]
+    found, ids = header[fitting[0]], header.get(TOKEN_IDS, {})
+    kind, data = found["dtype"], 8 + length
     name = f"{path}, tensor {fitting[0]!r}"
-    n_samples, d_in, dtype = _checked(name, shape, _SAFETENSORS.get(kind, kind))
-    id_shape, id_kind = tensors.get(TOKEN_IDS, ([], ""))
-    has_ids = id_shape == [n_samples] and id_kind in _INTEGERS
-    token_ids = (offset[TOKEN_IDS], _INTEGERS[id_kind]) if has_ids else None
-    return FilePart(str(path), n_samples, d_in, dtype, path, offset[fitting[0]], token_ids)
+    n_samples, d_in, dtype = _checked(name, found["shape"], _SAFETENSORS.get(kind) or kind)
+    token_ids = None
+    if ids.get("shape") == [n_samples] and ids["dtype"] in _INTEGERS:
+        token_ids = data + ids["data_offsets"][0], _INTEGERS[ids["dtype"]]
+    offset = data + found["data_offsets"][0]
+    return FilePart(str(path), n_samples, d_in, dtype, path, offset, token_ids)
+
+
+def files_in(folder: Path, suffixes: Container[str]) -> list[Path]:
+    """The files with one of these suffixes in a folder, by name; hidden ones are left out."""
+    return sorted(
+        file
+        for file in folder.iterdir()
+        if file.suffix in suffixes and not file.name.startswith(".") and file.is_file()
+    )
 
 
 @dataclass(frozen=True)
@@ -198,18 +238,18 @@ class DatasetPart(Part):
     token_ids: Dataset | None = None
     """Only the column with the ids of the samples' tokens, as tensors."""
 
-    def read(self, start: int, stop: int) -> Float[Tensor, "rows d_in"]:
-        return self._read(self.rows, start, stop, [self.d_in])
+    def _read(self, start: int, stop: int) -> Tensor:
+        return self._numbers(self.rows, start, stop, [self.d_in])
 
-    def read_token_ids(self, start: int, stop: int) -> Int64[Tensor, " rows"] | None:
+    def _read_token_ids(self, start: int, stop: int) -> Tensor | None:
         if self.token_ids is None:
             return None
-        ids = self._read(self.token_ids, start, stop, [])
+        ids = self._numbers(self.token_ids, start, stop, [])
         if (ids < 0).any():
             raise ValueError("some token ids are missing or negative")
         return ids
 
-    def _read(self, rows: Dataset, start: int, stop: int, shape: list[int]) -> Tensor:
+    def _numbers(self, rows: Dataset, start: int, stop: int, shape: list[int]) -> Tensor:
         first = start // self.context
         (values,) = rows[first : -(-stop // self.context)].values()
         of_row = [self.context, *shape]
@@ -234,7 +274,7 @@ def open_dataset(where: Path | str, column: str | None) -> DatasetPart:
         OSError: it cannot be loaded from the Hub.
         ValueError: a damaged or empty dataset, or no such column, or several.
     """
-    dataset = _load(where)
+    dataset: Any = load_dataset(where)
     if not dataset:
         raise ValueError(f"the dataset {where} is empty; name other activations.")
     kinds = {name: _kind(feature) for name, feature in dataset.features.items()}
@@ -261,22 +301,28 @@ def open_dataset(where: Path | str, column: str | None) -> DatasetPart:
     return DatasetPart(name, len(dataset) * context, d_in, _DTYPES[kind], context, rows, token_ids)
 
 
-def _load(where: Path | str) -> Any:
+def load_dataset(where: Path | str, config: str | None = None, *, streaming: bool = False) -> Any:
+    """The dataset, or dict of them, in a folder; or the split "train" of one of the Hub.
+
+    Raises:
+        OSError: it cannot be loaded from the Hub.
+        ValueError: no dataset that `save_to_disk` wrote, or a damaged or empty one.
+    """
     import datasets
 
     try:
-        if isinstance(where, str):
-            return datasets.load_dataset(where, split="train")
-        if not json.loads((where / "state.json").read_text(encoding="utf-8"))["_data_files"]:
-            return None  # datasets fails over empty ones
-        return datasets.Dataset.load_from_disk(str(where))
+        if isinstance(where, Path):
+            return datasets.load_from_disk(str(where))
+        return datasets.load_dataset(where, config, split="train", streaming=streaming)
     except Exception as error:  # each damaged file and each failing connection has its own
-        if not isinstance(where, str):
-            raise damaged(where, error, "make the dataset again") from error
+        says = f"({type(error).__name__}: {one_line(error)})"
+        if isinstance(where, Path):
+            raise ValueError(
+                f"{where} is no dataset that `save_to_disk` wrote, or empty or damaged {says}."
+            ) from error
         raise OSError(
             f"there is no file or folder {where}, and no dataset {where!r} could be loaded from "
-            f"the Hugging Face Hub ({type(error).__name__}: {one_line(error)}); check the name and "
-            "the connection."
+            f"the Hugging Face Hub {says}; check the name and the connection."
         ) from error
 
 

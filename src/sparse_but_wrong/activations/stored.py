@@ -6,26 +6,31 @@ import functools
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from sparse_but_wrong.activations.manifest import FORMAT, MANIFEST, open_listed
+from sparse_but_wrong.activations.manifest import (
+    FORMAT,
+    MANIFEST,
+    Cache,
+    open_shards,
+    read_cache,
+)
 from sparse_but_wrong.activations.parts import (
     SUFFIXES,
     Part,
     TensorPart,
+    files_in,
     is_dataset,
     open_dataset,
     open_file,
 )
-from sparse_but_wrong.untrusted import one_line, parse_json, user_path
+from sparse_but_wrong.untrusted import user_path
 
 BLOCKS = 16
 """Into which held-out samples are cut."""
@@ -36,13 +41,6 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 Keep = Callable[[Float[Tensor, "rows d_in"], Int64[Tensor, " rows"] | None], Bool[Tensor, " rows"]]
 """Which samples to keep: called with them, as float32, and with the ids of their tokens, or None
 where none are stored."""
-
-
-class NotFiniteError(ValueError):
-    """Stored activations hold a value that is not finite; the message names the part and the row.
-
-    It is raised here, where those are known, and not for a shuffled batch.
-    """
 
 
 @dataclass(frozen=True, repr=False)
@@ -59,8 +57,8 @@ class StoredActivations:
     parts: tuple[Part, ...]
     """In order."""
 
-    mean_norm: float | None = None
-    """Mean of the samples' L2 norms, where a cache knows it."""
+    cache: Cache | None = None
+    """What is on record about them, where `cache_activations` wrote them."""
 
     def __post_init__(self) -> None:
         if self.n_samples == 0:
@@ -78,11 +76,9 @@ class StoredActivations:
 
     def __repr__(self) -> str:
         norm = f", mean norm {self.mean_norm:.4g}" if self.mean_norm is not None else ""
+        size = f"{self.n_samples:,} samples, d_in {self.d_in}"
         dtype = str(self.dtype).removeprefix("torch.")
-        return (
-            f"StoredActivations({self.name!r}: {self.n_samples:,} samples, d_in {self.d_in}, "
-            f"{dtype}{norm})"
-        )
+        return f"StoredActivations({self.name!r}: {size}, {dtype}{norm})"
 
     def __iter__(self) -> Iterator[Float[Tensor, "batch d_in"]]:
         batch_size = max(1, min(LARGEST_BATCH, self.n_samples // 16))
@@ -103,6 +99,11 @@ class StoredActivations:
         """The type of what is read: that of the parts, or the smallest that holds all theirs."""
         return functools.reduce(torch.promote_types, (part.dtype for part in self.parts))
 
+    @property
+    def mean_norm(self) -> float | None:
+        """Mean of the samples' L2 norms, where a cache knows it."""
+        return self.cache.mean_norm if self.cache else None
+
     @functools.cached_property
     def _ends(self) -> list[int]:
         return list(accumulate(part.n_samples for part in self.parts))
@@ -111,11 +112,11 @@ class StoredActivations:
         """The samples from start up to stop, of `dtype`, in memory of their own.
 
         Raises:
-            ValueError: they are not all there, or not all finite (NotFiniteError).
+            ValueError: they are not all there, or not all finite.
             OSError: a part cannot be read; the message names it.
         """
         pieces = [torch.empty(0, self.d_in, dtype=self.dtype)]
-        pieces += [_read(*piece) for piece in self._pieces(start, stop)]
+        pieces += [part.read(*ends) for part, *ends in self._pieces(start, stop)]
         return torch.cat(pieces).to(self.dtype)
 
     def read_token_ids(self, start: int, stop: int) -> Int64[Tensor, " rows"] | None:
@@ -126,8 +127,7 @@ class StoredActivations:
         """
         found = [torch.empty(0, dtype=torch.long)]
         for part, first, last in self._pieces(start, stop):
-            with _named(part, first, last):
-                ids = part.read_token_ids(first, last)
+            ids = part.read_token_ids(first, last)
             if ids is None:
                 return None
             found.append(ids)
@@ -212,15 +212,14 @@ class StoredActivations:
             shares = self.n_samples * i // n_blocks + self.n_samples * (i + 1) // n_blocks
             start = (shares - size) // 2
             cuts += [start, start + size]
-        sections = [self._section(*ends) for ends in pairwise([*cuts, self.n_samples])]
+        sections = []
+        for start, stop in pairwise([*cuts, self.n_samples]):
+            name = f"samples {start} to {stop} of {self.name}"
+            sections.append(_Section(name, stop - start, self.d_in, self.dtype, self, start))
         return (
             StoredActivations(self.name, tuple(part for part in sections[::2] if part.n_samples)),
             StoredActivations(f"the held-out part of {self.name}", tuple(sections[1::2])),
         )
-
-    def _section(self, start: int, stop: int) -> Part:
-        name = f"samples {start} to {stop} of {self.name}"
-        return _Section(name, stop - start, self.d_in, self.dtype, self, start)
 
 
 @dataclass(frozen=True)
@@ -235,31 +234,6 @@ class _Section(Part):
 
     def read_token_ids(self, start: int, stop: int) -> Int64[Tensor, " rows"] | None:
         return self.of.read_token_ids(self.first + start, self.first + stop)
-
-
-def _read(part: Part, start: int, stop: int) -> Float[Tensor, "rows d_in"]:
-    with _named(part, start, stop):
-        rows = part.read(start, stop)
-        if rows.shape != (stop - start, part.d_in):
-            raise ValueError(f"it gives numbers of shape {list(rows.shape)}")
-    # A finite sum proves that all are; only otherwise (it may have overflowed) look closer.
-    if not bool(rows.sum().isfinite()) and not bool(rows.isfinite().all()):
-        row, column = (~rows.isfinite()).nonzero()[0].tolist()
-        where = f"at sample {start + row}, dimension {column}"
-        raise NotFiniteError(f"{part.name} holds {rows[row, column].item()} {where}.")
-    return rows
-
-
-@contextmanager
-def _named(part: Part, start: int, stop: int) -> Iterator[None]:
-    try:
-        yield
-    except NotFiniteError:  # of a part of a part, which has said where
-        raise
-    except Exception as error:  # every kind of file has errors of its own
-        raise OSError(
-            f"{part.name} cannot be read from sample {start} to {stop} ({one_line(error)})."
-        ) from error
 
 
 def without_tokens(token_ids: Iterable[int]) -> Keep:
@@ -316,13 +290,13 @@ def open_activations(where: str | Path, column: str | None = None) -> StoredActi
     if column is not None:
         raise ValueError(f"{path} is no dataset and has no columns; leave out column={column!r}.")
     if (path / MANIFEST).is_file():
-        parts, mean_norm = open_listed(path)
-        return StoredActivations(name, parts, mean_norm)
+        cache = read_cache(path)
+        return StoredActivations(name, open_shards(path, cache), cache)
     return StoredActivations(name, _open_folder(path) if path.is_dir() else (open_file(path),))
 
 
 def _open_folder(folder: Path) -> tuple[Part, ...]:
-    files = _files(folder)
+    files = files_in(folder, SUFFIXES)
     if not files:
         kinds = f"no {' or '.join(SUFFIXES)} files, no {MANIFEST} of a cache, no dataset"
         raise FileNotFoundError(f"{folder} holds no activations: {kinds}.")
@@ -336,15 +310,6 @@ def _open_folder(folder: Path) -> tuple[Part, ...]:
     return tuple(parts)
 
 
-def _files(folder: Path) -> list[Path]:
-    """All .npy and .safetensors files in a folder, by name; hidden files are left out."""
-    return sorted(
-        file
-        for file in folder.iterdir()
-        if file.suffix in SUFFIXES and not file.name.startswith(".") and file.is_file()
-    )
-
-
 def is_activations(where: str | Path) -> bool:
     """Whether a path names activations rather than something else, without opening them.
 
@@ -356,15 +321,12 @@ def is_activations(where: str | Path) -> bool:
         if not path.is_dir():
             return path.suffix in SUFFIXES
         if not (path / MANIFEST).is_file():
-            return is_dataset(path) or bool(_files(path))
-        text = (path / MANIFEST).read_text(encoding="utf-8", errors="replace")
+            return is_dataset(path) or bool(files_in(path, SUFFIXES))
+        # Not parsed, because it may be damaged.
+        manifest = (path / MANIFEST).read_text(encoding="utf-8", errors="replace")
+        return re.search(rf'"format":\s*"{FORMAT}"', manifest) is not None
     except OSError:
         return False
-    try:
-        manifest: Any = parse_json(text)
-    except ValueError:  # a damaged manifest of activations, if it says so
-        return FORMAT in text
-    return isinstance(manifest, dict) and manifest.get("format") == FORMAT
 
 
 def is_hub_name(where: str | Path) -> bool:

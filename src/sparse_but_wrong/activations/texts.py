@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
 from sparse_but_wrong.activations.language_model import LanguageModel
+from sparse_but_wrong.activations.parts import files_in, load_dataset
 from sparse_but_wrong.sae_lens_compat import concat_and_batch_sequences
 from sparse_but_wrong.untrusted import damaged, one_line, parse_json, read_json, user_path
 
@@ -63,12 +67,9 @@ class LongText:
     file: Path
 
     def __iter__(self) -> Iterator[str]:
-        try:
-            with self.file.open(encoding="utf-8-sig") as content:
-                while chunk := content.read(_CHUNK):
-                    yield chunk
-        except UnicodeDecodeError as error:
-            raise _not_utf8(self.file, error) from error
+        with _utf8(self.file) as content:
+            while chunk := content.read(_CHUNK):
+                yield chunk
 
 
 def read_text(paths: Sequence[Path]) -> Text:
@@ -77,7 +78,7 @@ def read_text(paths: Sequence[Path]) -> Text:
     These are .txt files, UTF-8, a document each, and .jsonl or .parquet files with a column "text".
     FileNotFoundError or ValueError where there is none; a damaged file is named when it is reached.
     """
-    files = [file for path in paths for file in _files(path)]
+    files = [file for path in paths for file in _files(user_path(path))]
     if not files:
         raise ValueError("no text was named; name a file or a folder.")
     name = ", ".join(map(str, paths))
@@ -104,25 +105,18 @@ def open_text_dataset(name: str, config: str | None = None) -> Text:
         OSError: a path is not there, or the dataset cannot be loaded.
         ValueError: no dataset, or one without such a column, or without rows.
     """
-    import datasets
-
     path = user_path(name)
     if path.exists():
-        rows = _from_disk(path)
-        states = (path / "state.json", path / "train" / "state.json")
-        state = next((read_json(file) for file in states if file.is_file()), {})
-        fingerprint = state.get("_fingerprint")
+        rows = load_dataset(path)
+        if isinstance(rows, dict):
+            if "train" not in rows:
+                there = ", ".join(f"{path}/{split}" for split in rows)
+                raise ValueError(f"{path} holds several datasets, none 'train'; name one: {there}.")
+            path, rows = path / "train", rows["train"]
+        fingerprint = read_json(path / "state.json").get("_fingerprint")
         facts = {"kind": "folder", "n_rows": len(rows), "fingerprint": fingerprint}
-    elif name.count("/") > 1 or name.startswith((".", "/", "~")):
-        raise FileNotFoundError(f"there is no folder {name}.")
     else:
-        try:
-            rows = datasets.load_dataset(name, config, split="train", streaming=True)
-        except OSError as error:
-            raise OSError(
-                f"the dataset {name} could not be loaded from the Hugging Face Hub "
-                f"({one_line(error)}); check its name and the network."
-            ) from error
+        rows = load_dataset(name, config, streaming=True)
         facts = {"kind": "hub", "id": name, "config": config, "split": "train"}
     first = next(iter(rows), None)
     if first is None:
@@ -134,24 +128,6 @@ def open_text_dataset(name: str, config: str | None = None) -> Text:
     return Text(name, {**facts, "column": column}, rows, column)
 
 
-def _from_disk(path: Path) -> Any:
-    import datasets
-
-    try:
-        loaded = datasets.load_from_disk(str(path))
-    except Exception as error:  # also for a damaged one or one without rows, of many kinds
-        raise ValueError(
-            f"{path} cannot be read as a dataset that `save_to_disk` wrote ({one_line(error)}); it "
-            "may be empty or damaged. Give files of text as text (--text)."
-        ) from error
-    if not isinstance(loaded, datasets.DatasetDict):
-        return loaded
-    if "train" not in loaded:
-        there = ", ".join(f"{path}/{split}" for split in loaded)
-        raise ValueError(f"{path} holds several datasets, none 'train'; name one: {there}.")
-    return loaded["train"]
-
-
 @dataclass(frozen=True)
 class _Documents:
     files: tuple[Path, ...]
@@ -160,29 +136,33 @@ class _Documents:
         for file in self.files:
             for text in _READERS[file.suffix](file):
                 if text is not None and not isinstance(text, str | LongText):
-                    shown = repr(text)[:100]
-                    raise ValueError(f"{file} holds {shown} as a text; texts are strings.")
+                    raise ValueError(f"{file} holds {text!r:.100} as a text; texts are strings.")
                 has_content = text is not None and any(map(str.strip, text))
                 yield {"text": text if has_content else None}
 
 
-def _jsonl(file: Path) -> Iterator[Any]:
+@contextmanager
+def _utf8(file: Path) -> Iterator[TextIO]:
     try:
-        with file.open(encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    row = parse_json(line)
-                except ValueError as error:
-                    says = f"line {number} is not JSON: {one_line(error)}"
-                    raise damaged(file, says) from error
-                if not isinstance(row, dict) or "text" not in row:
-                    there = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-                    raise ValueError(f"{file}, line {number}: no field 'text', but {there}.")
-                yield row["text"]
+        with file.open(encoding="utf-8-sig") as content:
+            yield content
     except UnicodeDecodeError as error:
-        raise _not_utf8(file, error) from error
+        says = f"{file} is not UTF-8 ({error.reason}); convert it, with iconv for example."
+        raise ValueError(says) from error
+
+
+def _jsonl(file: Path) -> Iterator[Any]:
+    with _utf8(file) as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = parse_json(line)
+            except ValueError as error:
+                raise damaged(file, f"line {number} is not JSON: {one_line(error)}") from error
+            if not isinstance(row, dict) or "text" not in row:
+                raise ValueError(f"{file}, line {number}: no field 'text' in {row!r:.100}.")
+            yield row["text"]
 
 
 def _parquet(file: Path) -> Iterator[Any]:
@@ -203,19 +183,11 @@ def _parquet(file: Path) -> Iterator[Any]:
 _READERS = {".txt": lambda file: [LongText(file)], ".jsonl": _jsonl, ".parquet": _parquet}
 
 
-def _not_utf8(file: Path, error: UnicodeDecodeError) -> ValueError:
-    return ValueError(f"{file} is not UTF-8 ({error.reason}); convert it, with iconv for example.")
-
-
 def _files(path: Path) -> list[Path]:
-    path = user_path(path)
     if not path.exists():
         raise FileNotFoundError(f"there is no file or folder {path}.")
-    files = (
-        sorted(file for file in path.iterdir() if file.name[0] != ".") if path.is_dir() else [path]
-    )
-    files = [file for file in files if file.suffix in _READERS]
-    if not files:
+    files = files_in(path, _READERS) if path.is_dir() else [path]
+    if not files or files[0].suffix not in _READERS:
         raise ValueError(f"{path} is or holds no file of text ({', '.join(_READERS)}).")
     return files
 
@@ -244,11 +216,12 @@ class Sequences(Iterator[Tensor]):
     Args:
         prepend_bos: whether every sequence of a text starts with BOS, where the tokenizer has one.
         piece_size: characters after which a document is cut before it is tokenized, between words
-            if possible. With None, documents are tokenized whole, and rows longer than
-            `context_size` or masked are refused.
+            if possible.
     Raises:
-        ValueError: from `next`, a row that is no text or no row of ids, or too many rows without
-            content.
+        ValueError: more tokens than the model takes at once, or no room for any but BOS; from
+            `next`, a row that is no text or no row of ids, ids that the model does not know, or too
+            many rows without content.
+        OSError: from `next`, a text that cannot be read to its end.
     """
 
     def __init__(
@@ -258,27 +231,58 @@ class Sequences(Iterator[Tensor]):
         context_size: int,
         *,
         prepend_bos: bool,
-        piece_size: int | None = PIECE_SIZE,
+        piece_size: int = PIECE_SIZE,
     ) -> None:
-        self.n_skipped = 0
-        """Texts without content so far: null, or empty."""
+        self.n_given, self.n_skipped = 0, 0
+        """Sequences so far, and texts without content: null, or empty."""
 
         self._model, self._text, self._context_size = model, text, context_size
         self._prepend_bos, self._piece_size = prepend_bos, piece_size
         self._bos: int | None = model.tokenizer.bos_token_id  # pyright: ignore[reportAttributeAccessIssue]
-        # Separators are in the pieces already: sae_lens would put one before each.
-        self._sequences = (
-            self._of_rows()
-            if text.column in TOKEN_COLUMNS
-            else concat_and_batch_sequences(
-                self._pieces(),
-                context_size,
-                begin_batch_token_id=self._bos if prepend_bos else None,
+        if model.n_ctx is not None and context_size > model.n_ctx:
+            raise ValueError(
+                f"{model.name} takes {model.n_ctx} tokens at once; lower context_size."
             )
+        if text.column in TOKEN_COLUMNS:
+            self._sequences = self._of_rows()
+            return
+        bos = self._bos if prepend_bos else None
+        if context_size == 1 and bos is not None:
+            raise ValueError(
+                "context_size 1 has room for BOS alone; choose 2 or more, or --no-bos."
+            )
+        # Separators are in the pieces already: sae_lens would put one before each.
+        self._sequences = concat_and_batch_sequences(
+            self._pieces(), context_size, begin_batch_token_id=bos
         )
 
     def __next__(self) -> Int64[Tensor, " tokens"]:
-        return next(self._sequences)
+        try:
+            sequence = next(self._sequences)
+        except (StopIteration, ValueError, OSError):
+            raise
+        except Exception as error:  # what streams a dataset over a network has errors of its own
+            raise OSError(
+                f"{self._text.name} cannot be read after {self.n_given} sequences "
+                f"({type(error).__name__}: {one_line(error)}); continue with --resume."
+            ) from error
+        n_vocab = self._model.n_vocab or math.inf
+        if len(sequence) and not 0 <= int(sequence.min()) <= int(sequence.max()) < n_vocab:
+            raise ValueError(
+                f"sequence {self.n_given} of {self._text.name} has token ids outside of the "
+                f"{n_vocab} of {self._model.name}: it is for another tokenizer."
+            )
+        self.n_given += 1
+        return sequence
+
+    def skip_to(self, sequence: int) -> None:
+        """Leave out those before a sequence; ValueError if the text ends before."""
+        while self.n_given < sequence:
+            if next(self, None) is None:
+                raise ValueError(
+                    f"{self._text.name} ends after {self.n_given} sequences, but the cache has "
+                    f"{sequence}; use its own text, or make the cache again."
+                )
 
     def _of_rows(self) -> Iterator[Tensor]:
         for number, row in enumerate(self._text.rows):
@@ -286,20 +290,28 @@ class Sequences(Iterator[Tensor]):
             ids, mask = row[self._text.column], row.get(MASK)
             self.n_skipped += ids is None
             tokens = _integers([] if ids is None else ids, f"{name}, {self._text.column}")
-            n_all = len(tokens)
             if mask is not None and ids is not None:
                 tokens = _unpadded(tokens, _integers(mask, f"{name}, {MASK}"), name)
-            elif ids is not None and n_all < self._context_size:
-                raise ValueError(f"{name} has {n_all} tokens; lower context_size to that.")
-            if self._piece_size is None and (len(tokens), n_all) != (self._context_size,) * 2:
-                raise ValueError(f"{name} was read otherwise in format 1; make the cache again.")
+            elif ids is not None and len(tokens) < self._context_size:
+                raise ValueError(f"{name} has {len(tokens)} tokens; lower context_size to that.")
             yield from tokens.split(self._context_size)
 
     def _pieces(self) -> Iterator[Tensor]:
-        at = 0
-        for document in self._documents():
+        at = idle = 0
+        for number, row in enumerate(self._text.rows):
+            document = row[self._text.column]
+            if not isinstance(document, str | LongText | None):
+                says = f"holds a {type(document).__name__}; texts are strings."
+                raise ValueError(f"row {number} of {self._text.name} {says}")
+            if not document:
+                self.n_skipped += 1
+                idle += 1
+                if idle == IDLE:
+                    raise ValueError(f"{self._text.name}: nothing is in {IDLE:,} texts in a row.")
+                continue
+            idle = 0
             is_start = True
-            for ids in self._tokenized(document):
+            for ids in filter(None, self._tokenized(document)):
                 # Where a sequence begins with the document, sae_lens puts BOS only if it is to
                 # begin with one.
                 if is_start and self._bos is not None and (self._prepend_bos or at):
@@ -308,69 +320,38 @@ class Sequences(Iterator[Tensor]):
                 at = (at + len(ids)) % self._context_size
                 yield torch.tensor(ids)
 
-    def _documents(self) -> Iterator[str | LongText]:
-        idle = 0
-        for number, row in enumerate(self._text.rows):
-            content = row[self._text.column]
-            if content is None or content == "":
-                self.n_skipped += 1
-                idle += 1
-                if idle == IDLE:
-                    raise ValueError(f"{self._text.name}: nothing is in {IDLE:,} texts in a row.")
-                continue
-            if not isinstance(content, str | LongText):
-                kind = type(content).__name__
-                raise ValueError(
-                    f"row {number} of {self._text.name} holds a {kind}; texts are strings."
-                )
-            idle = 0
-            yield content
-
     def _tokenized(self, document: str | LongText) -> Iterator[list[int]]:
-        """The ids of a document, piece by piece, without empty pieces.
+        """The ids of a document, piece by piece.
 
         Special tokens go only before the first piece and behind the last.
         """
         pieces = cut(document, self._piece_size)
-        piece, closing = next(pieces, None), None
-        while piece is not None:
-            following = next(pieces, None)
-            if closing is None:
-                closing = [] if following is None else self._closing(piece)
-                ids = self._whole(piece)
-                ids = ids[: len(ids) - len(closing)]
-            else:
-                ids = self._bare(piece) + (closing if following is None else [])
-            if ids:
-                yield ids
-            piece = following
-
-    def _whole(self, document: str) -> list[int]:
-        ids: Any = self._model.model.to_tokens(  # pyright: ignore[reportCallIssue]
-            document, prepend_bos=False, move_to_device=False, truncate=False
+        first = next(pieces, "")
+        tokens: Any = self._model.model.to_tokens(  # pyright: ignore[reportCallIssue]
+            first, prepend_bos=False, move_to_device=False, truncate=False
         )
-        return ids[0].long().tolist()
+        ids, second = tokens[0].long().tolist(), next(pieces, None)
+        if second is None:
+            yield ids
+            return
+        bare, special = (self._ids(first, with_special) for with_special in (False, True))
+        n_special = len(special) - len(bare)
+        before = (i for i in range(n_special + 1) if special[i : i + len(bare)] == bare)
+        closing = special[next(before, n_special) + len(bare) :]
+        yield ids[: len(ids) - len(closing)]
+        for piece in chain([second], pieces):
+            yield self._ids(piece, False)
+        yield closing
 
-    def _bare(self, piece: str) -> list[int]:
-        return self._model.tokenizer(piece, add_special_tokens=False)["input_ids"]  # pyright: ignore[reportReturnType]
-
-    def _closing(self, piece: str) -> list[int]:
-        """What the tokenizer puts behind a document."""
-        bare: list[int] = self._bare(piece)
-        with_special: Any = self._model.tokenizer(piece)["input_ids"]
-        n_special = len(with_special) - len(bare)
-        before = (i for i in range(n_special + 1) if with_special[i : i + len(bare)] == bare)
-        return with_special[next(before, n_special) + len(bare) :]
+    def _ids(self, piece: str, with_special: bool) -> list[int]:
+        return self._model.tokenizer(piece, add_special_tokens=with_special)["input_ids"]  # pyright: ignore[reportReturnType]
 
 
-def cut(document: Iterable[str], size: int | None) -> Iterator[str]:
+def cut(document: Iterable[str], size: int) -> Iterator[str]:
     """A document, given whole or in chunks, in pieces of up to `size` characters.
 
-    It is cut between words where that is possible, and not at all for a size of None.
+    It is cut between words where that is possible.
     """
-    if size is None:
-        yield "".join(document)
-        return
     if isinstance(document, str):
         whole = document
         document = (whole[start : start + size] for start in range(0, len(whole), size))
@@ -390,14 +371,12 @@ def cut(document: Iterable[str], size: int | None) -> Iterator[str]:
 def _integers(values: Any, name: str) -> Tensor:
     try:
         tensor = torch.as_tensor(values)
+        if tensor.ndim != 1 or (
+            len(tensor) and (tensor.is_floating_point() or tensor.is_complex())
+        ):
+            raise TypeError(f"shape {list(tensor.shape)}, {tensor.dtype}")
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ValueError(f"{name} is no list of whole numbers ({one_line(error)}).") from error
-    is_integer = not (tensor.is_floating_point() or tensor.is_complex())
-    if tensor.ndim != 1 or (len(tensor) and not is_integer):
-        raise ValueError(
-            f"{name} needs a list of whole numbers, but has shape {list(tensor.shape)} and type "
-            f"{str(tensor.dtype).removeprefix('torch.')}."
-        )
     return tensor.long()
 
 

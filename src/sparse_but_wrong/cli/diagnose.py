@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,7 +126,7 @@ def diagnose(
         origins = {name: origin_of(loaded[name]) for name in evaluations.names}
         said = [
             *remarks(evaluations, origins),
-            *of_other_activations(origins, *_recorded(stored, activations)),
+            *of_other_activations(origins, *_recorded(stored)),
             *of_samples,
         ]
         click.echo(_table(evaluations))
@@ -220,16 +219,12 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {one_line(error)}"
 
 
-def _recorded(stored: StoredActivations, activations: str) -> tuple[str | None, str | None]:
+def _recorded(stored: StoredActivations) -> tuple[str | None, str | None]:
     """The model and the hook of stored activations, where that is on record."""
-    from sparse_but_wrong.activations.manifest import MANIFEST
     from sparse_but_wrong.activations.parts import DatasetPart
-    from sparse_but_wrong.untrusted import read_json
 
-    with suppress(ValueError, OSError):
-        manifest = read_json(Path(activations).expanduser() / MANIFEST)
-        model, hook = (manifest.get(name) for name in ("model", "hook"))
-        return model if isinstance(model, str) else None, hook if isinstance(hook, str) else None
+    if stored.cache is not None:
+        return stored.cache.model, stored.cache.hook
     # sae_lens names the column after the hook.
     part = stored.parts[0]
     return None, part.rows.column_names[0] if isinstance(part, DatasetPart) else None

@@ -13,7 +13,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparse_but_wrong import atomic
-from sparse_but_wrong.activations.manifest import MANIFEST
 from sparse_but_wrong.activations.parts import DatasetPart, FilePart
 from sparse_but_wrong.activations.shuffled import ShuffledActivations
 from sparse_but_wrong.activations.stored import StoredActivations, open_activations
@@ -90,8 +89,12 @@ class StoredWorld:
             atomic.write_bytes(unfinished / _FILE, content.encode())
 
     def _saved(self) -> _Saved:
+        listed = None
+        if self.stored.cache is not None:  # the content of all its shards
+            sums = "\n".join(shard.sha256 for shard in self.stored.cache.shards)
+            listed = hashlib.sha256(sums.encode()).hexdigest()
         facts = (self.where, self.column, self.n_held_out, self.stored.n_samples, self.d_in)
-        return _Saved(*facts, fingerprint(self.stored), _listed_sha256(Path(self.where)))
+        return _Saved(*facts, fingerprint(self.stored), listed)
 
     @classmethod
     def load(cls, folder: Path) -> StoredWorld:
@@ -113,9 +116,7 @@ class StoredWorld:
                 f"{then.n_samples} of width {then.d_in} when the run was started; {remedy}."
             )
         now = world._saved()
-        # A cache that got its checksums since the run was started is still the same.
-        sums = {now.listed_sha256, then.listed_sha256} - {None}
-        if now.fingerprint != then.fingerprint or len(sums) > 1:
+        if (now.fingerprint, now.listed_sha256) != (then.fingerprint, then.listed_sha256):
             raise ValueError(
                 f"the activations in {world.where} have changed since the run was started, though "
                 f"there are as many; {remedy}."
@@ -150,16 +151,6 @@ def fingerprint(stored: StoredActivations) -> str:
                 content.seek(at)
                 digest.update(content.read(_LOOK_BYTES))
     return digest.hexdigest()
-
-
-def _listed_sha256(folder: Path) -> str | None:
-    """What a cache says of the content of all its shards, where it does."""
-    file = folder / MANIFEST
-    if not file.is_file():
-        return None
-    shards = read_json(file).get("shards", ())
-    sums = [str(shard.get("sha256")) for shard in shards]
-    return None if "None" in sums else hashlib.sha256("\n".join(sums).encode()).hexdigest()
 
 
 def is_stored_world(folder: Path) -> bool:
