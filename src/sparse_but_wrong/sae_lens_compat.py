@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 if TYPE_CHECKING:
     import sae_lens
@@ -36,6 +35,7 @@ _HOMES = {
     "SAE_CLASS_REGISTRY": "sae_lens.registry",
     "SAE_TRAINING_CLASS_REGISTRY": "sae_lens.registry",
     "SAEMetadata": "sae_lens.saes.sae",
+    "mse_loss": "sae_lens.saes.sae",
     "concat_and_batch_sequences": "sae_lens.tokenization_and_batching",
     "extract_stop_at_layer_from_tlens_hook_name": "sae_lens.util",
     "get_special_token_ids": "sae_lens.util",
@@ -141,10 +141,7 @@ def set_sparsity(sae: sae_lens.TrainingSAE[Any], name: str, value: float) -> Non
 class LearningRates:
     """The learning rate of every step, read off sae_lens' own schedulers as far as needed.
 
-    Args:
-        scheduler: sae_lens' name of it.
-        lr: after warm-up and before decay.
-        settings: the other arguments of sae_lens' ``get_lr_scheduler``.
+    The settings are arguments of sae_lens' ``get_lr_scheduler``.
     """
 
     def __init__(self, scheduler: str, lr: float, **settings: Any) -> None:
@@ -152,10 +149,7 @@ class LearningRates:
 
         self._optimizer = torch.optim.SGD([torch.zeros((), requires_grad=True)], lr=lr)
         self._scheduler = get_lr_scheduler(scheduler, optimizer=self._optimizer, lr=lr, **settings)
-        self._rates: list[float] = [self._current()]
-
-    def _current(self) -> float:
-        return float(self._optimizer.param_groups[0]["lr"])
+        self._rates = [float(self._optimizer.param_groups[0]["lr"])]
 
     def between(self, first: int, end: int) -> list[float]:
         """The rates of the steps from `first` up to, not including, `end`."""
@@ -163,7 +157,7 @@ class LearningRates:
             # The scheduler warns unless the optimiser has stepped first; it has nothing to step.
             self._optimizer.step()
             self._scheduler.step()
-            self._rates.append(self._current())
+            self._rates.append(float(self._optimizer.param_groups[0]["lr"]))
         return self._rates[first:end]
 
 
@@ -172,8 +166,7 @@ def make_trainer(
 ) -> SAETrainer[Any, Any]:
     """sae_lens' own trainer for one SAE, to be stepped from outside.
 
-    Args:
-        settings: fields of sae_lens' ``SAETrainerConfig``, device and logger aside.
+    `settings` are fields of sae_lens' ``SAETrainerConfig``, device and logger aside.
     """
     from sae_lens.config import LoggingConfig, SAETrainerConfig
     from sae_lens.training.sae_trainer import SAETrainer
@@ -191,20 +184,6 @@ def record_training(sae: sae_lens.TrainingSAE[Any], l0: float | None, n_dead: in
     if l0 is not None and n_dead is not None:
         sae.cfg.metadata.l0 = l0
         sae.cfg.metadata.num_dead_features = n_dead
-
-
-def is_training_sae(candidate: object) -> bool:
-    """Whether an object is a sae_lens training SAE."""
-    from sae_lens import TrainingSAE
-
-    return isinstance(candidate, TrainingSAE)
-
-
-def is_sae(candidate: object) -> bool:
-    """Whether an object is a sae_lens SAE, for training or not."""
-    from sae_lens import SAE
-
-    return isinstance(candidate, SAE)
 
 
 def inference_copy(sae: sae_lens.SAE[Any]) -> sae_lens.SAE[Any]:
@@ -245,16 +224,6 @@ def training_class(cfg: object) -> type[sae_lens.TrainingSAE[Any]]:
     return sae_class
 
 
-def estimate_whitening(trainer: SAETrainer[Any, Any], batches: Sequence[Tensor]) -> None:
-    """Estimate a trainer's whitening from batches, as its `fit` would."""
-    trainer.activation_scaler.estimate_whitening(trainer.sae.cfg.d_in, iter(batches), len(batches))
-
-
-def set_scaling_factor(trainer: SAETrainer[Any, Any], factor: float) -> None:
-    """Give a trainer the factor that its activations are multiplied by."""
-    trainer.activation_scaler.scaling_factor = factor
-
-
 def step_metrics(
     trainer: SAETrainer[Any, Any], output: TrainStepOutput, coefficients: dict[str, float]
 ) -> dict[str, float]:
@@ -289,10 +258,3 @@ def complete(trainer: SAETrainer[Any, Any], sae: sae_lens.TrainingSAE[Any]) -> N
         l0 = float(trainer.feature_sparsity.sum())
         n_dead = int(trainer.dead_neurons.sum())
     record_training(sae, l0, n_dead)
-
-
-def has_plain_mse_loss(sae: sae_lens.TrainingSAE[Any]) -> bool:
-    """Whether an SAE's reconstruction loss is the one sae_lens sets up."""
-    from sae_lens.saes.sae import mse_loss
-
-    return sae.mse_loss_fn is mse_loss

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sparse_but_wrong.training import compiled_step, torch_step
-from sparse_but_wrong.training.architectures import selection
+from sparse_but_wrong.training.architectures import topk
 
 
 @pytest.fixture(params=["compiled", "pytorch"])
@@ -23,4 +23,11 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole stack as one chunk, its steps replayed, and no look at any value, on the CPU."""
     monkeypatch.setattr(compiled_step, "kernels", lambda: None)
     monkeypatch.setattr(torch_step, "is_gpu", lambda _: True)
-    monkeypatch.setattr(selection, "may_look", lambda _: False)
+    monkeypatch.setattr(topk, "may_look", lambda _: False)
+
+
+@pytest.fixture(params=["looking", "as on a GPU"])
+def method(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How the largest values are found."""
+    if request.param != "looking":
+        monkeypatch.setattr(topk, "may_look", lambda _: False)

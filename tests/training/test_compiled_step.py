@@ -14,7 +14,7 @@ from sparse_but_wrong.training import compiled_step
 from sparse_but_wrong.training.loop import train_saes
 from sparse_but_wrong.training.native import build
 from tests.training import oracle
-from tests.training.saes import assert_close, make_sae, unlike_saes
+from tests.training.oracle import assert_close, make, unlike_saes
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -41,7 +41,7 @@ def by_both(saes: list[Any], n_steps: int, batch: int = oracle.BATCH, **changes:
 
 @pytest.mark.parametrize("architecture", ["topk", "batchtopk"])
 def test_far_more_dead_latents_than_dimensions(architecture: str) -> None:
-    sae = make_sae(architecture, d_sae=1500, k=2)
+    sae = make(architecture, d_sae=1500, k=2)
     (log,) = by_both([sae], 8, dead_feature_window=2, log_every=1)
     assert log.diverged_at is None
     assert log.columns["dead_latents"][-1] > 1100
@@ -51,8 +51,8 @@ def test_far_more_dead_latents_than_dimensions(architecture: str) -> None:
 @pytest.mark.parametrize("batch", [1, 65])
 def test_shapes_that_fill_no_vector_and_no_tile(d_in: int, d_sae: int, batch: int) -> None:
     shape = {"d_in": d_in, "d_sae": d_sae}
-    topk = [make_sae(architecture, k=1, **shape) for architecture in ("batchtopk", "topk")]
-    by_both([make_sae("jumprelu", **shape), *topk], 6, batch)
+    topk = [make(architecture, k=1, **shape) for architecture in ("batchtopk", "topk")]
+    by_both([make("jumprelu", **shape), *topk], 6, batch)
 
 
 # Other processors run other branches of the source: half as wide, or a quarter.
@@ -64,9 +64,10 @@ def test_loops_for_older_processors_end_where_the_others_do(
 ) -> None:
     if platform.machine() != "x86_64":
         pytest.skip("these flags are for x86-64 processors")
-    build.build(build.find_compiler(), flags, tmp_path / "kernels.so")
-    older = compiled_step.Kernels(ctypes.CDLL(str(tmp_path / "kernels.so")))
-    assert older.vector_floats in (4, 8)
+    source = build.source_of(compiled_step.DECLARATIONS)
+    build.build(source, build.find_compiler(), flags, tmp_path / "kernels.so")
+    older = compiled_step.typed(ctypes.CDLL(str(tmp_path / "kernels.so")))
+    assert older.vector_floats() in (4, 8)
     monkeypatch.setattr(compiled_step, "kernels", lambda: older)
     step = {"jumprelu_sparsity_loss_mode": "step", "jumprelu_ste_to_input": True}
     quadratic = {"jumprelu_sparsity_loss_mode": "quadratic", "target_l0": 2.5}

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
 import pytest
 import torch
-from sae_lens import (
-    JumpReLUTrainingSAE,
-    StandardTrainingSAE,
-    StandardTrainingSAEConfig,
-    TopKTrainingSAE,
-)
+from sae_lens import TopKTrainingSAE
+from sae_lens.registry import get_sae_training_class
 
+from sparse_but_wrong import EnchancedBatchTopKTrainingSAE, Snapshot, make_saes
 from sparse_but_wrong.training.controls import Control, KTransition, TargetL0
-from sparse_but_wrong.training.loop import train_saes
+from sparse_but_wrong.training.loop import Training, train_saes
 from tests.training import oracle
-from tests.training.saes import TOPK, make_sae
+from tests.training.oracle import TOPK, assert_close, make
 
 N_STEPS = 120
+MOVE = KTransition(initial_k=6.0, start_step=5, duration_steps=10)
+OWN_MOVE: dict[str, Any] = {
+    **{"k": 2.3, "initial_k": 7.5},
+    **{"transition_k_duration_steps": 90, "transition_k_start_step": 20},
+}
 
 
 def k_at(step: int, transition: KTransition, final: float) -> float:
@@ -33,6 +36,7 @@ def k_at(step: int, transition: KTransition, final: float) -> float:
     [
         ("batchtopk", KTransition(initial_k=7.5, start_step=20, duration_steps=60), 2.2),
         ("batchtopk", KTransition(initial_k=1.0, start_step=0, duration_steps=N_STEPS - 1), 4),
+        ("enhanced_batchtopk", KTransition(initial_k=6.0, start_step=0, duration_steps=100), 2.3),
         ("matryoshka_batchtopk", KTransition(initial_k=8.0, start_step=10, duration_steps=33), 2.6),
         # A whole k at every step, because sae_lens' TopK knows no other.
         ("topk", KTransition(initial_k=8.0, start_step=50, duration_steps=5), 3),
@@ -50,8 +54,7 @@ def test_an_sae_ends_where_sae_lens_would_bring_it_with_k_set_before_every_step(
 
     run = oracle.options_for(N_STEPS, dead_feature_window=10, log_every=1)
     batches = oracle.recorded_batches(N_STEPS)
-    still = make_sae(name, seed=1, k=4)
-    moving = make_sae(name, seed=0, k=final)
+    still, moving = make(name, seed=1, k=4), make(name, seed=0, k=final)
     expected = oracle.train_with_sae_lens(moving, batches, run, before_batch=set_k)
     still_expected = oracle.train_with_sae_lens(still, batches, run)
 
@@ -62,44 +65,23 @@ def test_an_sae_ends_where_sae_lens_would_bring_it_with_k_set_before_every_step(
     assert log.saes[0].columns["k"] == [4.0] * N_STEPS
     for k, l0 in zip(ks, log.saes[1].columns["l0"], strict=True):
         assert l0 <= k + 1e-9
-    for sae, want in ((moving, expected), (still, still_expected)):
-        for parameter, value in oracle.parameters(sae).items():
-            torch.testing.assert_close(
-                value, oracle.parameters(want)[parameter], atol=1e-4, rtol=1e-4
-            )
+    assert_close(moving, expected)
+    assert_close(still, still_expected)
     assert moving.cfg.k == final
 
 
 def test_topk_keeps_every_k_between_over_the_batch() -> None:
     transition = KTransition(initial_k=6.0, start_step=0, duration_steps=40)
-    sae = make_sae("topk", k=2)
+    sae = make("topk", k=2)
     with torch.no_grad():
         sae.b_enc.fill_(50.0)  # everything is positive, so L0 is what k lets it be
         sae.W_dec.mul_(1e-3)
-    log = train_saes(
-        [sae],
-        iter(oracle.recorded_batches(50)),
-        oracle.options_for(50, log_every=1),
-        controls=[transition],
-    )
+    options = oracle.options_for(50, log_every=1)
+    log = train_saes([sae], oracle.Batches(), options, controls=[transition])
     ks = [k_at(step, transition, 2) for step in range(50)]
     expected = [math.floor(k * oracle.BATCH + 1e-9) / oracle.BATCH for k in ks]
     assert log.saes[0].columns["l0"] == pytest.approx(expected)
     assert len(set(expected)) > 30
-
-
-def standard() -> StandardTrainingSAE:
-    config = StandardTrainingSAEConfig(
-        d_in=oracle.D_IN, d_sae=oracle.D_SAE, normalize_activations="layer_norm"
-    )
-    return StandardTrainingSAE(config)
-
-
-class MyJumpReLU(JumpReLUTrainingSAE):
-    """A user's own variant, which goes to sae_lens' trainer."""
-
-
-MOVE = KTransition(initial_k=6.0, start_step=5, duration_steps=10)
 
 
 @pytest.mark.parametrize(
@@ -108,19 +90,19 @@ MOVE = KTransition(initial_k=6.0, start_step=5, duration_steps=10)
         (["batchtopk", "topk"], [MOVE], r"1 controls for 2 SAEs; .* saes\[0\] to saes\[1\]"),
         (["batchtopk"], [], r"0 controls for 1 SAEs"),
         (
-            ["batchtopk", oracle.make_sae],
+            ["batchtopk", "jumprelu"],
             [MOVE, MOVE],
             r"saes\[1\], a JumpReLUTrainingSAE, has no k .* coefficient 'l0'; give it None or a",
         ),
         (
-            ["batchtopk", lambda: MyJumpReLU(oracle.make_sae().cfg)],
+            ["batchtopk", oracle.left_to_sae_lens],
             [MOVE, MOVE],
             r"saes\[1\], a MyJumpReLU, is trained by sae_lens' own trainer.*KTransition.*None",
         ),
         (
-            [standard],
+            [oracle.left_to_sae_lens],
             [TargetL0(2.0)],
-            r"saes\[0\], a StandardTrainingSAE, is trained by sae_lens' own trainer.*TargetL0",
+            r"saes\[0\], a MyJumpReLU, is trained by sae_lens' own trainer.*TargetL0",
         ),
         (
             ["topk", "batchtopk"],
@@ -137,28 +119,31 @@ MOVE = KTransition(initial_k=6.0, start_step=5, duration_steps=10)
             [KTransition(10.0, 5, 10)],
             r"saes\[0\], a TopKTrainingSAE, is to keep k = 10 of 9 latents",
         ),
+        (
+            [lambda: make("enhanced_batchtopk", **OWN_MOVE)],
+            [MOVE],
+            r"saes\[0\].*moves its k by itself",
+        ),
     ],
 )
 def test_a_control_that_cannot_do_its_work_is_refused(
     saes: list[Any], controls: list[Control | None], message: str
 ) -> None:
-    made = [make_sae(s) if isinstance(s, str) else s() for s in saes]
+    made = [make(s) if isinstance(s, str) else s() for s in saes]
     with pytest.raises(ValueError, match=message):
         train_saes(made, iter([]), oracle.options_for(20), controls)
 
 
 def test_a_run_whose_last_batch_is_not_full_has_that_step_too() -> None:
     options = oracle.options_for(20, total_training_samples=19 * oracle.BATCH + 1)
-    batches = oracle.recorded_batches(20)
-    transition = KTransition(6.0, 5, 14)
-    train_saes([make_sae("topk")], iter(batches), options, [transition])
+    train_saes([make("topk")], oracle.Batches(), options, [KTransition(6.0, 5, 14)])
 
 
 def test_something_that_is_no_control_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     # While tests run, the annotation alone would refuse it.
     monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
     with pytest.raises(TypeError, match=r"controls\[0\] is a dict; .*saes\[0\] must be a KTrans"):
-        train_saes([make_sae("topk")], iter([]), oracle.options_for(20), [{}])  # type: ignore[list-item]
+        train_saes([make("topk")], iter([]), oracle.options_for(20), [{}])  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize(
@@ -177,21 +162,71 @@ def test_something_that_is_no_control_is_refused(monkeypatch: pytest.MonkeyPatch
 def test_a_k_that_cannot_be_kept_is_refused_before_training(
     name: str, k: float, message: str
 ) -> None:
-    sae = make_sae(name)
-    sae.cfg.k = sae.activation_fn.k = k  # type: ignore[assignment, union-attr]
+    sae = make(name)
+    sae.cfg.k = sae.activation_fn.k = k
     with pytest.raises(ValueError, match=message):
         train_saes([sae], iter([]), oracle.options_for(3))
 
 
 def test_two_different_ks_in_one_sae_are_refused() -> None:
     """sae_lens would train with the one and write down the other."""
-    sae = make_sae("batchtopk")
+    sae = make("batchtopk")
     sae.cfg.k = 5
     with pytest.raises(ValueError, match=r"saes\[0\].* cfg.k 5 but an activation_fn that keeps 3"):
         train_saes([sae], iter([]), oracle.options_for(3))
 
 
 def test_as_many_as_there_are_can_be_kept() -> None:
-    saes = [make_sae(name, k=oracle.D_SAE) for name in TOPK]
-    log = train_saes(saes, iter(oracle.recorded_batches(3)), oracle.options_for(3))
+    saes = [make(name, k=oracle.D_SAE) for name in TOPK]
+    log = train_saes(saes, oracle.Batches(), oracle.options_for(3))
     assert [sae_log.trained_by for sae_log in log.saes] == ["engine"] * 3
+
+
+# The published BatchTopK variant, whose config moves its k.
+
+
+def test_without_its_options_it_is_a_batchtopk_that_leaves_decoder_norms_out() -> None:
+    mine = make("enhanced_batchtopk", k=2.3)
+    plain = make("batchtopk", k=2.3, rescale_acts_by_decoder_norm=False)
+    train_saes([mine, plain], oracle.Batches(), oracle.options_for(N_STEPS))
+    oracle.assert_identical(mine, plain)
+
+
+def test_a_snapshot_keeps_the_k_of_its_step_and_says_where_it_leads() -> None:
+    kept: list[Snapshot] = []
+    options = oracle.options_for(N_STEPS, snapshot_steps=(66,))
+    train_saes(
+        [make("enhanced_batchtopk", **OWN_MOVE)], oracle.Batches(), options, None, kept.append
+    )
+    sae: Any = kept[0].sae
+    assert sae.activation_fn.k == pytest.approx(7.5 + (65 - 20) / 90 * (2.3 - 7.5))
+    assert sae.cfg.k == 2.3
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_trained_twice_its_k_moves_twice_by_either_trainer(dtype: str) -> None:
+    sae = make("enhanced_batchtopk", **OWN_MOVE, dtype=dtype)
+    for _ in range(2):
+        (log,) = train_saes([sae], oracle.Batches(), oracle.options_for(30, log_every=1)).saes
+        assert log.trained_by == ("engine" if dtype == "float32" else "sae_lens")
+        assert log.columns["k"][0] == 7.5
+        assert log.columns["k"][-1] == pytest.approx(7.5 + 9 / 90 * (2.3 - 7.5))
+
+
+def test_a_transition_that_outlasts_the_run_is_spoken_of_first(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    long = {**OWN_MOVE, "transition_k_duration_steps": 25_000}
+    made = [make("enhanced_batchtopk", seed, **long) for seed in (0, 1)]
+    with caplog.at_level(logging.WARNING, logger="sparse_but_wrong"):
+        Training(made, iter(()), oracle.options_for(300))
+    (line,) = caplog.messages
+    for part in ("2 SAEs", "25020", "299", "7.442"):
+        assert part in line
+
+
+def test_make_saes_knows_it() -> None:
+    assert get_sae_training_class("enhanced_batchtopk")[0] is EnchancedBatchTopKTrainingSAE
+    (sae,) = make_saes([make("enhanced_batchtopk", **OWN_MOVE).cfg], [3])
+    assert type(sae) is EnchancedBatchTopKTrainingSAE
+    assert sae.cfg.initial_k == 7.5

@@ -3,63 +3,51 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from sae_lens import TrainingSAE
-from torch import Tensor
 
 from sparse_but_wrong.training.controls import TargetL0
 from sparse_but_wrong.training.log import SAELog
 from sparse_but_wrong.training.loop import Training, train_saes
 from tests.training import oracle
-from tests.training.saes import assert_identical, make_sae
-
-N_STEPS = 3000
+from tests.training.oracle import assert_identical, make
 
 
 def sae_of(kind: str, seed: int = 0) -> TrainingSAE[Any]:
-    if kind == "standard":
-        return make_sae("standard", seed, l1_coefficient=1.0)
-    return oracle.make_sae(seed, l0_coefficient=1.0, l0_warm_up_steps=100)
+    warm_up = {"l0_warm_up_steps": 100} if kind == "jumprelu" else {}
+    return make(kind, seed, **{oracle.sparsity_field(kind): 1.0}, **warm_up)
 
 
 def trained(
     saes: list[TrainingSAE[Any]], controls: list[TargetL0 | None], n_steps: int, **options: Any
 ) -> list[SAELog]:
-    source = oracle.endless(oracle.recorded_batches(200))
-    return train_saes(saes, source, oracle.options_for(n_steps, **options), controls).saes
-
-
-def l0_of(sae: TrainingSAE[Any]) -> float:
-    """On batches that it has not been trained on."""
-    x = torch.cat(oracle.recorded_batches(240)[200:])
-    with torch.no_grad():
-        return float((sae.encode(x) > 0).float().sum(1).mean())
+    run = oracle.options_for(n_steps, **options)
+    return train_saes(saes, oracle.Batches(200), run, controls).saes
 
 
 @pytest.mark.parametrize("kind", ["jumprelu", "standard"])
 def test_targets_are_reached_with_one_starting_coefficient(kind: str) -> None:
     targets = [2.0, 2.5, 3.0, 4.0]
     saes = [sae_of(kind, seed) for seed in range(4)]
-    logs = trained(saes, [TargetL0(target) for target in targets], N_STEPS)
+    logs = trained(saes, [TargetL0(target) for target in targets], 3000)
+    x = torch.cat(oracle.recorded_batches(240)[200:])  # they have not been trained on it
     for sae, target, log in zip(saes, targets, logs, strict=True):
+        with torch.no_grad():
+            l0 = float((sae.encode(x) > 0).float().sum(1).mean())
         # The band of the real task: 3 % or 0.25, whichever is larger.
-        assert l0_of(sae) == pytest.approx(target, abs=0.25)
+        assert l0 == pytest.approx(target, abs=0.25)
         assert log.note is None
         coefficient = log.columns["coefficient"]
         assert len(set(coefficient)) > 10
         # It was not moved in the last fiftieth, and the config says what it ended as.
-        assert coefficient[-1] == getattr(
-            sae.cfg, "l0_coefficient" if kind == "jumprelu" else "l1_coefficient"
-        )
+        assert coefficient[-1] == getattr(sae.cfg, oracle.sparsity_field(kind))
 
 
 def test_a_target_that_was_not_reached_is_named() -> None:
-    saes = [sae_of("jumprelu")]
-    (log,) = trained(saes, [TargetL0(1.0)], 150)
+    (log,) = trained([sae_of("jumprelu")], [TargetL0(1.0)], 150)
     assert log.note is not None
     assert log.note.startswith("did not reach its target: L0 ended at ")
     assert ", not at 1, with the coefficient at " in log.note
@@ -82,39 +70,20 @@ def test_company_and_threads_make_no_difference() -> None:
     assert_identical(alone, ends[0][0][2])
 
 
-class Batches(Iterator[Tensor]):
-    """Recorded batches as a source that knows its place."""
-
-    def __init__(self) -> None:
-        self.batches = oracle.recorded_batches(50)
-        self.at = 0
-
-    def __next__(self) -> Tensor:
-        self.at += 1
-        return self.batches[(self.at - 1) % 50]
-
-    def state(self) -> dict[str, Tensor]:
-        return {"at": torch.tensor(self.at)}
-
-    def load_state(self, state: dict[str, Tensor]) -> None:
-        self.at = int(state["at"])
-
-
 def test_a_resumed_run_moves_the_coefficients_as_if_nothing_had_been() -> None:
     options = oracle.options_for(400)
     controls = [TargetL0(3.0), TargetL0(2.0)]
     straight = [sae_of("jumprelu", seed) for seed in range(2)]
     resumed = copy.deepcopy(straight)
     states = []
-    run = Training(straight, Batches(), options, controls)
+    run = Training(straight, oracle.Batches(), options, controls)
     run.run(lambda training: states.append(training.state()))
 
     middle = next(state for state in states if state.n_steps[0] > 170 and state.n_steps[0] % 50)
-    again = Training(resumed, Batches(), options, controls)
+    again = Training(resumed, oracle.Batches(), options, controls)
     again.load_state(middle)
     again.run()
 
     for mine, wanted in zip(resumed, straight, strict=True):
         assert mine.cfg.l0_coefficient == wanted.cfg.l0_coefficient
-        for name, value in oracle.parameters(mine).items():
-            assert torch.equal(value, oracle.parameters(wanted)[name]), name
+        assert_identical(mine, wanted)

@@ -12,11 +12,8 @@ import pytest
 import torch
 from sae_lens import (
     SAE,
-    BatchTopKTrainingSAE,
     BatchTopKTrainingSAEConfig,
     GatedTrainingSAEConfig,
-    JumpReLUSAE,
-    JumpReLUTrainingSAE,
     JumpReLUTrainingSAEConfig,
     SAEConfig,
     StandardSAEConfig,
@@ -27,7 +24,7 @@ from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 
 from sparse_but_wrong import make_saes
 from tests.training import oracle
-from tests.training.saes import make_sae
+from tests.training.oracle import NORMALISED, make
 
 SIZES: dict[str, Any] = {"d_in": 12, "d_sae": 9}
 
@@ -36,47 +33,33 @@ def standard(**config: Any) -> StandardTrainingSAEConfig:
     return StandardTrainingSAEConfig(**{**SIZES, **config})
 
 
-def state(sae: SAE[Any]) -> dict[str, torch.Tensor]:
-    return {name: values.clone() for name, values in sae.state_dict().items()}
-
-
 def assert_same(a: SAE[Any], b: SAE[Any]) -> None:
     assert set(a.state_dict()) == set(b.state_dict())
     for name, value in a.state_dict().items():
         assert torch.equal(value, b.state_dict()[name]), name
 
 
-def test_weights_follow_from_the_seed_whatever_stands_beside_it() -> None:
-    jumprelu = JumpReLUTrainingSAEConfig(**SIZES)
-    first = make_saes([standard(), jumprelu, standard()], [1, 2, 3])
-    again = make_saes([standard(), standard(), jumprelu], [3, 1, 2])
-    assert_same(first[0], again[1])
-    assert_same(first[1], again[2])
-    assert_same(first[2], again[0])
+def test_weights_are_those_that_sae_lens_draws_from_the_seed_whatever_stands_beside_it() -> None:
+    cfgs = [standard(), JumpReLUTrainingSAEConfig(**SIZES), standard()]
+    first = make_saes(cfgs, [1, 2, 3])
+    again = make_saes([cfgs[2], cfgs[0], cfgs[1]], [3, 1, 2])
+    for mine, wanted in zip(first, [again[1], again[2], again[0]], strict=True):
+        assert type(mine) is type(wanted)
+        assert_same(mine, wanted)
     assert not torch.equal(first[0].W_dec, first[2].W_dec)
     assert torch.equal(make_saes([standard()], [2])[0].W_dec, first[1].W_dec)
-    assert [type(sae) for sae in first] == [
-        StandardTrainingSAE,
-        JumpReLUTrainingSAE,
-        StandardTrainingSAE,
-    ]
-
-
-def test_weights_are_those_that_sae_lens_draws_after_that_seed() -> None:
-    made = make_saes([standard()], [5])[0]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(5)
-        assert_same(made, StandardTrainingSAE(standard()))
+        torch.manual_seed(1)
+        assert_same(first[0], StandardTrainingSAE(standard()))
 
 
 @pytest.mark.parametrize("architecture", sorted(SAE_TRAINING_CLASS_REGISTRY))
 def test_every_architecture_that_sae_lens_knows(architecture: str) -> None:
     sae_class, config_class = SAE_TRAINING_CLASS_REGISTRY[architecture]
     sizes = {**SIZES, "decoder_init_norm": 1.0}  # the one that all of them allow
-    if "k" in config_class.__dataclass_fields__:
-        sizes["k"] = 2
-    if "matryoshka_widths" in config_class.__dataclass_fields__:
-        sizes["matryoshka_widths"] = [4, 9]
+    known = config_class.__dataclass_fields__
+    sizes |= {"k": 2} if "k" in known else {}
+    sizes |= {"matryoshka_widths": [4, 9]} if "matryoshka_widths" in known else {}
     a, b = make_saes([config_class(**sizes)] * 2, [4, 4])
     assert type(a) is sae_class
     assert_same(a, b)
@@ -96,14 +79,13 @@ def test_decoder_norms_are_each_configs_own() -> None:
     norms = [0.1, 0.7, None]
     saes = make_saes([standard(decoder_init_norm=norm) for norm in norms], [0, 0, 0])
     for sae, norm in zip(saes[:2], norms[:2], strict=True):
-        assert norm is not None
         assert sae.W_dec.norm(dim=1).tolist() == pytest.approx([norm] * 9)
     torch.testing.assert_close(saes[0].W_dec * 7, saes[1].W_dec)
     assert saes[2].W_dec.norm(dim=1).std() > 1e-3  # as they were drawn
 
 
 def test_a_config_given_several_times_is_copied_and_left_as_it_was() -> None:
-    cfg = standard(normalize_activations="expected_average_only_in")
+    cfg = standard(**NORMALISED)
     before = cfg.to_dict()
     saes = make_saes([cfg] * 3, [0, 1, 2])
     saes[0].cfg.normalize_activations = "none"
@@ -121,9 +103,15 @@ def test_devices() -> None:
     assert_same(elsewhere, make_saes([standard()], [0])[0])
 
 
-def test_one_start_for_all(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
-    start = make_sae("jumprelu", seed=3)
-    before = state(start)
+@pytest.mark.parametrize("is_for_inference", [False, True])
+def test_one_start_for_all(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path, is_for_inference: bool
+) -> None:
+    start: Any = make("jumprelu", seed=3)
+    if is_for_inference:
+        start.save_inference_model(tmp_path)
+        start = SAE.load_from_disk(tmp_path)
+    before = {name: values.clone() for name, values in start.state_dict().items()}
     cfgs = [
         JumpReLUTrainingSAEConfig(**SIZES, l0_coefficient=c, jumprelu_init_threshold=9.0)
         for c in (0.1, 2.0)
@@ -144,14 +132,14 @@ def test_one_start_for_all(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> 
 
 
 def test_a_start_for_each_or_for_some() -> None:
-    starts = [make_sae("standard", seed=1), None, make_sae("standard", seed=2)]
+    starts = [make("standard", seed=1), None, make("standard", seed=2)]
     saes = make_saes([standard()] * 3, [7, 8, 9], starts)
     for sae, start, alone in zip(saes, starts, make_saes([standard()] * 3, [7, 8, 9]), strict=True):
         assert_same(sae, alone if start is None else start)
 
 
 def test_a_start_of_other_strides_and_dtype_can_be_saved(tmp_path: Path) -> None:
-    start = make_sae("standard", dtype="float64")
+    start = make("standard", dtype="float64")
     start.W_dec.data = start.W_dec.data.T.contiguous().T
     assert not start.W_dec.is_contiguous()
     sae = make_saes([standard()], [0], start)[0]
@@ -161,17 +149,8 @@ def test_a_start_of_other_strides_and_dtype_can_be_saved(tmp_path: Path) -> None
     sae.save_model(tmp_path)
 
 
-def test_an_inference_sae_as_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    trained = make_sae("jumprelu", seed=3)
-    trained.save_inference_model(tmp_path)
-    loaded = SAE.load_from_disk(tmp_path)
-    assert isinstance(loaded, JumpReLUSAE)
-    assert_same(make_saes([JumpReLUTrainingSAEConfig(**SIZES)], [0], loaded)[0], trained)
-    assert caplog.records == []
-
-
 def test_a_batch_top_k_sae_goes_on_with_its_threshold() -> None:
-    start = BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(**SIZES, k=4))
+    start = make("batchtopk", k=4)
     start.topk_threshold.fill_(0.37)
     sae = make_saes([BatchTopKTrainingSAEConfig(**SIZES, k=2.5)], [0], start)[0]
     assert sae.cfg.k == 2.5
@@ -181,7 +160,7 @@ def test_a_batch_top_k_sae_goes_on_with_its_threshold() -> None:
 def test_another_architecture_as_start_and_what_is_said_of_it(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    start = make_sae("standard", seed=3)
+    start = make("standard", seed=3)
     cfgs = [GatedTrainingSAEConfig(**SIZES), GatedTrainingSAEConfig(**SIZES)]
     with caplog.at_level(logging.WARNING, logger="sparse_but_wrong"):
         saes = make_saes(cfgs, [0, 1], start)
@@ -197,7 +176,7 @@ def test_another_architecture_as_start_and_what_is_said_of_it(
 
 
 def test_weights_of_another_scale_are_spoken_of(caplog: pytest.LogCaptureFixture) -> None:
-    normalised = standard(normalize_activations="expected_average_only_in")
+    normalised = standard(**NORMALISED)
     start = make_saes([normalised], [0])[0]
     make_saes([normalised], [0], start)
     assert caplog.records == []
@@ -219,64 +198,71 @@ class Unregistered(JumpReLUTrainingSAEConfig):
         return StandardSAEConfig
 
 
-REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
-    "seeds": ({"seeds": [0]}, ValueError, "there are 2 cfgs but 1 seeds; give one for each"),
-    "starts": (
-        {"initial_weights": [None] * 3},
-        ValueError,
-        "there are 2 cfgs but 3 initial_weights; give one for each",
-    ),
-    "negative seed": ({"seeds": [0, -1]}, ValueError, r"SAE 1: the seed -1 does not lie in"),
-    "large seed": ({"seeds": [2**64, 0]}, ValueError, r"SAE 0: the seed \d+ does not lie in"),
-    "inference config": (
-        {"cfgs": [standard(), StandardSAEConfig(**SIZES)]},
-        TypeError,
-        "SAE 1: a StandardSAEConfig describes no SAE that can be trained",
-    ),
-    "no config": ({"cfgs": [{"d_in": 3}, standard()]}, TypeError, "SAE 0: a dict describes no SAE"),
-    "unregistered": (
-        {"cfgs": [standard(), Unregistered(**SIZES)]},
-        ValueError,
-        "SAE 1: Unregistered, of the architecture 'homemade', is not registered",
-    ),
-    "no SAE": (
-        {"initial_weights": {"W_enc": torch.zeros(12, 9)}},
-        TypeError,
-        "SAE 0: initial weights are copied from a sae_lens SAE, not from a dict",
-    ),
-    "shape": (
-        {"initial_weights": [None, make_sae("standard", d_sae=8)]},
-        ValueError,
-        r"SAE 1: its \w+ has shape \[9.*\], but in its initial weights \[8.*\]; start from an SAE "
-        "with d_in=12 and d_sae=9",
-    ),
-}
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"seeds": [0]}, ValueError, "2 cfgs but 1 seeds; give one for each"),
+        ({"initial_weights": [None] * 3}, ValueError, "2 cfgs but 3 initial_weights"),
+        ({"seeds": [0, -1]}, ValueError, r"SAE 1: the seed -1 does not lie in"),
+        ({"seeds": [2**64, 0]}, ValueError, r"SAE 0: the seed \d+ does not lie in"),
+        (
+            {"cfgs": [standard(), StandardSAEConfig(**SIZES)]},
+            TypeError,
+            "SAE 1: a StandardSAEConfig describes no SAE that can be trained",
+        ),
+        ({"cfgs": [{"d_in": 3}, standard()]}, TypeError, "SAE 0: a dict describes no SAE"),
+        (
+            {"cfgs": [standard(), Unregistered(**SIZES)]},
+            ValueError,
+            "SAE 1: Unregistered, of the architecture 'homemade', is not registered",
+        ),
+        (
+            {"initial_weights": {"W_enc": torch.zeros(12, 9)}},
+            TypeError,
+            "SAE 0: initial weights are copied from a sae_lens SAE, not from a dict",
+        ),
+        (
+            {"initial_weights": [None, make("standard", d_sae=8)]},
+            ValueError,
+            r"SAE 1: its \w+ has shape \[9.*\], but in its initial weights \[8.*\]; start from an "
+            "SAE with d_in=12 and d_sae=9",
+        ),
+    ],
+)
+def test_refused(changes: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        make_saes(**{"cfgs": [standard(), standard()], "seeds": [0, 1], **changes})
 
 
-IMPOSSIBLE: list[tuple[str, dict[str, Any]]] = [
-    *(("jumprelu", {"l0_coefficient": value}) for value in (-1.0, math.nan, math.inf, None, "3")),
-    *(("jumprelu", {"jumprelu_bandwidth": value}) for value in (0.0, -1.0, math.nan)),
-    ("jumprelu", {"jumprelu_init_threshold": math.nan}),
-    ("jumprelu", {"jumprelu_tanh_scale": math.nan}),
-    ("jumprelu", {"l0_warm_up_steps": -1}),
-    ("jumprelu", {"pre_act_loss_coefficient": -1e-6}),
-    ("jumprelu", {"target_l0": math.nan, "jumprelu_sparsity_loss_mode": "quadratic"}),
-    *(("standard", {"l1_coefficient": value}) for value in (-1.0, math.nan, True)),
-    ("standard", {"lp_norm": 0.0}),
-    ("standard", {"decoder_init_norm": math.nan}),
-    ("gated", {"l1_coefficient": -0.1}),
-    *(("topk", {"k": value}) for value in (0, -1, 10, math.nan, None, "8")),
-    *(("abstopk", {"k": value}) for value in (0, 10)),
-    *(("batchtopk", {"k": value}) for value in (0.0, -1.0, 9.5, math.nan)),
-    ("batchtopk", {"aux_loss_coefficient": -1.0, "k": 2}),
-    ("batchtopk", {"topk_threshold_lr": math.nan, "k": 2}),
-    ("matching_pursuit", {"residual_threshold": math.nan, "decoder_init_norm": 1.0}),
-    *(("standard", {"d_sae": value}) for value in (0, -1, 2.5, True, None, 10**12)),
-    ("standard", {"d_in": 0}),
-]
+def each(architecture: str, field: str, *values: object, **others: Any) -> list[Any]:
+    return [(architecture, {field: value, **others}) for value in values]
 
 
-@pytest.mark.parametrize(("architecture", "config"), IMPOSSIBLE, ids=str)
+@pytest.mark.parametrize(
+    ("architecture", "config"),
+    [
+        *each("jumprelu", "l0_coefficient", -1.0, math.nan, math.inf, None, "3"),
+        *each("jumprelu", "jumprelu_bandwidth", 0.0, -1.0, math.nan),
+        *each("jumprelu", "jumprelu_init_threshold", math.nan),
+        *each("jumprelu", "jumprelu_tanh_scale", math.nan),
+        *each("jumprelu", "l0_warm_up_steps", -1),
+        *each("jumprelu", "pre_act_loss_coefficient", -1e-6),
+        *each("jumprelu", "target_l0", math.nan, jumprelu_sparsity_loss_mode="quadratic"),
+        *each("standard", "l1_coefficient", -1.0, math.nan, True),
+        *each("standard", "lp_norm", 0.0),
+        *each("standard", "decoder_init_norm", math.nan),
+        *each("gated", "l1_coefficient", -0.1),
+        *each("topk", "k", 0, -1, 10, math.nan, None, "8"),
+        *each("abstopk", "k", 0, 10),
+        *each("batchtopk", "k", 0.0, -1.0, 9.5, math.nan),
+        *each("batchtopk", "aux_loss_coefficient", -1.0, k=2),
+        *each("batchtopk", "topk_threshold_lr", math.nan, k=2),
+        *each("matching_pursuit", "residual_threshold", math.nan, decoder_init_norm=1.0),
+        *each("standard", "d_sae", 0, -1, 2.5, True, None, 10**12),
+        *each("standard", "d_in", 0),
+    ],
+    ids=str,
+)
 def test_what_nobody_can_train_with_is_refused_and_named(
     architecture: str, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -304,10 +290,3 @@ def test_what_sae_lens_trains_with_is_made(architecture: str, config: dict[str, 
     sae_class, config_class = SAE_TRAINING_CLASS_REGISTRY[architecture]
     (sae,) = make_saes([config_class(**{**SIZES, **config})], [0])
     assert type(sae) is sae_class
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_refused(name: str) -> None:
-    changes, error, message = REFUSED[name]
-    with pytest.raises(error, match=message):
-        make_saes(**{"cfgs": [standard(), standard()], "seeds": [0, 1], **changes})

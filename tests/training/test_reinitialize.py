@@ -8,95 +8,85 @@ from typing import Any
 
 import pytest
 import torch
-from sae_lens import BatchTopKTrainingSAE, JumpReLUTrainingSAE, TrainingSAE
+from sae_lens import BatchTopKTrainingSAE, TrainingSAE
 
+from sparse_but_wrong.training.architectures.jumprelu import JumpReLU
 from sparse_but_wrong.training.controls import KTransition
-from sparse_but_wrong.training.loop import Training, train_saes
+from sparse_but_wrong.training.loop import train_saes
 from sparse_but_wrong.training.options import TrainOptions
 from sparse_but_wrong.training.reinitialize import is_due, reinitialize_dead
-from sparse_but_wrong.training.stack import StackState
+from sparse_but_wrong.training.stack import Stack
 from tests.training import oracle
-from tests.training.saes import make_sae
+from tests.training.oracle import assert_identical, make
 
 N_STEPS = 60
-EVERY = 10
-OPTIONS = replace(oracle.options_for(N_STEPS), reinit_dead_every=EVERY)
-DEAD = (2, 5)
+OPTIONS = replace(oracle.options_for(N_STEPS), reinit_dead_every=10)
+DEAD = [2, 5]
 
 
-def with_dead_latents(architecture: str, **config: Any) -> TrainingSAE[Any]:
+def with_dead_latents(architecture: str, **config: Any) -> Any:
     """An SAE two of whose latents never fire."""
-    sae = make_sae(architecture, **config)
+    sae = make(architecture, **config)
     with torch.no_grad():
         sae.W_enc[:, DEAD] = 0.0
-        sae.b_enc[list(DEAD)] = -100.0  # pyright: ignore[reportIndexIssue]
+        sae.b_enc[DEAD] = -100.0
     return sae
 
 
-def state_of(sae: TrainingSAE[Any], last_fired: list[int]) -> StackState:
-    shapes = {name: tuple(p.shape) for name, p in sae.named_parameters()}
-    state = StackState.of([sae], shapes, {})
-    for memory in (state.exp_avg, state.exp_avg_sq):
-        memory.fill_(1.0)
-    state.last_fired[0] = torch.tensor(last_fired)
-    return state
+def stack_of(sae: TrainingSAE[Any], last_fired: int, of_dead: int) -> Stack:
+    stack = Stack.of([sae], JumpReLU.parameters)
+    stack.exp_avg.fill_(1.0)
+    stack.exp_avg_sq.fill_(1.0)
+    stack.last_fired.fill_(last_fired)
+    stack.last_fired[0, DEAD] = of_dead
+    return stack
 
 
 def test_only_what_is_dead_changes_and_points_at_what_is_left_over() -> None:
-    sae = with_dead_latents("jumprelu", jumprelu_init_threshold=0.1)
-    assert isinstance(sae, JumpReLUTrainingSAE)
-    d_sae = sae.cfg.d_sae
-    last_fired = [19] * d_sae
-    for latent in DEAD:
-        last_fired[latent] = 9  # ten steps before the last: longer ago than EVERY steps
-    state = state_of(sae, last_fired)
+    sae = with_dead_latents("jumprelu")
+    # Ten steps before the last: longer ago than `reinit_dead_every` steps.
+    stack = stack_of(sae, last_fired=19, of_dead=9)
     # One sample: what is left over of it is the only direction there is.
     x = torch.randn(1, sae.cfg.d_in, generator=torch.Generator().manual_seed(0))
-    before = {k: v.clone() for k, v in state.layout.views(state.params).items()}
-    reinitialize_dead(sae, state, 0, x, 20, OPTIONS)
-    after = state.layout.views(state.params)
+    before = {k: v[0].clone() for k, v in stack.views(stack.params).items()}
+    reinitialize_dead(sae, stack, x, 20, OPTIONS)
+    after = {k: v[0] for k, v in stack.views(stack.params).items()}
 
-    alive = torch.tensor([i not in DEAD for i in range(d_sae)])
+    alive = [i for i in range(sae.cfg.d_sae) if i not in DEAD]
     with torch.no_grad():
         residual = x[0] - sae.decode(sae.encode(x))[0]
     direction = residual / residual.norm()
-    lengths = before["W_dec"][0, alive].norm(dim=1).mean()
-    for latent in DEAD:
-        torch.testing.assert_close(after["W_dec"][0, latent], direction * lengths)
-        torch.testing.assert_close(
-            after["W_enc"][0, :, latent],
-            direction * before["W_enc"][0][:, alive].norm(dim=0).mean(),
-        )
+    length = before["W_dec"][alive].norm(dim=1).mean()
+    torch.testing.assert_close(after["W_dec"][DEAD], (direction * length).expand(2, -1))
+    length = before["W_enc"][:, alive].norm(dim=0).mean()
+    torch.testing.assert_close(after["W_enc"][:, DEAD].T, (direction * length).expand(2, -1))
     for name in ("b_enc", "threshold"):
-        mean = before[name][0, alive].mean()
-        torch.testing.assert_close(after[name][0, list(DEAD)], mean.expand(len(DEAD)))
-        assert torch.equal(after[name][0, alive], before[name][0, alive])
-    assert torch.equal(after["W_dec"][0, alive], before["W_dec"][0, alive])
-    assert torch.equal(after["W_enc"][0][:, alive], before["W_enc"][0][:, alive])
+        torch.testing.assert_close(after[name][DEAD], before[name][alive].mean().expand(2))
+        assert torch.equal(after[name][alive], before[name][alive])
+    assert torch.equal(after["W_dec"][alive], before["W_dec"][alive])
+    assert torch.equal(after["W_enc"][:, alive], before["W_enc"][:, alive])
     assert torch.equal(after["b_dec"], before["b_dec"])
-
-    for memory in (state.exp_avg, state.exp_avg_sq):
-        views = state.layout.views(memory)
-        assert views["W_dec"][0, list(DEAD)].abs().sum() == 0
-        assert views["W_enc"][0][:, list(DEAD)].abs().sum() == 0
-        assert views["threshold"][0, list(DEAD)].abs().sum() == 0
-        assert bool((views["W_dec"][0, alive] == 1).all())
+    for memory in (stack.exp_avg, stack.exp_avg_sq):
+        views = {k: v[0] for k, v in stack.views(memory).items()}
+        for of_latents in (views["W_dec"], views["W_enc"].T, views["b_enc"], views["threshold"]):
+            assert of_latents[DEAD].abs().sum() == 0
+            assert bool((of_latents[alive] == 1).all())
         assert bool((views["b_dec"] == 1).all())
-    assert state.last_fired[0, list(DEAD)].tolist() == [19, 19]
+    assert stack.last_fired[0, DEAD].tolist() == [19, 19]
 
 
-def test_nothing_happens_where_all_fire_or_none_or_the_sae_diverged() -> None:
+@pytest.mark.parametrize(
+    ("last_fired", "of_dead", "diverged"), [(19, 19, -1), (3, 3, -1), (19, 3, 7)]
+)
+def test_nothing_happens_where_all_fire_or_none_or_the_sae_diverged(
+    last_fired: int, of_dead: int, diverged: int
+) -> None:
     sae = with_dead_latents("jumprelu")
-    x = torch.randn(8, sae.cfg.d_in)
-    for last_fired, diverged in ((19, -1), (3, -1), (3, 7)):
-        fired = [last_fired] * sae.cfg.d_sae
-        if diverged >= 0:
-            fired[0] = 19
-        state = state_of(sae, fired)
-        state.diverged_at[0] = diverged
-        before = state.params.clone()
-        reinitialize_dead(sae, state, 0, x, 20, OPTIONS)
-        assert torch.equal(state.params, before)
+    stack = stack_of(sae, last_fired, of_dead)
+    stack.diverged_at[0] = diverged
+    before = stack.params.clone()
+    reinitialize_dead(sae, stack, torch.randn(8, sae.cfg.d_in), 20, OPTIONS)
+    assert torch.equal(stack.params, before)
 
 
 def test_when_it_is_due() -> None:
@@ -119,60 +109,47 @@ def test_when_it_is_due() -> None:
 def test_dead_latents_come_alive(config: dict[str, Any]) -> None:
     sae = with_dead_latents(**config)
     plain = copy.deepcopy(sae)
-    batches = oracle.recorded_batches(N_STEPS + 10)
-    train_saes([sae], iter(batches), OPTIONS)
-    train_saes([plain], iter(batches), oracle.options_for(N_STEPS))
-    x = torch.cat(batches[-5:])
+    train_saes([sae], oracle.Batches(70), OPTIONS)
+    train_saes([plain], oracle.Batches(70), oracle.options_for(N_STEPS))
+    x = torch.cat(oracle.recorded_batches(70)[-5:])
     with torch.no_grad():
-        fires = [(s.encode(x).to_dense() > 0).any(0)[list(DEAD)].tolist() for s in (sae, plain)]
+        fires = [(s.encode(x).to_dense() > 0).any(0)[DEAD].tolist() for s in (sae, plain)]
     assert fires[1] == [False, False], "the latents are not dead without it"
     assert fires[0] == [True, True]
 
 
 @pytest.mark.usefixtures("step")
 def test_an_sae_does_not_depend_on_its_neighbours_or_on_how_the_stream_is_cut() -> None:
-    def trained(saes: list[TrainingSAE[Any]], **options: Any) -> list[dict[str, torch.Tensor]]:
+    def trained(saes: list[Any], **options: Any) -> list[Any]:
         copies = copy.deepcopy(saes)
-        batches = iter(oracle.recorded_batches(N_STEPS))
-        train_saes(copies, batches, replace(OPTIONS, **options))
-        return [oracle.parameters(sae) for sae in copies]
+        train_saes(copies, oracle.Batches(N_STEPS), replace(OPTIONS, **options))
+        return copies
 
-    mine = with_dead_latents("batchtopk", k=3)
-    other = make_sae("batchtopk", seed=1, k=5)
+    mine, other = with_dead_latents("batchtopk", k=3), make("batchtopk", seed=1, k=5)
     alone = trained([mine])[0]
-    for together in (trained([other, mine], threads=2)[1], trained([mine, other], log_every=7)[0]):
-        for name, value in alone.items():
-            assert torch.equal(together[name], value), name
+    assert_identical(trained([other, mine], threads=2)[1], alone)
+    assert_identical(trained([mine, other], log_every=7)[0], alone)
 
 
-def test_it_reads_the_k_of_a_transition() -> None:
+def test_it_reads_the_k_of_a_transition(monkeypatch: pytest.MonkeyPatch) -> None:
     # With the config's own k of 1 the residual would be another one.
     sae = with_dead_latents("batchtopk", k=1)
-    transition = KTransition(initial_k=8.0, start_step=50, duration_steps=5)
-    training = Training(
-        [sae], iter(oracle.recorded_batches(N_STEPS)), OPTIONS, controls=[transition]
-    )
-    seen: list[float] = []
+    seen: set[float] = set()
     encode = BatchTopKTrainingSAE.encode
 
     def spying(self: BatchTopKTrainingSAE, x: torch.Tensor) -> torch.Tensor:
-        seen.append(float(self.cfg.k))
+        seen.add(float(self.cfg.k))
         return encode(self, x)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(BatchTopKTrainingSAE, "encode", spying)
-        training.run()
-    assert seen
-    assert set(seen) == {8.0}
+    monkeypatch.setattr(BatchTopKTrainingSAE, "encode", spying)
+    transition = KTransition(initial_k=8.0, start_step=50, duration_steps=5)
+    train_saes([sae], oracle.Batches(N_STEPS), OPTIONS, [transition])
+    assert seen == {8.0}
     assert sae.cfg.k == 1
 
 
 def test_refused_where_it_cannot_be_done() -> None:
     with pytest.raises(ValueError, match="reinit_dead_every must be at least 1"):
         TrainOptions(reinit_dead_every=0)
-    sae = make_sae("batchtopk", k=3)
-    sae.mse_loss_fn = lambda preds, target: (
-        preds - target
-    ).abs()  # only sae_lens' own trainer does this
     with pytest.raises(ValueError, match=r"saes\[0\].*does not re-initialise dead latents"):
-        train_saes([sae], iter(oracle.recorded_batches(N_STEPS)), OPTIONS)
+        train_saes([oracle.left_to_sae_lens()], oracle.Batches(), OPTIONS)

@@ -8,25 +8,17 @@ import pytest
 import torch
 from sae_lens.saes.sae import TrainStepInput
 
+from sparse_but_wrong.training.architectures.jumprelu import JumpReLU
 from sparse_but_wrong.training.loop import train_saes
-from sparse_but_wrong.training.saturation import (
-    ThresholdState,
-    threshold_state,
-)
-from sparse_but_wrong.training.stack import StackState
+from sparse_but_wrong.training.saturation import ThresholdState, threshold_state
+from sparse_but_wrong.training.stack import Stack
 from tests.training import oracle
-
-COEFFICIENTS = (0.05, 0.3, 1000.0)
 
 
 def notes(n_steps: int, lr: float) -> list[str | None]:
-    saes = [
-        oracle.make_sae(seed=i, l0_coefficient=coefficient)
-        for i, coefficient in enumerate(COEFFICIENTS)
-    ]
-    source = oracle.endless(oracle.recorded_batches(100))
+    saes = [oracle.make_sae(i, l0_coefficient=c) for i, c in enumerate((0.05, 0.3, 1000.0))]
     options = oracle.options_for(n_steps, lr=lr)
-    return [log.note for log in train_saes(saes, source, options).saes]
+    return [log.note for log in train_saes(saes, oracle.Batches(100), options).saes]
 
 
 def test_runs_that_end_well_end_early_and_are_past_their_reach(
@@ -36,12 +28,10 @@ def test_runs_that_end_well_end_early_and_are_past_their_reach(
     assert notes(900, lr=1e-4) == [None] * 3, "too early to tell"
     early, late = notes(1100, lr=2e-4), notes(2000, lr=1e-3)
     assert early[0] is not None
-    assert early[0].startswith("stopped early: the thresholds were still rising at ")
     assert "Train longer, raise lr" in early[0]
     assert late[:2] == [None, None]
     for note in (early[2], late[2]):
         assert note is not None
-        assert note.startswith("saturated: at the coefficient 1000 ")
         assert "Lower the coefficient, or set a TargetL0." in note
     said = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
     assert any(line.startswith("saes[0] (Jump") and line.endswith(early[0]) for line in said)
@@ -67,9 +57,8 @@ def test_drift_and_share_are_what_they_are_called() -> None:
     """Against autograd's gradients, and the motion of the thresholds under Adam itself."""
     sae = oracle.make_sae(l0_coefficient=0.7)
     x = oracle.recorded_batches(1)[0]
-    stack = StackState.of([sae], {n: tuple(p.shape) for n, p in sae.named_parameters()}, {})
-    views = stack.layout.views
-    threshold = views(stack.params)["threshold"][0].requires_grad_()
+    stack = Stack.of([sae], JumpReLU.parameters)
+    threshold = stack.views(stack.params)["threshold"][0].requires_grad_()
     adam = torch.optim.Adam([threshold], lr=1e-3)
     lr, n_steps = 1e-3, 50
     g = torch.Generator().manual_seed(0)
@@ -80,10 +69,10 @@ def test_drift_and_share_are_what_they_are_called() -> None:
         adam.step()
     moved = (threshold.detach() - before).mean() / lr
     for memory, name in ((stack.exp_avg, "exp_avg"), (stack.exp_avg_sq, "exp_avg_sq")):
-        views(memory)["threshold"][0] = adam.state[threshold][name]
+        stack.views(memory)["threshold"][0] = adam.state[threshold][name]
     sae.threshold.data.copy_(threshold.detach())
 
-    state = threshold_state(sae.cfg, stack, 0, x, 0.7, oracle.options_for(n_steps), n_steps)
+    state = threshold_state(sae.cfg, stack, x, 0.7, oracle.options_for(n_steps), n_steps)
 
     def gradient(coefficient: float) -> torch.Tensor:
         sae.zero_grad()

@@ -6,14 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparse_but_wrong.training.architectures import selection
-from sparse_but_wrong.training.architectures.selection import largest
+from sparse_but_wrong.training.architectures.topk import largest
 
-
-@pytest.fixture(params=["looking", "as on a GPU"], autouse=True)
-def _method(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param != "looking":
-        monkeypatch.setattr(selection, "may_look", lambda _: False)
+pytestmark = pytest.mark.usefixtures("method")
 
 
 def by_sorting(values: Tensor, counts: Tensor) -> Tensor:
@@ -22,14 +17,16 @@ def by_sorting(values: Tensor, counts: Tensor) -> Tensor:
     return (places < counts.unsqueeze(2)).float()
 
 
-@pytest.mark.parametrize("ties", [False, True], ids=["distinct", "many ties"])
+@pytest.mark.parametrize("kind", ["distinct", "many ties", "apart in memory"])
 @pytest.mark.parametrize("shape", [(3, 40, 17), (2, 1, 800), (1, 1, 1)], ids=str)
 def test_every_row_keeps_exactly_its_own_number_and_the_first_of_equals(
-    shape: tuple[int, int, int], ties: bool
+    shape: tuple[int, int, int], kind: str
 ) -> None:
     g = torch.Generator().manual_seed(0)
-    values = torch.randn(shape, generator=g)
-    if ties:
+    values = torch.randn((*shape[:2], shape[2] + 9), generator=g)[:, :, 5 : 5 + shape[2]]
+    if kind != "apart in memory":
+        values = values.contiguous()
+    if kind == "many ties":
         values = (2 * values).round()  # with zeros of both signs
     counts = torch.randint(0, shape[2] + 1, shape[:2], generator=g)
     counts.view(-1)[0], counts.view(-1)[-1] = 0, shape[2]
@@ -58,9 +55,3 @@ def test_nan_stays_with_its_row() -> None:
     spoilt[1] = torch.nan
     found = largest(spoilt, counts)
     assert torch.equal(found[[0, 2]], expected[[0, 2]])
-
-
-def test_rows_that_lie_apart_in_memory() -> None:
-    part = torch.randn(2, 30, 40, generator=torch.Generator().manual_seed(0))[:, :, 5:25]
-    counts = torch.full((2, 30), 4)
-    assert torch.equal(largest(part, counts), by_sorting(part, counts))

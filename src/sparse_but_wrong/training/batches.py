@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -41,16 +41,13 @@ class Block:
     """Each [B, d_in] float32, finite, on the training device."""
     error: Exception | None = None
     """Why the stream cannot go on after these batches; they themselves are good, once settled."""
-    check: FiniteCheck | None = None
-    """Of batches on a GPU, under way."""
+    are_finite: Callable[[], list[bool]] = list
 
     def settle(self) -> None:
         """Drop what is not finite, and all after it; only then may the batches be trained on."""
-        check, self.check = self.check, None
-        if check is None:
-            return
-        for i, is_finite in enumerate(check.result()):
-            if not is_finite and not _is_finite(self.batches[i]):
+        for i, is_finite in enumerate(self.are_finite()):
+            # The sum of a batch may have overflowed.
+            if not is_finite and not bool(torch.isfinite(self.batches[i]).all()):
                 self.error = _non_finite(self.first + i, self.batches[i])
                 del self.batches[i:]
                 return
@@ -91,11 +88,12 @@ class BatchReader:
             block.batches.append(batch)
             self.n_drawn += 1
             room = min(room, max(1, _BLOCK_BYTES // (batch.numel() * batch.element_size())))
-        if block.batches and checks_later(self.device):
-            block.check = FiniteCheck(block.batches)
+        if block.batches:
+            block.are_finite = _ask_whether_finite(block.batches)
         return block
 
     def _next(self) -> Float[Tensor, "B D"]:
+        what = f"batch {self.n_drawn} of the source"
         try:
             batch = next(self.source)
         except StopIteration:
@@ -105,54 +103,37 @@ class BatchReader:
             ) from None
         if not isinstance(batch, Tensor):
             raise TypeError(
-                f"batch {self.n_drawn} of the source is a {type(batch).__name__}; "
-                "the source must yield tensors of shape [batch, d_in]."
+                f"{what} is a {type(batch).__name__}; the source must yield tensors of shape "
+                "[batch, d_in]."
             )
         if batch.ndim != 2 or batch.shape[1] != self.d_in or batch.shape[0] == 0:
             raise ValueError(
-                f"batch {self.n_drawn} of the source has shape {list(batch.shape)}, but the SAEs "
-                f"take [batch, d_in = {self.d_in}]."
+                f"{what} has shape {list(batch.shape)}, but the SAEs take [batch, d_in = "
+                f"{self.d_in}]."
             )
         given = batch.detach()
         batch = given.to(self.device, torch.float32)
-        if batch.data_ptr() == given.data_ptr():
-            # Several batches are held at a time, and a source may fill the same tensor anew.
-            batch = batch.clone()
-        if not checks_later(self.device) and not _is_finite(batch):
-            raise _non_finite(self.n_drawn, batch)
-        return batch
+        # Several batches are held at a time, and a source may fill the same tensor anew.
+        return batch.clone() if batch.data_ptr() == given.data_ptr() else batch
 
 
-def checks_later(device: torch.device) -> bool:
-    """Whether looking at a batch at once would keep the device waiting."""
-    return device.type == "cuda"
+def _ask_whether_finite(batches: list[Tensor]) -> Callable[[], list[bool]]:
+    """Ask the device now whether each batch has a finite sum, and so finite entries; read it later.
 
-
-class FiniteCheck:
-    """Whether each of some batches is finite, asked of the device now and read later.
-
-    By then the device has other work queued, so that it does not wait for the host.
+    By then a GPU has other work queued, so that it does not wait for the host.
     """
+    on_device = torch.isfinite(torch.stack([batch.sum() for batch in batches]))
+    flags = on_device.to("cpu", non_blocking=True)
+    copied = torch.cuda.Event() if on_device.is_cuda else None
+    if copied is not None:
+        copied.record()
 
-    def __init__(self, batches: list[Tensor]) -> None:
-        # A finite sum proves that all entries are.
-        flags = torch.isfinite(torch.stack([batch.sum() for batch in batches]))
-        self._flags = flags.to("cpu", non_blocking=True)
-        self._event: torch.cuda.Event | None = None
-        if flags.device.type == "cuda":
-            self._event = torch.cuda.Event()
-            self._event.record()
+    def read() -> list[bool]:
+        if copied is not None:
+            copied.synchronize()
+        return flags.tolist()
 
-    def result(self) -> list[bool]:
-        """A flag per batch; False may also be a sum that overflowed."""
-        if self._event is not None:
-            self._event.synchronize()
-        return self._flags.tolist()
-
-
-def _is_finite(batch: Float[Tensor, "B D"]) -> bool:
-    # A finite sum proves that all entries are; only otherwise (it may have overflowed) look closer.
-    return bool(torch.isfinite(batch.sum())) or bool(torch.isfinite(batch).all())
+    return read
 
 
 def _non_finite(index: int, batch: Float[Tensor, "B D"]) -> ValueError:

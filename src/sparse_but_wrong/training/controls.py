@@ -53,7 +53,7 @@ class TargetL0:
 
     The search begins and stays where the target and the variance of the activations suggest; the
     config's own coefficient and warm-up are ignored. The coefficient is held for the last fiftieth
-    of the run and written into the SAE's config at the end. `l0_control` explains the method.
+    of the run and written into the SAE's config at the end. `sparsity` explains the method.
 
     Raises:
         ValueError: a value that cannot be a target; the message names the field.

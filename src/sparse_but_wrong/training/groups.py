@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from sparse_but_wrong import sae_lens_compat
-from sparse_but_wrong.training.architectures import ARCHITECTURES
-from sparse_but_wrong.training.architectures.base import Architecture
+from sparse_but_wrong.training.architectures import ARCHITECTURES, Architecture
 from sparse_but_wrong.training.controls import (
     Control,
     KTransition,
@@ -17,11 +18,9 @@ from sparse_but_wrong.training.controls import (
     own_transition,
     why_not_controlled,
 )
-from sparse_but_wrong.training.group import Group, SAELensGroup
+from sparse_but_wrong.training.group import Group, SAELensGroup, StackedGroup
 from sparse_but_wrong.training.memory import check_room
 from sparse_but_wrong.training.options import TrainOptions
-from sparse_but_wrong.training.stack import why_not_stackable
-from sparse_but_wrong.training.stacked_group import StackedGroup
 
 if TYPE_CHECKING:
     import sae_lens
@@ -48,49 +47,68 @@ def make_groups(
     alone: list[int] = []
     remarks: Counter[str] = Counter()
     moves: list[Control | None] = []
-    for place, sae in enumerate(saes):
-        name = type(sae).__name__
-        architecture = next((a for a in ARCHITECTURES if a.handles(sae)), None)
-        reason = f"the engine does not know {name}"
-        if architecture is not None:
-            reason = why_not_stackable(sae) or architecture.why_not(sae.cfg)
-            architecture = None if reason is not None else architecture
-        refusal = _why_refused(sae, architecture, controls[place], options)
+    for place, (sae, control) in enumerate(zip(saes, controls, strict=True)):
+        cfg, kind = sae.cfg, type(sae).__name__
+        architecture, reason = _architecture_of(sae)
+        refusal = _why_refused(sae, architecture, control, options)
         if refusal is None and architecture is None and options.reinit_dead_every is not None:
             refusal = (
                 f"is trained by sae_lens' own trainer ({reason}), which does not re-initialise "
                 "dead latents; leave reinit_dead_every out"
             )
         if refusal is not None:
-            raise ValueError(f"{names[place]}, a {name}, {refusal}.")
-        own = own_transition(sae.cfg)
-        moves.append(own or controls[place])
-        if own is not None and own.end_step >= options.n_steps:
-            last = options.n_steps - 1
+            raise ValueError(f"{names[place]}, a {kind}, {refusal}.")
+        own, last = own_transition(cfg), options.n_steps - 1
+        moves.append(own or control)
+        if own is not None and own.end_step > last:
             remarks[
-                f"SAEs ({name}) reach k = {sae.cfg.k:g} only at step {own.end_step}, but the run "
-                f"ends at step {last}, where k is {own.k_at(last, sae.cfg.k):.4g}; shorten "
+                f"SAEs ({kind}) reach k = {cfg.k:g} only at step {own.end_step}, but the run ends "
+                f"at step {last}, where k is {own.k_at(last, cfg.k):.4g}; shorten "
                 "transition_k_duration_steps, or train on more samples"
             ] += 1
         if architecture is None:
             alone.append(place)
-            remarks[f"SAEs trained by sae_lens' own trainer, one by one ({name}: {reason})"] += 1
+            remarks[f"SAEs trained by sae_lens' own trainer, one by one ({kind}: {reason})"] += 1
             continue
-        cfg = sae.cfg
         shared = (cfg.d_in, cfg.d_sae, cfg.apply_b_dec_to_input, cfg.normalize_activations)
         key = (architecture, *shared, *architecture.stack_key(cfg))
         stacks.setdefault(key, []).append(place)
     for remark, count in remarks.items():
         logger.warning("%d %s.", count, remark)
-    return [
-        *(
-            StackedGroup(
-                [saes[p] for p in places], places, key[0], options, [moves[p] for p in places]
-            )
-            for key, places in stacks.items()
-        ),
-        *(SAELensGroup(saes[place], place, options) for place in alone),
-    ]
+    groups: list[Group] = []
+    for (architecture, *_), places in stacks.items():
+        chosen, controlled = [saes[place] for place in places], [moves[place] for place in places]
+        groups.append(StackedGroup(chosen, places, options, architecture, controlled))
+    return [*groups, *(SAELensGroup([saes[place]], [place], options) for place in alone)]
+
+
+def _architecture_of(
+    sae: sae_lens.TrainingSAE[Any],
+) -> tuple[type[Architecture] | None, str | None]:
+    """What steps an SAE; or None, and why it is left to sae_lens' trainer."""
+    for architecture in ARCHITECTURES:
+        if architecture.handles(sae):
+            reason = _why_not_stackable(sae) or architecture.why_not(sae.cfg)
+            return None if reason else architecture, reason
+    return None, f"the engine does not know {type(sae).__name__}"
+
+
+def _why_not_stackable(sae: sae_lens.TrainingSAE[Any]) -> str | None:
+    if sae.cfg.normalize_activations not in ("none", "expected_average_only_in"):
+        return f"it does not do normalize_activations={sae.cfg.normalize_activations!r}"
+    # The threshold is float32 whatever the SAE's dtype, and an SAE's dtype may be out of date.
+    dtypes = {sae.dtype, *(p.dtype for p in sae.parameters())} - {torch.float32}
+    if dtypes:
+        return f"it trains float32 only, not {str(dtypes.pop()).removeprefix('torch.')}"
+    if sae.mse_loss_fn is not sae_lens_compat.mse_loss:
+        return "a custom mse_loss_fn is set"
+    if type(sae.activation_fn) is not type(sae.get_activation_fn()):
+        return "its activation_fn was replaced"
+    if not all(p.requires_grad for p in sae.parameters()):
+        return "some of its parameters are frozen"
+    if any(point.fwd_hooks or point.bwd_hooks for point in sae.hook_dict.values()):
+        return "hooks are attached to it"
+    return None
 
 
 def _why_refused(
@@ -100,29 +118,28 @@ def _why_refused(
     options: TrainOptions,
 ) -> str | None:
     """Why an SAE cannot be trained as given; `architecture` is None if sae_lens trains it."""
-    if architecture is None:
-        return why_not_controlled(control, None, options) or sae_lens_compat.why_not_config(sae.cfg)
     own = own_transition(sae.cfg)
-    if own is not None and control is not None:
+    if architecture is not None and own is not None and control is not None:
         return (
             f"moves its k by itself (initial_k = {own.initial_k:g}); give it None, or leave its "
             "config's initial_k out"
         )
-    moved = [c.initial_k for c in (own, control) if isinstance(c, KTransition)]
-    values = [sae_lens_compat.sparsity(sae, architecture.sparsity)[0], *moved]
-    return (
-        why_not_controlled(control, architecture.sparsity, options)
-        or architecture.why_impossible(sae, values, options.train_batch_size_samples)
-        or sae_lens_compat.why_not_config(sae.cfg)
-    )
+    refusal = why_not_controlled(control, architecture and architecture.sparsity, options)
+    if refusal is None and architecture is not None:
+        moved = [c.initial_k for c in (own, control) if isinstance(c, KTransition)]
+        values = [sae_lens_compat.sparsity(sae, architecture.sparsity)[0], *moved]
+        refusal = architecture.why_impossible(sae, values, options.train_batch_size_samples)
+    return refusal or sae_lens_compat.why_not_config(sae.cfg)
 
 
 def _check_saes(saes: Sequence[sae_lens.TrainingSAE[Any]]) -> None:
+    import sae_lens
+
     if not saes:
         raise ValueError("There are no SAEs to train; give at least one.")
     first_place: dict[int, int] = {}
     for i, sae in enumerate(saes):
-        if not sae_lens_compat.is_training_sae(sae):
+        if not isinstance(sae, sae_lens.TrainingSAE):
             raise TypeError(
                 f"saes[{i}] is a {type(sae).__name__}; the engine trains sae_lens training SAEs "
                 "(JumpReLUTrainingSAE and the like)."
@@ -165,16 +182,8 @@ def _check_room(saes: Sequence[sae_lens.TrainingSAE[Any]], options: TrainOptions
     """Refuse a run that cannot fit in memory, before any of it is taken."""
     cfg, device = saes[0].cfg, saes[0].W_dec.device
     n_parameters = sum(p.numel() for sae in saes for p in sae.parameters())
-    check_room(
-        12 * n_parameters,
-        device,
-        f"the parameters of {len(saes)} SAEs in training, the first with d_sae = {cfg.d_sae},",
-        "train fewer at a time, or narrower ones",
-    )
+    what = f"the parameters of {len(saes)} SAEs in training, the first with d_sae = {cfg.d_sae},"
+    check_room(12 * n_parameters, device, what, "train fewer at a time, or narrower ones")
     batch_size = options.train_batch_size_samples
-    check_room(
-        4 * batch_size * (cfg.d_in + cfg.d_sae),
-        device,
-        f"batches of train_batch_size_samples = {batch_size}",
-        "lower it",
-    )
+    what = f"batches of train_batch_size_samples = {batch_size}"
+    check_room(4 * batch_size * (cfg.d_in + cfg.d_sae), device, what, "lower it")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,13 +17,13 @@ from sparse_but_wrong import sae_lens_compat
 from sparse_but_wrong.threads import threads_per_operation
 from sparse_but_wrong.training.batches import BatchReader, Block, ResumableSource
 from sparse_but_wrong.training.controls import Control
-from sparse_but_wrong.training.group import Group, Step
+from sparse_but_wrong.training.group import Group, with_prefix
 from sparse_but_wrong.training.groups import make_groups
 from sparse_but_wrong.training.interrupt import DeferredInterrupt
 from sparse_but_wrong.training.log import TrainingLog
 from sparse_but_wrong.training.options import TrainOptions
-from sparse_but_wrong.training.stacked_group import StackedGroup, with_prefix
-from sparse_but_wrong.training.workers import PendingBlock, PendingBlocks, Workers
+from sparse_but_wrong.training.stack import Steps
+from sparse_but_wrong.training.workers import PendingBlock, in_turn, make_workers
 
 if TYPE_CHECKING:
     import sae_lens
@@ -131,23 +132,34 @@ class Training:
         self.on_snapshot = on_snapshot
         self.groups = make_groups(saes, options, controls, self._names)
         self.device = saes[0].W_dec.device
-        seats = {place: (g, row) for g in self.groups for row, place in enumerate(g.places)}
-        in_order = [seats[place] for place in range(len(saes))]
-        self.log = TrainingLog([group.logs[row] for group, row in in_order])
-        self.steps: list[Step] = [group.step for group, _ in in_order]
+        of_place = {
+            place: (log, group.step)
+            for group in self.groups
+            for place, log in zip(group.places, group.logs, strict=True)
+        }
+        in_order = [of_place[place] for place in range(len(saes))]
+        self.log = TrainingLog([log for log, _ in in_order])
+        self.steps = [step for _, step in in_order]
         """What takes the steps of each SAE."""
         self._reader = BatchReader(source, saes[0].cfg.d_in, self.device)
-        self._pending = PendingBlocks(self.groups, options)
+        self._learning_rates = sae_lens_compat.LearningRates(
+            options.lr_scheduler_name,
+            options.lr,
+            training_steps=options.total_training_steps,
+            warm_up_steps=options.lr_warm_up_steps,
+            decay_steps=options.lr_decay_steps,
+            lr_end=options.final_lr,
+            num_cycles=options.n_restart_cycles,
+        )
+        # Every block that is drawn, until all its groups are through with it: those handed out to
+        # the workers, and those that came after. A resumed run reads on from the first of them.
+        self._at_work: list[PendingBlock] = []
+        self._drawn: list[PendingBlock] = []
 
     @property
     def n_samples(self) -> int:
         """Samples that every SAE has been trained on."""
         return min(group.n_samples for group in self.groups)
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether every SAE has had all its samples."""
-        return self.n_samples >= self.options.total_training_samples
 
     @property
     def can_checkpoint(self) -> bool:
@@ -157,7 +169,7 @@ class Training:
         by sae_lens' own trainer or the source does not know its place.
         """
         return isinstance(self.source, ResumableSource) and all(
-            isinstance(group, StackedGroup) and group.started for group in self.groups
+            group.step != "sae_lens" and group.n_steps for group in self.groups
         )
 
     def run(
@@ -187,7 +199,7 @@ class Training:
             with (
                 bar,
                 threads_per_operation(1) if n_workers else nullcontext(),
-                Workers(n_workers) as workers,
+                make_workers(n_workers) as workers,
                 DeferredInterrupt() as interrupt,
             ):
                 try:
@@ -198,11 +210,11 @@ class Training:
                         ends = current.block.error is not None
                         upcoming = None if ends else self._draw(interrupt)
                         current.block.settle()
-                        self._pending.hand_out(current, workers)
+                        self._hand_out(workers)
                         if current.block.error is not None:
                             raise current.block.error
                         self._finish_blocks(bar, n_left=1)
-                        if due := self._groups_to_snapshot():
+                        if due := self._groups_to_snapshot(current):
                             self._finish_blocks(bar)
                             self._take_snapshots(due)
                         interrupt.raise_pending()
@@ -214,8 +226,8 @@ class Training:
                     self._finish_blocks(bar)
                 finally:
                     # Also when the source fails: the SAEs come to rest at the same step.
-                    while self._pending.n_handed_out:
-                        self._pending.finish_first()
+                    while self._at_work:
+                        self._finish_first()
         except BaseException:
             for group in self.groups:
                 group.write_back()
@@ -230,15 +242,14 @@ class Training:
     def _draw(self, interrupt: DeferredInterrupt) -> PendingBlock | None:
         """The next block, cut so that each SAE does one thing throughout it; None at the end."""
         at, total = self._reader.n_drawn, self.options.total_training_samples
-        drawn = [self._pending.steps_of(i) for i in range(len(self.groups))]
-        to_observe = [g.n_norm_batches - at for g in self.groups if at < g.n_norm_batches]
-        begun = [i for i, group in enumerate(self.groups) if at >= group.n_norm_batches]
-        training = [i for i in begun if drawn[i][1] < total]
+        begun = [group for group in self.groups if at >= group.n_norm_batches]
+        drawn = {group: self._steps_of(group, [*self._at_work, *self._drawn]) for group in begun}
+        training = [group for group, (_, n_samples) in drawn.items() if n_samples < total]
+        to_observe = [g.n_norm_batches - at for g in self.groups if g not in begun]
         if not to_observe and not training:
             return None
-        keep = self.options.snapshot_steps
-        to_snapshot = [k - drawn[i][0] for i in training for k in keep if k > drawn[i][0]]
-        to_train = min((total - drawn[i][1] for i in training), default=None)
+        left = [step - drawn[g][0] for g in training for step in self.options.snapshot_steps]
+        to_train = min((total - drawn[g][1] for g in training), default=None)
         source = self.source
         # Taken in first: if drawing is interrupted, a resumed run has to begin here.
         pending = PendingBlock(
@@ -246,37 +257,64 @@ class Training:
             source_state=source.state() if isinstance(source, ResumableSource) else {},
             groups=training,
         )
-        self._pending.append(pending)
+        self._drawn.append(pending)
         # The source may take its time, or hang; nothing is lost if it is interrupted.
         interrupt.is_safe = True
         try:
-            most = min([*to_observe, *to_snapshot], default=None)
+            most = min([*to_observe, *(n for n in left if n > 0)], default=None)
             pending.block = self._reader.draw(to_train, most)
         finally:
             interrupt.is_safe = False
         return pending
 
+    def _steps_of(self, group: Group, blocks: Sequence[PendingBlock]) -> tuple[int, int]:
+        """Steps and samples of a group once it is through with some blocks."""
+        own = [pending.block for pending in blocks if group in pending.groups]
+        n_steps = sum(len(block.batches) for block in own)
+        return group.n_steps + n_steps, group.n_samples + sum(block.n_samples for block in own)
+
+    def _hand_out(self, workers: Executor) -> None:
+        """Start to train on the next block, each SAE once it is through with the block before."""
+        pending = self._drawn[0]
+        block = pending.block
+        earlier = self._at_work[-1].futures if self._at_work else {}
+        for group in self.groups:
+            if block.first < group.n_norm_batches:
+                group.observe(block.batches)
+        for group in pending.groups if block.batches else ():
+            first, n_samples = self._steps_of(group, self._at_work)
+            rates = self._learning_rates.between(first, first + len(block.batches))
+            is_last = n_samples + block.n_samples >= self.options.total_training_samples
+            steps = Steps(group.scaled(block.batches), first, rates, is_last)
+            for chunk in range(group.n_chunks):
+                before = earlier.get((group, chunk))
+                future = workers.submit(in_turn, before, group, chunk, steps)
+                pending.futures[group, chunk] = future
+        self._at_work.append(self._drawn.pop(0))
+
+    def _finish_first(self) -> PendingBlock:
+        """Wait for the first block at work, and count it as done."""
+        self._at_work[0].wait()
+        pending = self._at_work.pop(0)
+        for group in pending.groups:
+            group.n_steps += len(pending.block.batches)
+            group.n_samples += pending.block.n_samples
+        return pending
+
     def _finish_blocks(self, bar: Any, n_left: int = 0) -> None:
-        while self._pending.n_handed_out > n_left:
+        while len(self._at_work) > n_left:
             before = self.n_samples
-            for future in self._pending.finish_first().futures.values():
+            for future in self._finish_first().futures.values():
                 future.result()
             bar.update(self.n_samples - before)
 
-    def _groups_to_snapshot(self) -> list[Group]:
-        """Those that will be at a step to keep, once everything at work is finished."""
-        steps = [
-            self._pending.steps_of(i, only_handed_out=True)[0] for i in range(len(self.groups))
-        ]
-        return [
-            group
-            for group, step in zip(self.groups, steps, strict=True)
-            if step in self.options.snapshot_steps and step > group.snapshot_step
-        ]
+    def _groups_to_snapshot(self, pending: PendingBlock) -> list[Group]:
+        """Those that a block brings to a step to keep, once everything at work is finished."""
+        steps = {group: self._steps_of(group, self._at_work)[0] for group in pending.groups}
+        return [group for group, step in steps.items() if step in self.options.snapshot_steps]
 
     def _take_snapshots(self, groups: Sequence[Group]) -> None:
         for group in groups:
-            group.snapshot_step = group.n_steps
             for place, sae in zip(group.places, group.snapshot(), strict=True):
                 if self.on_snapshot is not None:
                     self.on_snapshot(Snapshot(group.n_steps, place, sae))
@@ -304,9 +342,9 @@ class Training:
     def state(self) -> TrainingState:
         """All that is needed to continue, bit for bit, elsewhere; only if `can_checkpoint`."""
         source = self._resumable_source()
-        if not all(group.started for group in self.groups):
+        if not all(group.n_steps for group in self.groups):
             raise RuntimeError("The run has not started training yet; there is nothing to keep.")
-        first = self._pending.first
+        first = next(iter([*self._at_work, *self._drawn]), None)
         source_state = source.state() if first is None else first.source_state
         tensors = {f"source.{name}": value for name, value in source_state.items()}
         for i, group in enumerate(self.groups):
@@ -332,12 +370,8 @@ class Training:
         self._resumable_source().load_state(with_prefix(state.tensors, "source."))
         self._reader.n_drawn = state.n_drawn
         for i, group in enumerate(self.groups):
-            tensors = with_prefix(state.tensors, f"group.{i}.")
-            # Earlier versions called groups members.
-            group.load_state(tensors or with_prefix(state.tensors, f"member.{i}."))
-            group.started = True
-            group.n_steps = group.snapshot_step = state.n_steps[i]
-            group.n_samples = state.n_samples[i]
+            group.load_state(with_prefix(state.tensors, f"group.{i}."))
+            group.n_steps, group.n_samples = state.n_steps[i], state.n_samples[i]
 
     def _resumable_source(self) -> ResumableSource:
         if not isinstance(self.source, ResumableSource):

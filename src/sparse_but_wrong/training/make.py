@@ -103,7 +103,9 @@ def make_sae(cfg: sae_lens.TrainingSAEConfig, seed: int) -> sae_lens.TrainingSAE
 
 def _copy_weights(sae: sae_lens.TrainingSAE[Any], start: sae_lens.SAE[Any]) -> list[str]:
     """Copy into an SAE what another has under the same names; returns what to warn of."""
-    if not sae_lens_compat.is_sae(start):
+    import sae_lens
+
+    if not isinstance(start, sae_lens.SAE):
         raise TypeError(
             f"initial weights are copied from a sae_lens SAE, not from a {type(start).__name__}."
         )

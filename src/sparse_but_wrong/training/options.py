@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 
@@ -115,8 +115,3 @@ class TrainOptions:
         ours = ("reinit_dead_every", "log_every", "snapshot_steps", "threads", "compiled")
         fields_ = {k: v for k, v in vars(self).items() if k not in (*ours, "progress")}
         return {**fields_, "lr_end": self.final_lr}
-
-    def to_dict(self) -> dict[str, Any]:
-        """The options as JSON-ready values."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {**values, "snapshot_steps": list(self.snapshot_steps)}

@@ -1,6 +1,6 @@
 """Re-initialising dead latents on the residuals of their SAE.
 
-Axes: B batch, D d_in, H d_sae, N latents that are dead.
+Axes: B batch, D d_in, H d_sae.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparse_but_wrong.training.options import TrainOptions
-from sparse_but_wrong.training.stack import StackState
+from sparse_but_wrong.training.stack import Stack
 
 if TYPE_CHECKING:
     import sae_lens
@@ -33,8 +33,7 @@ def is_due(n_steps: int, options: TrainOptions) -> bool:
 @torch.no_grad()
 def reinitialize_dead(
     sae: sae_lens.TrainingSAE[Any],
-    state: StackState,
-    row: int,
+    row: Stack,
     x: Float[Tensor, "B D"],
     n_steps: int,
     options: TrainOptions,
@@ -53,11 +52,10 @@ def reinitialize_dead(
     Source: resampling of dead latents onto badly reconstructed samples is that of Bricken et al.
         2023, "Towards Monosemanticity"; the lengths and means are ours.
     """
-    dead = state.last_fired[row] < n_steps - (options.reinit_dead_every or 0)
+    dead = row.last_fired[0] < n_steps - (options.reinit_dead_every or 0)
     n_dead = int(dead.sum())
-    if n_dead in (0, len(dead)) or int(state.diverged_at[row]) >= 0:
+    if n_dead in (0, len(dead)) or int(row.diverged_at) >= 0:
         return
-    alive = ~dead
     residual = x - sae.decode(sae.encode(x))
     generator = torch.Generator().manual_seed(n_steps)
     chances = residual.square().sum(1).double().cpu() + _NUDGE
@@ -65,20 +63,17 @@ def reinitialize_dead(
         chances, n_dead, replacement=n_dead > len(chances), generator=generator
     ).to(x.device)
     directions = torch.nn.functional.normalize(residual[drawn], dim=1)
-
-    params = state.layout.views(state.params[row : row + 1])
-    for name, stacked in params.items():
-        values = stacked[0]
-        if name == "W_dec":
-            values[dead] = directions * values[alive].norm(dim=1).mean()
-        elif name == "W_enc":
-            values[:, dead] = directions.T * values[:, alive].norm(dim=0).mean()
-        elif values.shape == dead.shape and name != "b_dec":
-            values[dead] = values[alive].mean()
-    for memory in (state.exp_avg, state.exp_avg_sq):
-        for name, stacked in state.layout.views(memory[row : row + 1]).items():
-            if name == "W_enc":
-                stacked[0][:, dead] = 0.0
-            elif name != "b_dec":
-                stacked[0][dead] = 0.0
-    state.last_fired[row, dead] = n_steps - 1
+    memories = row.views(row.exp_avg), row.views(row.exp_avg_sq)
+    for name, (values,) in row.views(row.params).items():
+        if name == "b_dec":
+            continue
+        at = (slice(None), dead) if name == "W_enc" else dead
+        if name == "W_enc":
+            values[at] = directions.T * values[:, ~dead].norm(dim=0).mean()
+        elif name == "W_dec":
+            values[at] = directions * values[~dead].norm(dim=1).mean()
+        else:
+            values[at] = values[~dead].mean()
+        for memory in memories:
+            memory[name][0][at] = 0.0
+    row.last_fired[0, dead] = n_steps - 1

@@ -1,6 +1,6 @@
 """Whether a JumpReLU SAE's L0 is where its coefficient puts it, when training ends.
 
-Axes: S SAE, B batch, D d_in, H d_sae.
+Axes: B batch, D d_in.
 
 Adam divides each gradient by its usual size, so a threshold moves by at most about lr a step, and
 once one term of the loss outweighs the others a larger coefficient changes nothing. Measured on the
@@ -12,8 +12,7 @@ coefficient no longer lowered L0, reconstruction's gradient was 0.2 of sparsity'
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -22,7 +21,7 @@ from torch import Tensor
 from sparse_but_wrong.training.architectures.base import Inputs
 from sparse_but_wrong.training.architectures.jumprelu import JumpReLU
 from sparse_but_wrong.training.options import TrainOptions
-from sparse_but_wrong.training.stack import StackState
+from sparse_but_wrong.training.stack import Stack
 
 MOVING = 0.5
 """Drift of the thresholds, in lr per step, above which they have not arrived."""
@@ -31,8 +30,7 @@ OUTWEIGHED = 0.25
 """Reconstruction's gradient over sparsity's below which the coefficient is past its reach."""
 
 
-@dataclass(frozen=True)
-class ThresholdState:
+class ThresholdState(NamedTuple):
     """What the end of a run says about one JumpReLU SAE."""
 
     drift: float
@@ -43,19 +41,9 @@ class ThresholdState:
     l0: float
     """Latents active per sample of the last batch."""
 
-    @property
-    def is_saturated(self) -> bool:
-        """Whether a larger coefficient would no longer move L0."""
-        return self.l0 == 0 or self.reconstruction_share < OUTWEIGHED
-
-    @property
-    def is_moving(self) -> bool:
-        """Whether the thresholds move about as fast as the optimiser lets them."""
-        return abs(self.drift) > MOVING
-
     def note(self, coefficient: float) -> str | None:
         """What there is to say, and to do; None where all is well."""
-        if self.is_saturated:
+        if self.l0 == 0 or self.reconstruction_share < OUTWEIGHED:
             because = (
                 "no latent fires any more"
                 if self.l0 == 0
@@ -68,7 +56,7 @@ class ThresholdState:
                 f"lower L0 ({self.l0:.1f}) further, and how fast it falls is the budget's doing. "
                 "Lower the coefficient, or set a TargetL0."
             )
-        if self.is_moving:
+        if abs(self.drift) > MOVING:
             way = "rising" if self.drift > 0 else "falling"
             return (
                 f"stopped early: the thresholds were still {way} at {abs(self.drift):.1f} lr per "
@@ -82,27 +70,22 @@ class ThresholdState:
 @torch.no_grad()
 def threshold_state(
     cfg: Any,
-    stack: StackState,
-    row: int,
+    row: Stack,
     x: Float[Tensor, "B D"],
     coefficient: float,
     options: TrainOptions,
     n_steps: int,
 ) -> ThresholdState:
     """The state of one SAE, a row of a stack, after `n_steps` steps, on a scaled batch."""
-    rows = slice(row, row + 1)
-    exp_avg = stack.layout.views(stack.exp_avg[rows])["threshold"]
-    exp_avg_sq = stack.layout.views(stack.exp_avg_sq[rows])["threshold"]
-    mean = exp_avg / (1 - options.adam_beta1**n_steps)
-    size = (exp_avg_sq / (1 - options.adam_beta2**n_steps)).sqrt() + 1e-8
+    mean = row.views(row.exp_avg)["threshold"] / (1 - options.adam_beta1**n_steps)
+    square = row.views(row.exp_avg_sq)["threshold"] / (1 - options.adam_beta2**n_steps)
 
-    architecture = JumpReLU([cfg], x.device)
-    leaves = stack.layout.views(stack.params[rows].clone())
+    leaves = row.views(row.params.clone())
     threshold = leaves["threshold"].requires_grad_()
     dead = torch.zeros(1, cfg.d_sae, dtype=torch.bool, device=x.device)
     with torch.enable_grad():
         inputs = Inputs(x, torch.full((1, 1), coefficient, device=x.device), dead)
-        forward = architecture.forward(inputs, leaves)
+        forward = JumpReLU([cfg], x.device).forward(inputs, leaves)
         losses = list(forward.losses.values())
         reconstruction, whole = (
             torch.autograd.grad(loss, threshold, retain_graph=True)[0]
@@ -110,7 +93,7 @@ def threshold_state(
         )
     share = reconstruction.norm() / (whole - reconstruction).norm()
     return ThresholdState(
-        drift=float(-(mean / size).mean()),
+        drift=float(-(mean / (square.sqrt() + 1e-8)).mean()),
         reconstruction_share=float(share),
         l0=float((forward.acts > 0).sum()) / x.shape[0],
     )

@@ -1,114 +1,117 @@
-"""A list of sae_lens SAEs as one stack of flat parameters, and back.
+"""A list of sae_lens SAEs as one stack of flat parameters, and what a step does to it.
 
-Axes: S SAE, H d_sae, P parameters of one SAE laid out flat (padded).
+Axes: S SAE, C SAEs of one chunk, B batch, H d_sae, P parameters of one SAE laid out flat (padded).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
-
-from sparse_but_wrong import sae_lens_compat
 
 if TYPE_CHECKING:
     import sae_lens
+
+MAX_GRAD_NORM = 1.0
+ADAM_EPS = 1e-8
 
 _ALIGN = 16  # float32 values in a 64-byte cache line
 _ROW_ALIGN = 64  # a multiple of what a vector loop takes at once: twice a register of any width
 
 
-class ParameterLayout:
-    """Where each parameter of one SAE lies in its flat row.
+@dataclass(frozen=True)
+class Stack:
+    """Everything that a step changes, in place.
 
     Every parameter starts on a cache line, and a row is a whole number of the steps that PyTorch's
     vector loops take. Kernels pick their code path by alignment and end in a scalar loop that may
     round differently, so otherwise an SAE's last bits would depend on its place in the stack.
     """
 
-    def __init__(self, shapes: dict[str, tuple[int, ...]]) -> None:
-        self.shapes = shapes
-        self.offsets: dict[str, int] = {}
-        end = 0
-        for name, shape in shapes.items():
-            self.offsets[name] = end
-            end += math.ceil(math.prod(shape) / _ALIGN) * _ALIGN
-        self.size = math.ceil(end / _ROW_ALIGN) * _ROW_ALIGN
-
-    def views(self, flat: Float[Tensor, "S P"]) -> dict[str, Tensor]:
-        """Parameters by name, each [S, *shape], as views; the padding belongs to none of them."""
-        return {
-            name: flat[:, self.offsets[name] : self.offsets[name] + math.prod(shape)].view(
-                flat.shape[0], *shape
-            )
-            for name, shape in self.shapes.items()
-        }
-
-
-@dataclass(frozen=True)
-class StackState:
-    """Everything that a step changes, in place; steppers work on rows of it."""
-
-    layout: ParameterLayout
+    shapes: Mapping[str, tuple[int, ...]]
+    """Of one SAE's parameters, by name."""
+    offsets: Mapping[str, int]
+    """Where each of them begins in a flat row."""
     params: Float[Tensor, "S P"]
     exp_avg: Float[Tensor, "S P"]
     """Adam's mean gradient."""
     exp_avg_sq: Float[Tensor, "S P"]
     """Adam's mean squared gradient."""
-    buffers: dict[str, Float[Tensor, " S"]]
-    """Scalars that training moves though they are no parameters."""
     last_fired: Int[Tensor, "S H"]
     """The step each latent last fired at; −1 stands for before the first."""
     window_fired: Float[Tensor, "S H"]
     """Samples each latent fired on in the current sampling window."""
     diverged_at: Int[Tensor, " S"]
     """The first step whose gradient was not finite; −1 where there was none."""
+    buffers: Mapping[str, Float[Tensor, " S"]]
+    """Scalars that training moves though they are no parameters."""
 
     @classmethod
     def of(
         cls,
         saes: Sequence[sae_lens.TrainingSAE[Any]],
-        shapes: dict[str, tuple[int, ...]],
-        buffers: Mapping[str, torch.dtype],
-    ) -> StackState:
+        parameters: Sequence[str],
+        buffers: Sequence[str] = (),
+    ) -> Stack:
         """The SAEs as they are before the first step; the padding is 0."""
-        layout = ParameterLayout(shapes)
-        n, device = len(saes), saes[0].W_dec.device
-        params = torch.zeros(n, layout.size, dtype=torch.float32, device=device)
-        views = layout.views(params)
+        n, d_sae, device = len(saes), saes[0].cfg.d_sae, saes[0].W_dec.device
+        shapes = {name: tuple(getattr(saes[0], name).shape) for name in parameters}
+        offsets, end = {}, 0
+        for name, shape in shapes.items():
+            offsets[name] = end
+            end += math.ceil(math.prod(shape) / _ALIGN) * _ALIGN
+        params = torch.zeros(n, math.ceil(end / _ROW_ALIGN) * _ROW_ALIGN, device=device)
+        stack = cls(
+            shapes=shapes,
+            offsets=offsets,
+            params=params,
+            exp_avg=torch.zeros_like(params),
+            exp_avg_sq=torch.zeros_like(params),
+            last_fired=torch.full((n, d_sae), -1, device=device),
+            window_fired=torch.zeros(n, d_sae, device=device),
+            diverged_at=torch.full((n,), -1, device=device),
+            buffers={
+                name: torch.stack([getattr(sae, name).detach().double() for sae in saes])
+                for name in buffers
+            },
+        )
+        views = stack.views(params)
         with torch.no_grad():
             for i, sae in enumerate(saes):
                 for name in shapes:
                     views[name][i].copy_(getattr(sae, name))
-        d_sae = saes[0].cfg.d_sae
-        return cls(
-            layout=layout,
-            params=params,
-            exp_avg=torch.zeros_like(params),
-            exp_avg_sq=torch.zeros_like(params),
-            buffers={
-                name: torch.stack([getattr(sae, name).detach().to(dtype) for sae in saes])
-                for name, dtype in buffers.items()
-            },
-            last_fired=torch.full((n, d_sae), -1, dtype=torch.int64, device=device),
-            window_fired=torch.zeros(n, d_sae, device=device),
-            diverged_at=torch.full((n,), -1, dtype=torch.int64, device=device),
-        )
+        return stack
+
+    def views(self, flat: Float[Tensor, "C P"]) -> dict[str, Tensor]:
+        """Parameters by name, each [C, *shape], as views; the padding belongs to none of them."""
+        return {
+            name: flat[:, start : start + math.prod(shape)].view(len(flat), *shape)
+            for (name, shape), start in zip(self.shapes.items(), self.offsets.values(), strict=True)
+        }
+
+    def part(self, rows: slice) -> Stack:
+        """Some rows, as views.
+
+        Of `.data`, because autograd counts the changes of a tensor and of all its views together,
+        and other chunks change theirs while one is between forward and backward.
+        """
+        moving = {name: tensor.data[rows] for name, tensor in self.tensors().items()}
+        buffers = {name: moving.pop(f"buffer.{name}") for name in self.buffers}
+        return replace(self, buffers=buffers, **moving)
 
     @torch.no_grad()
     def write_into(self, saes: Sequence[sae_lens.TrainingSAE[Any]], first: int = 0) -> None:
         """Copy rows, from the first on, into the parameters and buffers of sae_lens SAEs."""
-        views = self.layout.views(self.params)
+        values = {**self.views(self.params), **self.buffers}
         for row, sae in enumerate(saes, first):
-            for name in self.layout.shapes:
-                getattr(sae, name).copy_(views[name][row])
-            for name, values in self.buffers.items():
-                getattr(sae, name).copy_(values[row])
+            for name, stacked in values.items():
+                getattr(sae, name).copy_(stacked[row])
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name."""
@@ -123,20 +126,46 @@ class StackState:
         }
 
 
-def why_not_stackable(sae: sae_lens.TrainingSAE[Any]) -> str | None:
-    """Why an SAE of a known architecture must be left to sae_lens' trainer, in words; or None."""
-    if sae.cfg.normalize_activations not in ("none", "expected_average_only_in"):
-        return f"it does not do normalize_activations={sae.cfg.normalize_activations!r}"
-    # The threshold is float32 whatever the SAE's dtype, and an SAE's dtype may be out of date.
-    dtypes = {sae.dtype, *(p.dtype for p in sae.parameters())} - {torch.float32}
-    if dtypes:
-        return f"it trains float32 only, not {str(dtypes.pop()).removeprefix('torch.')}"
-    if not sae_lens_compat.has_plain_mse_loss(sae):
-        return "a custom mse_loss_fn is set"
-    if type(sae.activation_fn) is not type(sae.get_activation_fn()):
-        return "its activation_fn was replaced"
-    if not all(p.requires_grad for p in sae.parameters()):
-        return "some of its parameters are frozen"
-    if any(point.fwd_hooks or point.bwd_hooks for point in sae.hook_dict.values()):
-        return "hooks are attached to it"
-    return None
+class Steps(NamedTuple):
+    """Some steps to take, one per batch."""
+
+    batches: Sequence[Tensor]
+    first: int
+    """Steps taken before these."""
+    rates: Sequence[float]
+    """The learning rate of each."""
+    end_the_run: bool = False
+
+
+Metrics = dict[str, Float[Tensor, " C"]]
+"""Losses, L0, dead latents and gradient norm of one step."""
+
+
+def even_slices(n_saes: int, n_chunks: int) -> list[slice]:
+    """The rows of each of some chunks, as equal in size as can be."""
+    ends = [n_saes * i // n_chunks for i in range(n_chunks + 1)]
+    return [slice(start, end) for start, end in pairwise(ends)]
+
+
+def dead_after(
+    n_steps: int | Int[Tensor, ""], last_fired: Int[Tensor, "C H"], window: int
+) -> Bool[Tensor, "C H"]:
+    """Latents that have not fired for longer than the window, once n_steps have been taken."""
+    return last_fired < n_steps - 1 - window
+
+
+def metrics_of(
+    losses: Mapping[str, Float[Tensor, " C"]],
+    l0: Float[Tensor, " C"],
+    dead: Bool[Tensor, "C H"],
+    grad_norm: Float[Tensor, " C"],
+) -> Metrics:
+    """What the training log keeps of a step."""
+    loss = torch.stack(list(losses.values())).sum(0)
+    others = {"l0": l0, "dead_latents": dead.sum(1), "grad_norm": grad_norm}
+    return {"loss": loss, **losses, **others}
+
+
+def adam_scalars(step: int, lr: float, beta1: float, beta2: float) -> tuple[float, float]:
+    """Step size and root of the second moment's bias correction, after `step` steps."""
+    return lr / (1 - beta1 ** (step + 1)), math.sqrt(1 - beta2 ** (step + 1))

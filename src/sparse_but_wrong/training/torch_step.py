@@ -13,8 +13,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -23,16 +22,16 @@ from torch import Tensor
 from sparse_but_wrong.training.architectures.base import Architecture, Forward, Inputs
 from sparse_but_wrong.training.memory import free_memory, is_out_of_memory
 from sparse_but_wrong.training.options import TrainOptions
-from sparse_but_wrong.training.stack import StackState
-from sparse_but_wrong.training.stepper import (
+from sparse_but_wrong.training.stack import (
     ADAM_EPS,
     MAX_GRAD_NORM,
-    Stepper,
-    StepResult,
+    Metrics,
+    Stack,
     Steps,
     adam_scalars,
     dead_after,
     even_slices,
+    metrics_of,
 )
 
 logger = logging.getLogger(__name__)
@@ -45,8 +44,7 @@ def is_gpu(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-@dataclass(frozen=True)
-class StepInputs:
+class StepInputs(NamedTuple):
     """What changes from step to step besides the batch; numbers, or tensors that are refilled."""
 
     step: int | Int[Tensor, ""]
@@ -55,41 +53,41 @@ class StepInputs:
     root_correction: float | Float[Tensor, ""]
 
 
-class TorchStepper(Stepper):
+class TorchStepper:
     """Steps a stack with PyTorch's operations."""
 
     def __init__(
         self,
         architecture: type[Architecture],
         cfgs: Sequence[Any],
-        state: StackState,
+        stack: Stack,
         options: TrainOptions,
     ) -> None:
-        self.state = state
         self.options = options
-        self.device = state.params.device
-        self._architecture = architecture
-        self._cfgs = cfgs
-        self.chunks = even_slices(len(cfgs), self._count_chunks())
-        self._chunks = [_Chunk(architecture, cfgs, state, rows, options) for rows in self.chunks]
+        self.device = stack.params.device
+        self.cfg = cfgs[0]
+
+        def chunk(rows: slice) -> _Chunk:
+            return _Chunk(architecture(cfgs[rows], self.device), stack.part(rows), options)
+
+        self.chunks = even_slices(len(cfgs), self._count_chunks(len(cfgs), chunk))
+        """Rows of the stack that are stepped in one go."""
+        self._chunks = [chunk(rows) for rows in self.chunks]
         self._replayed: dict[tuple[int, int], _ReplayedStep] = {}
         self._pool: Any = None
 
-    def _count_chunks(self) -> int:
+    def _count_chunks(self, n: int, chunk: Callable[[slice], _Chunk]) -> int:
         """On a GPU as few as fit in memory, by what one SAE's gradient takes."""
-        n = len(self._cfgs)
         if not is_gpu(self.device):
             return n
         if self.device.type != "cuda":  # as if, in tests
             return 1
-        options = self.options
-        alone = _Chunk(self._architecture, self._cfgs, self.state, slice(0, 1), options)
+        alone = chunk(slice(0, 1))
         before = torch.cuda.memory_allocated(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
         with self._explained_memory():
-            x = torch.zeros(
-                options.train_batch_size_samples, self._cfgs[0].d_in, device=self.device
-            )
+            batch_size = self.options.train_batch_size_samples
+            x = torch.zeros(batch_size, self.cfg.d_in, device=self.device)
             alone.gradient(x, torch.ones(1, 1, dtype=alone.dtype, device=self.device), 0)
         taken = torch.cuda.max_memory_allocated(self.device) - before
         # A captured step keeps its buffers, and a step with metrics needs its own beside them.
@@ -103,22 +101,31 @@ class TorchStepper(Stepper):
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            cfg = self._cfgs[0]
             raise MemoryError(
-                f"There is not enough memory on {self.device} to train SAEs with d_in {cfg.d_in} "
-                f"and d_sae {cfg.d_sae} on batches of {self.options.train_batch_size_samples}; "
+                f"There is not enough memory on {self.device} to train SAEs with d_in "
+                f"{self.cfg.d_in} and d_sae {self.cfg.d_sae} on batches of "
+                f"{self.options.train_batch_size_samples}; "
                 "lower train_batch_size_samples or d_sae, or train fewer SAEs at a time."
             ) from error
 
     def prepared(self, batches: Sequence[Tensor], scale: float) -> list[Tensor]:
-        """The batches, scaled."""
+        """The batches, scaled; made once for all chunks."""
         return list(batches) if scale == 1 else [batch * scale for batch in batches]
 
     @torch.no_grad()
     def advance(
         self, chunk: int, steps: Steps, sparsity: Float[Tensor, "n C"], with_metrics: bool
-    ) -> StepResult:
-        """Take a step per batch with one chunk."""
+    ) -> tuple[Float[Tensor, " C"], Metrics | None]:
+        """Take a step per batch, on prepared batches, with one chunk of SAEs.
+
+        Args:
+            chunk: which; different ones may run at the same time.
+            steps: to take.
+            sparsity: the coefficient or k of each SAE at each step, as float64.
+            with_metrics: whether the last step is to be measured.
+        Returns:
+            The number of active latents, summed over all samples of these steps; and the metrics.
+        """
         chosen = self._chunks[chunk]
         chosen.n_active.zero_()
         metrics = None
@@ -133,7 +140,7 @@ class TorchStepper(Stepper):
                     metrics = chosen.step(x, inputs, is_measured)
                 else:
                     self._replay(chunk, x, inputs)
-        return StepResult(chosen.n_active.clone(), metrics)
+        return chosen.n_active.clone(), metrics
 
     def _replay(self, chunk: int, x: Float[Tensor, "B D"], inputs: StepInputs) -> None:
         key = (chunk, len(x))
@@ -149,38 +156,16 @@ class TorchStepper(Stepper):
 class _Chunk:
     """Some rows of a stack, as one."""
 
-    def __init__(
-        self,
-        architecture: type[Architecture],
-        cfgs: Sequence[Any],
-        state: StackState,
-        rows: slice,
-        options: TrainOptions,
-    ) -> None:
-        self.architecture = architecture(cfgs[rows], state.params.device)
+    def __init__(self, architecture: Architecture, rows: Stack, options: TrainOptions) -> None:
+        self.architecture = architecture
         self.dtype = torch.float64 if architecture.sparsity == "k" else torch.float32
-        self.layout = state.layout
+        self.rows = rows
         self.options = options
-        # `.data`, because autograd counts the changes of a tensor and of all its views together,
-        # and other chunks change theirs while this one is between forward and backward.
-        self.params = state.params.data[rows]
-        self.leaves = {
-            name: view.requires_grad_() for name, view in state.layout.views(self.params).items()
-        }
-        self.exp_avg, self.exp_avg_sq = state.exp_avg[rows], state.exp_avg_sq[rows]
-        self.last_fired, self.window_fired = state.last_fired[rows], state.window_fired[rows]
-        self.diverged_at = state.diverged_at[rows]
-        self.buffers = {name: values[rows] for name, values in state.buffers.items()}
+        views = rows.views(rows.params)
+        self.leaves = {name: view.requires_grad_() for name, view in views.items()}
         self.n_active = torch.zeros(
-            len(self.params), dtype=torch.float64, device=state.params.device
+            len(rows.params), dtype=torch.float64, device=views["W_dec"].device
         )
-
-    def tensors(self) -> list[Tensor]:
-        """All that a step changes."""
-        return [
-            *(self.params, self.exp_avg, self.exp_avg_sq, self.last_fired, self.window_fired),
-            *(self.diverged_at, self.n_active, *self.buffers.values()),
-        ]
 
     def gradient(
         self,
@@ -191,54 +176,46 @@ class _Chunk:
         """The forward pass and the flat gradient of each SAE's own loss."""
         dead = None
         if self.architecture.uses_dead_latents:
-            dead = dead_after(step, self.last_fired, self.options.dead_feature_window)
+            dead = dead_after(step, self.rows.last_fired, self.options.dead_feature_window)
         with torch.enable_grad():
-            inputs = Inputs(x, sparsity, dead, self.buffers)
+            inputs = Inputs(x, sparsity, dead, self.rows.buffers)
             forward = self.architecture.forward(inputs, self.leaves)
             total = torch.stack(list(forward.losses.values())).sum()
             grads = torch.autograd.grad(total, list(self.leaves.values()))
-        flat = torch.zeros_like(self.params)
-        for view, grad in zip(self.layout.views(flat).values(), grads, strict=True):
+        flat = torch.zeros_like(self.rows.params)
+        for view, grad in zip(self.rows.views(flat).values(), grads, strict=True):
             view.copy_(grad)
         return forward, flat
 
     def step(
         self, x: Float[Tensor, "B D"], inputs: StepInputs, with_metrics: bool
-    ) -> dict[str, Float[Tensor, " C"]] | None:
-        """Take one step; the metrics by name, if asked for."""
+    ) -> Metrics | None:
+        """Take one step."""
+        rows = self.rows
         forward, grads = self.gradient(x, inputs.sparsity, inputs.step)
         fired = torch.gt(forward.acts, 0, out=torch.empty_like(forward.acts)).sum(1)
         has_fired, n_active = fired > 0, fired.sum(1)
         grad_norm = torch.linalg.vector_norm(grads, dim=1)
-        diverges = ~torch.isfinite(grad_norm) & (self.diverged_at < 0)
-        self.diverged_at.masked_fill_(diverges, inputs.step)
-        self.last_fired.masked_fill_(has_fired, inputs.step)
-        self.window_fired.add_(fired)
+        diverges = ~torch.isfinite(grad_norm) & (rows.diverged_at < 0)
+        rows.diverged_at.masked_fill_(diverges, inputs.step)
+        rows.last_fired.masked_fill_(has_fired, inputs.step)
+        rows.window_fired.add_(fired)
         self.n_active.add_(n_active)
         for name, values in forward.buffers.items():
-            self.buffers[name].copy_(values)
+            rows.buffers[name].copy_(values)
         # As `torch.nn.utils.clip_grad_norm_`, SAE by SAE.
         grads.mul_((MAX_GRAD_NORM / (grad_norm + 1e-6)).clamp_(max=1.0).unsqueeze(1))
-        self.adam(grads, inputs)
+        # As `torch.optim.Adam` (Kingma & Ba 2015, arXiv:1412.6980).
+        beta1, beta2 = self.options.adam_beta1, self.options.adam_beta2
+        rows.exp_avg.lerp_(grads, 1 - beta1)
+        rows.exp_avg_sq.mul_(beta2).addcmul_(grads, grads, value=1 - beta2)
+        scale = torch.sqrt(rows.exp_avg_sq, out=grads).div_(inputs.root_correction).add_(ADAM_EPS)
+        rows.params.sub_(torch.div(rows.exp_avg, scale, out=scale).mul_(inputs.step_size))
         if not with_metrics:
             return None
         losses = {name: loss.detach() for name, loss in forward.losses.items()}
-        dead = dead_after(inputs.step + 1, self.last_fired, self.options.dead_feature_window)
-        return {
-            "loss": torch.stack(list(losses.values())).sum(0),
-            **losses,
-            "l0": n_active / len(x),
-            "dead_latents": dead.sum(1),
-            "grad_norm": grad_norm,
-        }
-
-    def adam(self, grads: Float[Tensor, "C P"], inputs: StepInputs) -> None:
-        """The step that `torch.optim.Adam` would take (Kingma & Ba 2015, arXiv:1412.6980)."""
-        beta1, beta2 = self.options.adam_beta1, self.options.adam_beta2
-        self.exp_avg.lerp_(grads, 1 - beta1)
-        self.exp_avg_sq.mul_(beta2).addcmul_(grads, grads, value=1 - beta2)
-        scale = torch.sqrt(self.exp_avg_sq, out=grads).div_(inputs.root_correction).add_(ADAM_EPS)
-        self.params.sub_(torch.div(self.exp_avg, scale, out=scale).mul_(inputs.step_size))
+        dead = dead_after(inputs.step + 1, rows.last_fired, self.options.dead_feature_window)
+        return metrics_of(losses, n_active / len(x), dead, grad_norm)
 
 
 class _ReplayedStep:
@@ -251,30 +228,25 @@ class _ReplayedStep:
     def __init__(
         self, chunk: _Chunk, x: Float[Tensor, "B D"], inputs: StepInputs, pool: Any
     ) -> None:
-        device = x.device
         self._x = torch.zeros_like(x)
-        self._inputs = StepInputs(
-            step=torch.zeros((), dtype=torch.int64, device=device),
-            sparsity=inputs.sparsity.clone(),
-            step_size=torch.zeros((), device=device),
-            root_correction=torch.ones((), device=device),
-        )
+        number = torch.zeros((), device=x.device)
+        self._inputs = StepInputs(number.long(), inputs.sparsity.clone(), number, number + 1)
         self._chunk = chunk
         self._take: Callable[[], object] = lambda: chunk.step(self._x, self._inputs, False)
-        if device.type == "cuda":
+        if x.device.type == "cuda":
             self._take = self._captured(self._take, pool)
 
     def __call__(self, x: Float[Tensor, "B D"], inputs: StepInputs) -> None:
         """Take the step; every copy is queued, none waited for."""
         self._x.copy_(x)
-        for name, place in vars(self._inputs).items():
-            value = getattr(inputs, name)
-            place.copy_(value) if isinstance(value, Tensor) else place.fill_(value)
+        for place, value in zip(self._inputs, inputs, strict=True):
+            if isinstance(place, Tensor):
+                place.copy_(value) if isinstance(value, Tensor) else place.fill_(value)
         self._take()
 
     def _captured(self, take: Callable[[], object], pool: Any) -> Callable[[], object]:
         """The graph of a step; the step itself, with a warning, where that fails."""
-        state = self._chunk.tensors()
+        state = [*self._chunk.rows.tensors().values(), self._chunk.n_active]
         before = [tensor.clone() for tensor in state]
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import logging
 import os
@@ -20,16 +21,40 @@ from sparse_but_wrong.training.loop import train_saes
 from sparse_but_wrong.training.native import build
 from tests.training import oracle
 
+SOURCE = build.source_of(compiled_step.DECLARATIONS)
+KNOWS_ITS_MACROS = 'case "$*" in *-dM*) echo macros; exit 0;; esac\n'
+
+
+def library() -> ctypes.CDLL | None:
+    return build.library(compiled_step.DECLARATIONS)
+
+
+def forget() -> None:
+    """Forget the library, as a new process would have."""
+    build.library.cache_clear()
+    compiled_step.kernels.cache_clear()
+
 
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """A cache folder with nothing in it, and nothing remembered from earlier."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    build.library.cache_clear()
-    compiled_step.kernels.cache_clear()
+    forget()
     yield tmp_path / "sparse_but_wrong"
-    build.library.cache_clear()
-    compiled_step.kernels.cache_clear()
+    forget()
+
+
+@pytest.fixture
+def set_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], None]:
+    """Make a script the compiler."""
+
+    def set_to(script: str) -> None:
+        path = tmp_path / "compiler"
+        path.write_text(f"#!/bin/sh\n{script}\n")
+        path.chmod(0o755)
+        monkeypatch.setenv("CXX", str(path))
+
+    return set_to
 
 
 def compiler_or_skip() -> tuple[str, ...]:
@@ -39,18 +64,11 @@ def compiler_or_skip() -> tuple[str, ...]:
         pytest.skip("this machine has no C++ compiler, so nothing can be built")
 
 
-def a_compiler(folder: Path, script: str) -> str:
-    path = folder / "compiler"
-    path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(0o755)
-    return str(path)
-
-
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A library as the compiler writes it."""
     file = tmp_path_factory.mktemp("compiled") / "kernels.so"
-    build.build(compiler_or_skip(), (), file)
+    build.build(SOURCE, compiler_or_skip(), (), file)
     return file
 
 
@@ -59,28 +77,20 @@ def kept(
     fresh: Path,
     compiled: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    set_compiler: Callable[[str], None],
     capfd: pytest.CaptureFixture[str],
 ) -> Iterator[Path]:
     """The library in the cache, put there by a compiler that copies it in no time."""
-    script = (
-        'case "$*" in *-dM*) echo macros; exit 0;; esac\n'
-        f'echo x >> {tmp_path / "builds"}\nfor last; do :; done; cp {compiled} "$last"'
-    )
-    monkeypatch.setenv("CXX", a_compiler(tmp_path, script))
-    assert build.library() is not None
+    copies = f'for last; do :; done; cp {compiled} "$last"'
+    set_compiler(f"{KNOWS_ITS_MACROS}echo x >> {tmp_path / 'builds'}\n{copies}")
+    assert library() is not None
     (file,) = fresh.iterdir()
-    capfd.readouterr()
-    again()
+    assert file.name.startswith("kernels-")
+    assert "Compiling the training step once" in capfd.readouterr().err
+    forget()
     (tmp_path / "builds").unlink()
     yield file
     assert not list(fresh.glob("tmp*"))
-
-
-def again() -> None:
-    """Forget the library, as a new process would have."""
-    build.library.cache_clear()
-    compiled_step.kernels.cache_clear()
 
 
 def n_builds(tmp_path: Path) -> int:
@@ -98,7 +108,7 @@ def flip(content: bytes) -> bytes:
     [flip, lambda _: b"", lambda content: content[: len(content) // 2]],
     ids=["flipped", "empty", "truncated"],
 )
-def test_a_damaged_library_is_not_loaded_but_built_again(
+def test_it_is_built_once_and_found_again_but_not_if_damaged(
     kept: Path,
     damage: Callable[[bytes], bytes],
     tmp_path: Path,
@@ -109,14 +119,16 @@ def test_a_damaged_library_is_not_loaded_but_built_again(
     kept.write_bytes(damage(whole))
     found = compiled_step.kernels()
     assert found is not None
-    assert found.vector_floats in (4, 8, 16)
+    assert found.vector_floats() in (4, 8, 16)
     assert kept.read_bytes() == whole
     assert n_builds(tmp_path) == 1
     assert str(kept) in capfd.readouterr().err
 
-    again()
+    before = kept.stat().st_mtime_ns
+    forget()
     assert compiled_step.kernels() is not None
     assert n_builds(tmp_path) == 1
+    assert kept.stat().st_mtime_ns == before
     assert capfd.readouterr().err == ""
 
 
@@ -145,14 +157,9 @@ def test_what_others_could_have_written_is_not_loaded(
         make_unsafe({"file": kept, "folder": kept.parent, "parent": tmp_path}[which])
     before = kept.lstat().st_ino, list(kept.parent.iterdir())
     loaded: list[str] = []
-
-    def load(path: str) -> ctypes.CDLL:
-        loaded.append(path)
-        return real(path)
-
     real = ctypes.CDLL
-    monkeypatch.setattr(ctypes, "CDLL", load)
-    assert build.library() is not None
+    monkeypatch.setattr(ctypes, "CDLL", lambda path: (loaded.append(path), real(path))[1])
+    assert library() is not None
     assert n_builds(tmp_path) == 1
     said = capfd.readouterr().err
     if which == "file" and "cannot be kept" not in said:  # ours to replace: the folder is safe
@@ -165,8 +172,7 @@ def test_what_others_could_have_written_is_not_loaded(
 
 
 def test_leftovers_are_swept_but_not_what_is_in_use(kept: Path) -> None:
-    folder = kept.parent
-    old = time.time() - 40 * 86400
+    folder, old = kept.parent, time.time() - 40 * 86400
     for name, is_old in (("tmpkilled", True), ("tmprunning", False)):
         (folder / name).mkdir()
         (folder / name / "kernels.so").write_bytes(b"half")
@@ -175,105 +181,58 @@ def test_leftovers_are_swept_but_not_what_is_in_use(kept: Path) -> None:
     for name in ("kernels-stale.so", "kernels-other.so"):
         (folder / name).write_bytes(b"of another version")
     os.utime(folder / "kernels-stale.so", (old, old))
-    assert build.library() is not None
+    assert library() is not None
     left = sorted(path.name for path in folder.iterdir())
     assert left == sorted([kept.name, "kernels-other.so", "tmprunning"])
     shutil.rmtree(folder / "tmprunning")
 
 
-@pytest.mark.parametrize(
-    ("source", "said"),
-    [
-        ("int nothing;", "layout"),
-        ('extern "C" const char* layout() { return "Config.policy 8\\n"; }', "disagree"),
-    ],
-)
 @pytest.mark.usefixtures("fresh")
-def test_a_library_that_is_not_as_expected_leaves_training_to_pytorch(
-    source: str,
-    said: str,
+@pytest.mark.parametrize("lacks", ["compiler", "function"])
+def test_without_the_loops_pytorch_trains_and_one_line_says_so(
+    lacks: str,
     tmp_path: Path,
+    set_compiler: Callable[[str], None],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    real = shlex.join(compiler_or_skip())
-    (tmp_path / "other.cpp").write_text(source)
-    script = (
-        'case "$*" in *-dM*) echo macros; exit 0;; esac\n'
-        f'for last; do :; done; exec {real} -shared -fPIC {tmp_path / "other.cpp"} -o "$last"'
-    )
-    monkeypatch.setenv("CXX", a_compiler(tmp_path, script))
-    sae = oracle.make_sae(0)
-    start = sae.W_dec.detach().clone()
-    with quiet_training():  # a search says nothing of single SAEs, but this concerns them all
-        train_saes([sae], iter(oracle.recorded_batches(5)), oracle.options_for(5))
-    assert not torch.equal(sae.W_dec, start)
-    (line,) = caplog.messages
-    assert said in line
-    assert "PyTorch" in line
-
-
-def test_it_is_built_once_and_found_again(
-    fresh: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    compiler_or_skip()
-    assert build.library() is not None
-    assert "Compiling the training step once" in capfd.readouterr().err
-    (built,) = fresh.iterdir()
-    assert built.name.startswith("kernels-")
-    before = built.stat().st_mtime_ns
-
-    build.library.cache_clear()
-    monkeypatch.setattr(build, "build", lambda *_: pytest.fail("it was built again"))
-    assert build.library() is not None
-    assert built.stat().st_mtime_ns == before
-    assert capfd.readouterr().err == ""
-
-
-@pytest.mark.usefixtures("fresh")
-def test_without_a_compiler_training_works_and_says_so_once(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv("PATH", "")
-    monkeypatch.delenv("CXX", raising=False)
-    batches = oracle.recorded_batches(5)
+    if lacks == "compiler":
+        monkeypatch.setenv("PATH", "")
+        monkeypatch.delenv("CXX", raising=False)
+        expected = ["no C++ compiler was found", "g++ or clang++"]
+    else:
+        real, other = shlex.join(compiler_or_skip()), tmp_path / "other.cpp"
+        other.write_text("int nothing;")
+        builds = f'for last; do :; done; exec {real} -shared -fPIC {other} -o "$last"'
+        set_compiler(f"{KNOWS_ITS_MACROS}{builds}")
+        expected = ["vector_floats"]
     for seed in (0, 1):
         sae = oracle.make_sae(seed)
-        start = sae.W_dec.detach().clone()
-        train_saes([sae], iter(batches), oracle.options_for(5))
-        assert not torch.equal(sae.W_dec, start)
-    said = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
-    assert len(said) == 1
-    assert "no C++ compiler was found" in said[0]
-    assert "g++ or clang++" in said[0]
+        start = copy.deepcopy(sae)
+        with quiet_training():  # a search says nothing of single SAEs, but this concerns them all
+            train_saes([sae], oracle.Batches(), oracle.options_for(5))
+        assert not torch.equal(sae.W_dec, start.W_dec)
+    (line,) = [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+    assert all(part in line for part in [*expected, "PyTorch"])
 
 
 def test_a_compiler_that_fails_leaves_nothing_behind(
-    fresh: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    fresh: Path, set_compiler: Callable[[str], None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    # It knows its macros, and half-writes what it is to build before it fails.
-    script = (
-        'case "$*" in *-dM*) echo macros; exit 0;; esac\n'
-        'for last; do :; done; echo half > "$last"\necho "internal error: no" >&2; exit 1'
-    )
-    monkeypatch.setenv("CXX", a_compiler(tmp_path, script))
-    assert build.library() is None
+    # It half-writes what it is to build before it fails.
+    fails = 'for last; do :; done; echo half > "$last"\necho "internal error: no" >&2; exit 1'
+    set_compiler(f"{KNOWS_ITS_MACROS}{fails}")
+    assert library() is None
     assert list(fresh.iterdir()) == []
     assert "internal error: no" in caplog.text
 
 
 def test_a_compiler_that_does_not_know_the_machine_flags_is_asked_otherwise(
-    fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fresh: Path, set_compiler: Callable[[str], None]
 ) -> None:
-    real = compiler_or_skip()
-    script = (
-        f'case "$*" in *=native*) echo "unknown" >&2; exit 1;; esac\nexec {shlex.join(real)} "$@"'
-    )
-    monkeypatch.setenv("CXX", a_compiler(tmp_path, script))
-    assert build.library() is not None
+    real = shlex.join(compiler_or_skip())
+    set_compiler(f'case "$*" in *=native*) echo "unknown" >&2; exit 1;; esac\nexec {real} "$@"')
+    assert library() is not None
     assert len(list(fresh.iterdir())) == 1
 
 
@@ -284,6 +243,6 @@ def test_a_cache_that_cannot_be_made_is_named_and_done_without(
     in_the_way = tmp_path / "file"
     in_the_way.write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(in_the_way))
-    assert build.library() is not None
+    assert library() is not None
     assert n_builds(tmp_path) == 1
     assert str(in_the_way) in capfd.readouterr().err

@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 from sparse_but_wrong.training.architectures.base import Architecture
-from sparse_but_wrong.training.architectures.gated import Gated
 from sparse_but_wrong.training.architectures.jumprelu import JumpReLU
-from sparse_but_wrong.training.architectures.standard import Standard
-from sparse_but_wrong.training.architectures.topk import (
-    BatchTopK,
-    EnhancedBatchTopK,
-    Matryoshka,
-    TopK,
-)
+from sparse_but_wrong.training.architectures.l1 import Gated, Standard
+from sparse_but_wrong.training.architectures.topk import BatchTopK, Matryoshka, TopK
 
 ARCHITECTURES: tuple[type[Architecture], ...] = (
-    JumpReLU,
-    Standard,
-    Gated,
-    TopK,
-    BatchTopK,
-    EnhancedBatchTopK,
-    Matryoshka,
+    *(JumpReLU, Standard, Gated),
+    *(TopK, BatchTopK, Matryoshka),
 )

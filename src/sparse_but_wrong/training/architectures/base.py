@@ -5,11 +5,10 @@ Axes: C SAEs stepped together, B batch, D d_in, H d_sae.
 
 from __future__ import annotations
 
-import math
+import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -20,12 +19,9 @@ if TYPE_CHECKING:
 
 Parameters = Mapping[str, Tensor]
 """One tensor [C, …] per parameter, by sae_lens' name."""
-Buffers = dict[str, Float[Tensor, " C"]]
-"""Scalars of each SAE that training moves though they are no parameters."""
 
 
-@dataclass(frozen=True)
-class Inputs:
+class Inputs(NamedTuple):
     """What a forward pass reads besides the parameters."""
 
     x: Float[Tensor, "B D"]
@@ -34,32 +30,28 @@ class Inputs:
     """The coefficient (float32) or k (float64) of each SAE at this step."""
     dead: Bool[Tensor, "C H"] | None = None
     """Latents that are dead before this step; None if the losses do not depend on them."""
-    buffers: Buffers = field(default_factory=dict)
+    buffers: Parameters = {}  # noqa: RUF012
     """As the last step left them."""
 
 
-@dataclass(frozen=True)
-class Forward:
+class Forward(NamedTuple):
     """A forward pass; its losses carry the gradient."""
 
     losses: dict[str, Float[Tensor, " C"]]
     """By sae_lens' names; their sum is what an SAE minimises."""
     acts: Float[Tensor, "C B H"]
     """Feature activations, detached; positive where a latent is active."""
-    buffers: Buffers = field(default_factory=dict)
+    buffers: Parameters = {}  # noqa: RUF012
     """New values of the buffers that training moves."""
 
 
-@dataclass(frozen=True)
-class Compiled:
+class Compiled(NamedTuple):
     """What the compiled step is told of an SAE's config."""
 
-    config: Mapping[str, int]
-    """Options that the SAEs of a stack share: fields of `compiled_step.Config`."""
-    sae: Mapping[str, float]
-    """Options of this SAE: fields of `compiled_step.Sae`."""
-    losses: Mapping[str, str]
-    """sae_lens' name of each loss, and where the compiled step reports it."""
+    options: Mapping[str, float]
+    """Fields of the structures that `compiled_step` hands over."""
+    losses: Sequence[str]
+    """Those that it reports, by sae_lens' names."""
 
 
 class Architecture(ABC):
@@ -68,21 +60,22 @@ class Architecture(ABC):
     What may differ between the SAEs of a stack is held as [C, 1, 1].
     """
 
-    sae_class: ClassVar[str]
-    """sae_lens' name of the training SAEs that it steps."""
+    sae_classes: ClassVar[tuple[str, ...]]
+    """The classes of training SAEs that it steps, as ``module:name``; a subclass may differ."""
     sparsity: ClassVar[str]
     """What sets an SAE's sparsity: the name of its coefficient in sae_lens, or ``k``."""
-    buffers: ClassVar[dict[str, torch.dtype]] = {}
-    """Scalar buffers of the sae_lens class that training moves."""
+    parameters: ClassVar[tuple[str, ...]] = ("W_enc", "W_dec", "b_enc", "b_dec")
+    buffers: ClassVar[tuple[str, ...]] = ()
+    """Scalars of each SAE, float64, that training moves though they are no parameters."""
+    policy: ClassVar[int | None] = None
+    """Its number in kernels.cpp; None if it has no compiled step."""
     uses_dead_latents: bool = False
     """Whether the losses depend on which latents are dead."""
 
     @classmethod
     def handles(cls, sae: sae_lens.TrainingSAE[Any]) -> bool:
-        """Whether an SAE is exactly of sae_lens' class for this (a subclass may differ)."""
-        import sae_lens
-
-        return type(sae) is getattr(sae_lens, cls.sae_class)
+        """Whether an SAE is of exactly one of its classes."""
+        return type(sae) in map(pkgutil.resolve_name, cls.sae_classes)
 
     @staticmethod
     def why_not(cfg: Any) -> str | None:  # noqa: ARG004
@@ -90,48 +83,32 @@ class Architecture(ABC):
         return None
 
     @classmethod
-    def why_impossible(
-        cls,
-        sae: Any,  # noqa: ARG003
-        values: Sequence[float],  # noqa: ARG003
-        batch_size: int,  # noqa: ARG003
-    ) -> str | None:
+    def why_impossible(cls, sae: Any, values: Sequence[float], batch_size: int) -> str | None:  # noqa: ARG003
         """What nobody could train the SAE with, in words.
 
-        Args:
-            sae: of this architecture.
-            values: the ends between which its coefficient or k moves.
-            batch_size: samples per batch.
+        `values` are the ends between which its coefficient or k moves.
         """
         return None
 
     @staticmethod
-    def coefficient_unit(variance: float, l0: float) -> float:
+    def coefficient_unit(
+        variance: Float[Tensor, ""], l0: Float[Tensor, " S"]
+    ) -> Float[Tensor, " S"]:
         """The order of the coefficient at which `l0` latents are worth their penalty.
 
         Of the activations' variance, summed over d_in, a latent explains about variance / l0, with
         an activation of about the root of that; here the penalty is one of activations (L1).
         """
-        return math.sqrt(variance / l0)
-
-    @staticmethod
-    def parameter_shapes(d_in: int, d_sae: int) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of one SAE's parameters."""
-        return {
-            "W_enc": (d_in, d_sae),
-            "W_dec": (d_sae, d_in),
-            "b_enc": (d_sae,),
-            "b_dec": (d_in,),
-        }
+        return (variance / l0).sqrt()
 
     @staticmethod
     def stack_key(cfg: Any) -> tuple[object, ...]:  # noqa: ARG004
         """What SAEs must share to be stepped as one, beyond shapes."""
         return ()
 
-    @staticmethod
-    def compiled(cfg: Any) -> Compiled | None:  # noqa: ARG004
-        """The options of an SAE for the compiled step; None if it has no such step."""
+    @classmethod
+    def compiled(cls, cfg: Any) -> Compiled | None:  # noqa: ARG003
+        """What the compiled step is told of an SAE; None if it has no such step."""
         return None
 
     def __init__(self, cfgs: Sequence[Any], device: torch.device) -> None:

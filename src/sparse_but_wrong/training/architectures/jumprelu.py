@@ -36,49 +36,35 @@ _MODES = ("step", "tanh", "quadratic")  # in the order of kernels.cpp
 class JumpReLU(Architecture):
     """Coefficients, bandwidths, tanh scales and target L0s may differ between the SAEs."""
 
-    sae_class = "JumpReLUTrainingSAE"
+    sae_classes = ("sae_lens:JumpReLUTrainingSAE",)
     sparsity = "l0"
+    parameters = (*Architecture.parameters, "threshold")
+    policy = 0
 
     @staticmethod
-    def coefficient_unit(variance: float, l0: float) -> float:
+    def coefficient_unit(variance: Tensor, l0: Tensor) -> Tensor:
         """As the base class; the penalty is one of each latent that is active."""
         return variance / l0
 
     @staticmethod
-    def parameter_shapes(d_in: int, d_sae: int) -> dict[str, tuple[int, ...]]:
-        """Those of every SAE, and a threshold per latent."""
-        return {**Architecture.parameter_shapes(d_in, d_sae), "threshold": (d_sae,)}
-
-    @staticmethod
     def stack_key(cfg: Any) -> tuple[object, ...]:
-        """What SAEs must share to be stepped as one, beyond shapes."""
-        return (
-            cfg.jumprelu_sparsity_loss_mode,
-            cfg.jumprelu_ste_to_input,
-            cfg.pre_act_loss_coefficient is not None,
-        )
+        has_pre_act_loss = cfg.pre_act_loss_coefficient is not None
+        return cfg.jumprelu_sparsity_loss_mode, cfg.jumprelu_ste_to_input, has_pre_act_loss
 
-    @staticmethod
-    def compiled(cfg: Any) -> Compiled:
-        """The options of an SAE for the compiled step."""
-        losses = {"mse_loss": "mse", "l0_loss": "sparsity"}
-        if cfg.pre_act_loss_coefficient is not None:
-            losses["pre_act_loss"] = "pre_act"
-        return Compiled(
-            config={
-                "policy": 0,
-                "mode": _MODES.index(cfg.jumprelu_sparsity_loss_mode),
-                "ste_to_input": cfg.jumprelu_ste_to_input,
-                "has_pre_act_loss": cfg.pre_act_loss_coefficient is not None,
-            },
-            sae={
-                "bandwidth": cfg.jumprelu_bandwidth,
-                "tanh_scale": cfg.jumprelu_tanh_scale,
-                "target_l0": cfg.target_l0 or 1.0,
-                "pre_act_coefficient": cfg.pre_act_loss_coefficient or 0.0,
-            },
-            losses=losses,
-        )
+    @classmethod
+    def compiled(cls, cfg: Any) -> Compiled:
+        has_pre_act_loss = cfg.pre_act_loss_coefficient is not None
+        options = {
+            "policy": cls.policy,
+            "mode": _MODES.index(cfg.jumprelu_sparsity_loss_mode),
+            "ste_to_input": cfg.jumprelu_ste_to_input,
+            "has_pre_act_loss": has_pre_act_loss,
+            "bandwidth": cfg.jumprelu_bandwidth,
+            "tanh_scale": cfg.jumprelu_tanh_scale,
+            "target_l0": cfg.target_l0 or 1.0,
+            "pre_act_coefficient": cfg.pre_act_loss_coefficient or 0.0,
+        }
+        return Compiled(options, ("mse_loss", "l0_loss", *["pre_act_loss"] * has_pre_act_loss))
 
     def __init__(self, cfgs: Sequence[Any], device: torch.device) -> None:
         super().__init__(cfgs, device)
@@ -89,9 +75,8 @@ class JumpReLU(Architecture):
         self.pre_act_coefficient = self.per_sae("pre_act_loss_coefficient")
 
     def forward(self, inputs: Inputs, p: Parameters) -> Forward:
-        """The losses on one batch; `threshold` is projected to ≥ 0 first, as sae_lens does."""
         x = inputs.x
-        p["threshold"].detach().clamp_(min=0.0)
+        p["threshold"].detach().clamp_(min=0.0)  # as sae_lens does
         threshold = p["threshold"].unsqueeze(1)
         pre = self.encode(x, p)
         ste = (self.bandwidth, self.cfg.jumprelu_ste_to_input)

@@ -1,6 +1,7 @@
 """TopK, BatchTopK, its published variant, and Matryoshka BatchTopK.
 
-Axes: C SAEs stepped together, B batch, D d_in, H d_sae, W some of the latents.
+Axes: C SAEs stepped together, B batch, D d_in, H d_sae, W some of the latents; in choosing the
+largest values R rows of an SAE, N values of a row.
 
 Active are the largest pre-activations that are positive: k of each sample (TopK, Gao et al. 2024,
 arXiv:2406.04093) or k · B of the batch (BatchTopK, Bussmann et al. 2024, arXiv:2412.06410). With
@@ -18,14 +19,13 @@ from itertools import pairwise
 from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sparse_but_wrong.training.architectures import selection
 from sparse_but_wrong.training.architectures.base import (
     Architecture,
-    Buffers,
     Compiled,
     Forward,
     Inputs,
@@ -43,8 +43,9 @@ _Reconstruction = tuple[dict[str, Float[Tensor, " C"]], list[tuple[slice, Float[
 class TopK(Architecture):
     """k and the coefficients of the auxiliary loss may differ between the SAEs."""
 
-    sae_class = "TopKTrainingSAE"
+    sae_classes = ("sae_lens:TopKTrainingSAE",)
     sparsity = "k"
+    policy = 1
 
     @classmethod
     def why_impossible(cls, sae: Any, values: Sequence[float], batch_size: int) -> str | None:
@@ -68,17 +69,19 @@ class TopK(Architecture):
 
     @staticmethod
     def stack_key(cfg: Any) -> tuple[object, ...]:
-        """What SAEs must share to be stepped as one, beyond shapes."""
-        return (cfg.rescale_acts_by_decoder_norm, cfg.aux_loss_coefficient == 0)
+        return cfg.rescale_acts_by_decoder_norm, cfg.aux_loss_coefficient == 0
 
-    @staticmethod
-    def compiled(cfg: Any) -> Any:
-        """The options of an SAE for the compiled step."""
-        return Compiled(
-            config={"policy": 1, "rescale": cfg.rescale_acts_by_decoder_norm},
-            sae={"aux_coefficient": cfg.aux_loss_coefficient},
-            losses={"mse_loss": "mse", "auxiliary_reconstruction_loss": "aux"},
-        )
+    @classmethod
+    def compiled(cls, cfg: Any) -> Compiled | None:
+        if cls.policy is None:
+            return None
+        options = {
+            "policy": cls.policy,
+            "rescale": cfg.rescale_acts_by_decoder_norm,
+            "aux_coefficient": cfg.aux_loss_coefficient,
+            "topk_threshold_lr": getattr(cfg, "topk_threshold_lr", 0.0),
+        }
+        return Compiled(options, ("mse_loss", "auxiliary_reconstruction_loss"))
 
     def __init__(self, cfgs: Sequence[Any], device: torch.device) -> None:
         super().__init__(cfgs, device)
@@ -86,30 +89,25 @@ class TopK(Architecture):
         self.uses_dead_latents = any(cfg.aux_loss_coefficient for cfg in cfgs)
 
     def forward(self, inputs: Inputs, p: Parameters) -> Forward:
-        """The losses on one batch."""
         x = inputs.x
         pre = self.encode(x, p)
         ranked = pre.detach()
         if self.cfg.rescale_acts_by_decoder_norm:
             ranked = ranked * decoder_norm(p).detach()
         # Where fewer are positive than there are places, the places stay empty.
-        active = self.largest(ranked, inputs.sparsity).mul_(above(ranked, 0.0))
+        active = self.choose(ranked, inputs.sparsity).mul_(above(ranked, 0.0))
         acts = pre * active
         losses, errors = self.reconstruct(x, acts, p)
         auxiliary = torch.zeros(len(pre), device=self.device)
         if inputs.dead is not None:
             for part, error in errors:
-                auxiliary = auxiliary + self.auxiliary_loss(
-                    inputs.dead[:, part],
-                    pre[:, :, part],
-                    ranked[:, :, part],
-                    error.detach(),
-                    p["W_dec"][:, part],
-                )
+                candidates = inputs.dead[:, part], pre[:, :, part], ranked[:, :, part]
+                W_dec = p["W_dec"][:, part]
+                auxiliary = auxiliary + self.auxiliary_loss(*candidates, error.detach(), W_dec)
         losses["auxiliary_reconstruction_loss"] = auxiliary
         return Forward(losses, acts.detach(), self.moved(inputs.buffers, ranked, active))
 
-    def largest(self, ranked: Float[Tensor, "C B H"], k: Float[Tensor, "C 1"]) -> Tensor:
+    def choose(self, ranked: Float[Tensor, "C B H"], k: Float[Tensor, "C 1"]) -> Tensor:
         """1 for the k largest of each sample, else 0.
 
         At a fractional k, which only a transition has, the first samples keep one more, so that
@@ -119,14 +117,14 @@ class TopK(Architecture):
         whole = k.floor()
         n_with_one_more = (k * batch_size).floor() - whole * batch_size
         sample = torch.arange(batch_size, device=k.device)
-        return selection.largest(ranked, (whole + (sample < n_with_one_more)).long())
+        return largest(ranked, (whole + (sample < n_with_one_more)).long())
 
     def reconstruct(self, x: Tensor, acts: Tensor, p: Parameters) -> _Reconstruction:
         """Losses, and which latents the auxiliary loss holds to which error."""
         error = residual(x, acts, p)
         return {"mse_loss": mse(error)}, [(slice(None), error)]
 
-    def moved(self, buffers: Buffers, ranked: Tensor, active: Tensor) -> Buffers:  # noqa: ARG002
+    def moved(self, buffers: Parameters, ranked: Tensor, active: Tensor) -> Parameters:  # noqa: ARG002
         """The buffers after this step."""
         return {}
 
@@ -143,7 +141,7 @@ class TopK(Architecture):
         Those of the `d_in // 2` largest pre-activations of each sample do, as if they were all
         that is active; pre-activations may be negative.
         """
-        if selection.may_look(dead) and len(dead) == 1:  # on a GPU all go along, masked
+        if may_look(dead) and len(dead) == 1:  # on a GPU all go along, masked
             which = dead[0].nonzero().squeeze(1)
             if len(which) == 0:
                 return torch.zeros(1)
@@ -154,7 +152,7 @@ class TopK(Architecture):
         weight = self.aux_coefficient * (n_dead / k_aux).clamp(max=1.0)
         candidates = ranked.masked_fill(~dead.unsqueeze(1), -torch.inf)
         counts = n_dead.clamp(max=k_aux).expand(-1, pre.shape[1])
-        acts = pre * selection.largest(candidates, counts)
+        acts = pre * largest(candidates, counts)
         return weight.squeeze(1) * mse(torch.baddbmm(error, acts, W_dec))
 
 
@@ -164,52 +162,35 @@ class BatchTopK(TopK):
     Each SAE keeps a running threshold, the mean of the smallest activation of each batch, by which
     the JumpReLU SAE that it is saved as for inference goes, in the units of the choice.
     A batch without active latents leaves it as it is.
+
+    The published variant moves its k as its config says; what `normalize_acts_by_decoder_norm` asks
+    for is sae_lens' `rescale_acts_by_decoder_norm`.
     """
 
-    sae_class = "BatchTopKTrainingSAE"
-    buffers = {"topk_threshold": torch.float64}  # noqa: RUF012
-
-    @staticmethod
-    def compiled(cfg: Any) -> Any:
-        """The options of an SAE for the compiled step."""
-        topk = TopK.compiled(cfg)
-        rate = {"topk_threshold_lr": cfg.topk_threshold_lr}
-        return Compiled({**topk.config, "policy": 2}, {**topk.sae, **rate}, topk.losses)
+    sae_classes = (
+        "sae_lens:BatchTopKTrainingSAE",
+        "sparse_but_wrong.training.enhanced_batchtopk_sae:EnchancedBatchTopKTrainingSAE",
+    )
+    buffers = ("topk_threshold",)
+    policy = 2
 
     def __init__(self, cfgs: Sequence[Any], device: torch.device) -> None:
         super().__init__(cfgs, device)
         rates = [cfg.topk_threshold_lr for cfg in cfgs]
         self.threshold_lr = torch.tensor(rates, dtype=torch.float64, device=device)
 
-    def largest(self, ranked: Float[Tensor, "C B H"], k: Float[Tensor, "C 1"]) -> Tensor:
+    def choose(self, ranked: Float[Tensor, "C B H"], k: Float[Tensor, "C 1"]) -> Tensor:
         """1 for the int(k · B) largest of the batch, else 0; a batch has no more than it has."""
         flat = ranked.flatten(1).unsqueeze(1)
         counts = (k * ranked.shape[1]).long().clamp_(max=flat.shape[2])
-        return selection.largest(flat, counts).view_as(ranked)
+        return largest(flat, counts).view_as(ranked)
 
-    def moved(self, buffers: Buffers, ranked: Tensor, active: Tensor) -> Buffers:
-        """The running threshold after this step."""
+    def moved(self, buffers: Parameters, ranked: Tensor, active: Tensor) -> Parameters:
         # 1/active − 1 is 0 where a latent is active and infinite where it is not.
         smallest = active.reciprocal().sub_(1).add_(ranked).amin((1, 2)).double()
         threshold = buffers["topk_threshold"]
         mean = (1 - self.threshold_lr) * threshold + self.threshold_lr * smallest
         return {"topk_threshold": torch.where(smallest < torch.inf, mean, threshold)}
-
-
-class EnhancedBatchTopK(BatchTopK):
-    """The published variant of BatchTopK: its k moves as its config says.
-
-    What `normalize_acts_by_decoder_norm` asks for is sae_lens' `rescale_acts_by_decoder_norm`.
-    """
-
-    sae_class = "EnchancedBatchTopKTrainingSAE"
-
-    @classmethod
-    def handles(cls, sae: Any) -> bool:
-        """Whether an SAE is exactly of our class, and not of another of its architecture."""
-        from sparse_but_wrong.training.enhanced_batchtopk_sae import EnchancedBatchTopKTrainingSAE
-
-        return type(sae) is EnchancedBatchTopKTrainingSAE
 
 
 class Matryoshka(BatchTopK):
@@ -220,7 +201,8 @@ class Matryoshka(BatchTopK):
     otherwise that of the whole SAE.
     """
 
-    sae_class = "MatryoshkaBatchTopKTrainingSAE"
+    sae_classes = ("sae_lens:MatryoshkaBatchTopKTrainingSAE",)
+    policy = None
 
     @classmethod
     def why_impossible(cls, sae: Any, values: Sequence[float], batch_size: int) -> str | None:
@@ -236,17 +218,10 @@ class Matryoshka(BatchTopK):
 
     @staticmethod
     def stack_key(cfg: Any) -> tuple[object, ...]:
-        """What SAEs must share to be stepped as one, beyond shapes."""
-        levels = (tuple(cfg.matryoshka_widths), cfg.use_matryoshka_aux_loss)
-        return (*BatchTopK.stack_key(cfg), *levels)
-
-    @staticmethod
-    def compiled(cfg: Any) -> Any:  # noqa: ARG004
-        """It has no compiled step."""
-        return None
+        levels = tuple(cfg.matryoshka_widths), cfg.use_matryoshka_aux_loss
+        return *BatchTopK.stack_key(cfg), *levels
 
     def reconstruct(self, x: Tensor, acts: Tensor, p: Parameters) -> _Reconstruction:
-        """Losses, and which latents the auxiliary loss holds to which error."""
         ends = self.cfg.matryoshka_widths
         widths = [end - start for start, end in pairwise([0, *ends])]
         error = p["b_dec"].unsqueeze(1) - x
@@ -260,3 +235,60 @@ class Matryoshka(BatchTopK):
         if not self.cfg.use_matryoshka_aux_loss:
             errors = [(slice(None), error)]
         return losses, errors
+
+
+def may_look(tensor: Tensor) -> bool:
+    """Whether values can be read without keeping a device waiting."""
+    return tensor.device.type == "cpu"
+
+
+def largest(values: Float[Tensor, "C R N"], counts: Int[Tensor, "C R"]) -> Float[Tensor, "C R N"]:
+    """1 where a value is among the `counts` (0 to N) largest of its row, else 0.
+
+    Of values that tie for the last places the first are kept, so that every row keeps exactly its
+    own number. Nothing that one SAE holds reaches another, NaN included; which values a row that
+    holds NaN keeps is left open.
+    """
+    if may_look(values):
+        return torch.stack([_by_partition(*row) for row in zip(values, counts, strict=True)])
+    # Integers in the order of the floats: their bits, those of negative ones turned over. The sum
+    # turns −0 into 0, which it equals.
+    bits = (values + 0.0).view(torch.int32)
+    keys = torch.where(bits < 0, ~bits ^ -(2**31), bits)
+    # The smallest of the largest keys, from the sign down: the largest that enough keys reach.
+    last = torch.full_like(counts, -(2**31), dtype=torch.int32)
+    for bit in (-(2**31), *(1 << place for place in range(30, -1, -1))):
+        candidate = last ^ bit
+        n_reaching = (keys >= candidate.unsqueeze(2)).sum(2)
+        last = torch.where(n_reaching >= counts, candidate, last)
+    last = last.unsqueeze(2)
+    return _exactly(counts, above=keys > last, tied=keys == last).to(values.dtype)
+
+
+def _by_partition(values: Float[Tensor, "R N"], counts: Int[Tensor, " R"]) -> Float[Tensor, "R N"]:
+    """By NumPy's partition: ten times as fast as `torch.topk` and `torch.kthvalue` on the CPU.
+
+    Measured on 51,200 values: 0.03 ms against 0.4 and 0.3; on 1024 rows of 50: 0.06 against 0.5.
+    """
+    n_values = values.shape[1]
+    array, wanted = values.numpy(), counts.numpy()
+    last = np.full((len(wanted), 1), np.inf, dtype=np.float32)  # where none is kept
+    for count in np.unique(wanted):
+        rows = wanted == count
+        at = n_values - count
+        if at == 0:
+            last[rows] = -np.inf
+        elif count > 0:
+            last[rows, 0] = np.partition(array if rows.all() else array[rows], at, axis=1)[:, at]
+    threshold = torch.from_numpy(last)
+    if np.count_nonzero(array >= last) == wanted.sum():
+        return torch.ge(values, threshold, out=torch.empty_like(values))
+    return _exactly(counts, above=values > threshold, tied=values == threshold).to(values.dtype)
+
+
+def _exactly(
+    counts: Int[Tensor, "*rows"], above: Bool[Tensor, "*rows N"], tied: Bool[Tensor, "*rows N"]
+) -> Bool[Tensor, "*rows N"]:
+    """All that lie above and, of those tied for the last places, the first."""
+    n_places = (counts - above.sum(-1)).unsqueeze(-1)
+    return above | (tied & (tied.cumsum(-1, dtype=torch.int32) <= n_places))

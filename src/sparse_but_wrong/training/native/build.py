@@ -42,11 +42,14 @@ class CannotBuildError(RuntimeError):
 
 
 @functools.cache
-def library() -> ctypes.CDLL | None:
-    """The compiled loops, built if need be; None, said once, where they cannot be had."""
+def library(declarations: str) -> ctypes.CDLL | None:
+    """The compiled loops, built if need be; None, said once, where they cannot be had.
+
+    `declarations` of what they share with the caller come before their source.
+    """
     try:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as private:
-            return ctypes.CDLL(str(_built(Path(private))))
+            return ctypes.CDLL(str(_built(source_of(declarations), Path(private))))
     except (CannotBuildError, OSError) as error:
         say_without(error)
         return None
@@ -61,13 +64,17 @@ def say_without(reason: Exception) -> None:
     )
 
 
-def _built(private: Path) -> Path:
+def source_of(declarations: str) -> bytes:
+    """What is compiled; the compiler's messages count the lines of kernels.cpp."""
+    return f'{declarations}#line 1 "kernels.cpp"\n'.encode() + _SOURCE.read_bytes()
+
+
+def _built(source: bytes, private: Path) -> Path:
     """The library as it is kept, or else compiled: to be kept, or in a private folder."""
     from tqdm import tqdm
 
     compiler = find_compiler()
     machine, target = _target(compiler)
-    source = _SOURCE.read_bytes()
     key = hashlib.sha256(source + repr((_FLAGS, machine)).encode() + target).hexdigest()[:20]
     where = "once for this machine"
     try:
@@ -87,7 +94,7 @@ def _built(private: Path) -> Path:
     # Under a name of its own, then renamed: several processes may build at the same time.
     with tempfile.TemporaryDirectory(dir=folder) as work:
         fresh = Path(work) / "kernels.so"
-        build(compiler, machine, fresh)
+        build(source, compiler, machine, fresh)
         fresh.chmod(0o700)  # whatever the umask, or it would not be trusted
         return fresh.replace(folder / _name(key, fresh))
 
@@ -97,9 +104,11 @@ def _name(key: str, file: Path) -> str:
     return f"kernels-{key}-{sha256(file)[:20]}.so"
 
 
-def build(compiler: tuple[str, ...], machine_flags: tuple[str, ...], to: Path) -> None:
+def build(
+    source: bytes, compiler: tuple[str, ...], machine_flags: tuple[str, ...], to: Path
+) -> None:
     """Compile the loops for a processor; a CannotBuildError has the compiler's own message."""
-    _run([*compiler, *_FLAGS, *machine_flags, str(_SOURCE), "-o", str(to)])
+    _run([*compiler, *_FLAGS, *machine_flags, "-x", "c++", "-", "-o", str(to)], source)
 
 
 def find_compiler() -> tuple[str, ...]:
@@ -178,9 +187,11 @@ def _remove(place: Path) -> None:
     shutil.rmtree(place) if is_folder else place.unlink()
 
 
-def _run(command: list[str]) -> bytes:
+def _run(command: list[str], given: bytes = b"") -> bytes:
     try:
-        done = subprocess.run(command, capture_output=True, check=True, timeout=_TIMEOUT)
+        done = subprocess.run(
+            command, input=given, capture_output=True, check=True, timeout=_TIMEOUT
+        )
     except subprocess.CalledProcessError as error:
         said = error.stderr.decode(errors="replace").strip().splitlines()
         raise CannotBuildError(

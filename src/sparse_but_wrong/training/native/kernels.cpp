@@ -16,10 +16,7 @@
 #include <algorithm>
 #include <cfloat>
 #include <cmath>
-#include <cstddef>
-#include <cstdint>
 #include <cstring>
-#include <string>
 #include <type_traits>
 #if defined(__AVX512F__)
 #include <immintrin.h>
@@ -386,31 +383,9 @@ static void keep_largest(const float* rank, const float* pre, int64_t n, Kth kth
 const float SMALLEST = std::nextafter(0.0f, 1.0f);  // what is positive
 
 // ---------------------------------------------------------------------------------------------
-// What the caller hands over; ../compiled_step.py checks names and places against `layout`
+// What the caller hands over: struct Config and struct Sae are declared in ../compiled_step.py
 
 enum Mode : int64_t { STEP = 0, TANH = 1, QUADRATIC = 2 };
-enum Metric { MSE, SPARSITY, PRE_ACT, AUX, N_ACTIVE, GRAD_NORM, N_METRICS };
-using Metrics = double[N_METRICS];
-
-// n_parameters: floats of one SAE's flat parameters; W_enc … threshold: where each begins
-#define CONFIG_FIELDS(X)                                                                         \
-    X(int64_t, policy) X(int64_t, d_in) X(int64_t, d_sae) X(int64_t, n_parameters)               \
-    X(int64_t, W_enc) X(int64_t, W_dec) X(int64_t, b_enc) X(int64_t, b_dec)                      \
-    X(int64_t, threshold) X(int64_t, apply_b_dec) X(int64_t, mode) X(int64_t, ste_to_input)      \
-    X(int64_t, has_pre_act_loss) X(int64_t, rescale) X(int64_t, dead_window)                     \
-    X(int64_t, max_batch) X(double, beta1) X(double, beta2)
-
-// kth_value: of the last step, where to look for the next; n_active: added to over a call's steps
-#define SAE_FIELDS(X)                                                                            \
-    X(float*, params) X(float*, exp_avg) X(float*, exp_avg_sq) X(int64_t*, last_fired)           \
-    X(float*, window_fired) X(int64_t*, diverged_at) X(double*, topk_threshold)                  \
-    X(double, bandwidth) X(double, tanh_scale) X(double, target_l0)                              \
-    X(double, pre_act_coefficient) X(double, aux_coefficient) X(double, topk_threshold_lr)       \
-    X(double, kth_value) X(double, n_active) X(Metrics, metrics)
-
-#define DECLARE(type, name) type name;
-struct Config { CONFIG_FIELDS(DECLARE) };
-struct Sae { SAE_FIELDS(DECLARE) };
 
 // ---------------------------------------------------------------------------------------------
 // Memory of a call
@@ -504,7 +479,7 @@ class Step {
              double sparsity, bool with_metrics) {
         this->x = x, this->B = B, this->step = step, this->sparsity = sparsity;
         this->with_metrics = with_metrics;
-        for (double& metric : s.metrics) metric = 0;
+        s.mse_loss = s.l0_loss = s.pre_act_loss = s.auxiliary_reconstruction_loss = s.n_active_last = 0;
         prepare();
         policy().begin();
         for (int64_t t = 0; t < B; t += TILE) tile(t, std::min(TILE, B - t));
@@ -581,9 +556,9 @@ class Step {
         policy().activate(T, xt, pre, acts);
         int64_t n_active = decode(T, xt, acts);
         s.n_active += double(n_active);
-        s.metrics[N_ACTIVE] += double(n_active);
+        s.n_active_last += double(n_active);
         if (with_metrics) {
-            s.metrics[MSE] += 1 / double(B) * squares(w.errors, T * D);
+            s.mse_loss += 1 / double(B) * squares(w.errors, T * D);
             policy().measure(T, pre, acts);
         }
         for (int64_t d = 0; d < D; d += W) {
@@ -681,7 +656,7 @@ class Step {
             sums[i / W % 4] += g * g;
         }
         float norm = std::sqrt(total((sums[0] + sums[1]) + (sums[2] + sums[3]))) * scale;
-        s.metrics[GRAD_NORM] = norm;
+        s.grad_norm = norm;
         // A mask hides a threshold that is not a number, where sae_lens' products would spread it.
         bool is_lost = !std::isfinite(norm);
         if (!Policy::SELECTS)
@@ -764,13 +739,13 @@ class JumpReLU : public Step<JumpReLU> {
                 loss += c.mode == STEP ? n : 2 / s.target_l0 * excess * excess;
             }
         }
-        s.metrics[SPARSITY] += share * sparsity * loss;
+        s.l0_loss += share * sparsity * loss;
         for (int64_t h = 0; c.has_pre_act_loss && h < c.d_sae; h++) {
             if (!is_dead(h)) continue;
             double below = 0;
             for (int64_t t = 0; t < T; t++)
                 below += std::max(0.0f, w.threshold[h] - pre[t * H + h]);
-            s.metrics[PRE_ACT] += share * s.pre_act_coefficient * below * w.dec_norm[h];
+            s.pre_act_loss += share * s.pre_act_coefficient * below * w.dec_norm[h];
         }
     }
 
@@ -928,7 +903,7 @@ class Selecting : public Step<Policy> {
         // The error of their reconstruction: z · W_dec − residual, and the residual is −error.
         product(T, D / W, n, w.dead_acts, N, w.dead_panels, w.dead_error, D, nullptr, w.errors, D);
         if (this->with_metrics)
-            s.metrics[AUX] += scale / double(B) * Base::squares(w.dead_error, T * D);
+            s.auxiliary_reconstruction_loss += scale / double(B) * Base::squares(w.dead_error, T * D);
         for (int64_t i = 0; i < T * D; i += W)
             store(w.dead_error + i, all(float(scale)) * load(w.dead_error + i));
         product(T, N / W, c.d_in, w.dead_error, D, w.dead_t_panels, w.dead_grad, N, nullptr,
@@ -1041,18 +1016,6 @@ static void advance_all(const Config& config, Sae* saes, int64_t n_saes, int64_t
 }
 
 extern "C" {
-
-// Every field of the two structures with its offset, for the caller to check its own against.
-const char* layout() {
-#define DESCRIBE(struct_, name) text += #struct_ "." #name " " + std::to_string(offsetof(struct_, name)) + "\n";
-#define OF_CONFIG(type, name) DESCRIBE(Config, name)
-#define OF_SAE(type, name) DESCRIBE(Sae, name)
-    static std::string text;
-    text.clear();
-    CONFIG_FIELDS(OF_CONFIG)
-    SAE_FIELDS(OF_SAE)
-    return text.c_str();
-}
 
 int64_t vector_floats() { return W; }
 
