@@ -278,13 +278,13 @@ def _evaluate(
         # Outliers are known only once the norms of all samples are.
         for batch in batches("Reading norms"):
             tally.add(batch)
-        outliers, tally, n_of_tokens = WithoutOutliers(tally.result()), NormTally(), 0
+        outliers, tally, n_of_tokens = WithoutOutliers(tally), NormTally(), 0
     evaluations = evaluate(saes, tally.watch(batches("Evaluating")), skip_failing=True)
     said = []
     if exclude_tokens:
         said.append(f"Left out: {n_of_tokens:,} samples of the tokens to exclude.")
     if outliers is None:
-        said += tally.result().in_words()
+        said += tally.in_words()
     else:
         said.append(
             f"Left out: {outliers.n_zero:,} samples of zeros and {outliers.n_outliers:,} with a "
