@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import takewhile
 
 import numpy as np
 
@@ -48,9 +49,8 @@ def unsettled_thresholds(saes: Iterable[_Point]) -> str | None:
     return (
         f"L0 as used, by the threshold, more than {UNSETTLED:.0%} off the k of training: "
         + ", ".join(f"{l0:.3g} at k = {k:g} ({name})" for name, k, l0 in off)
-        + ". The threshold of a BatchTopK SAE is a running mean that begins at 0. It takes 5 / "
-        "topk_threshold_lr steps, 500 by default, to come within 1% of its goal, and until then "
-        "L0 is too high. Train for more steps; after a long training, measure on activations like "
+        + ". The threshold begins at 0 and takes 5 / topk_threshold_lr steps, 500 by default, to "
+        "settle to 1%. Train for more steps; after a long training, measure on activations like "
         "those of the training."
     )
 
@@ -65,27 +65,23 @@ def saturated(saes: Iterable[_Point]) -> str | None:
         A sentence or two; None where the largest coefficient has its own L0, or shares it only with
         those within a factor of 4, as neighbours in a sweep may.
     """
-    points = sorted(
-        ((c, l0, name) for name, c, l0 in saes if 0 < c < float("inf") and l0 == l0),
-        reverse=True,
-    )
-    if not points:
+    known = [(c, l0, name) for name, c, l0 in saes if 0 < c < math.inf and l0 == l0]
+    if not known:
         return None
+    points = sorted(known, reverse=True)
     top, l0_at_top, top_name = points[0]
-    alike = []
-    for coefficient, l0, name in points:
-        if abs(l0 - l0_at_top) > SATURATED * max(l0, l0_at_top):
-            break
-        alike.append((coefficient, l0, name))
-    lowest, l0_at_lowest, lowest_name = alike[-1]
+
+    def is_alike(point: tuple[float, float, str]) -> bool:
+        return abs(point[1] - l0_at_top) <= SATURATED * max(point[1], l0_at_top)
+
+    *_, (lowest, l0_at_lowest, lowest_name) = takewhile(is_alike, points)
     if lowest * _FACTOR > top:
         return None
     return (
         f"One L0 from the coefficient {lowest:g} on: {l0_at_lowest:.4g} there ({lowest_name}) and "
-        f"{l0_at_top:.4g} at {top:g} ({top_name}), within {SATURATED:.0%}. A larger coefficient no "
-        "longer lowers it: Adam sees the direction of the gradient only, and from some size on the "
-        f"coefficient alone decides that. Take coefficients below {lowest:g}, or set the L0 itself "
-        "(TargetL0)."
+        f"{l0_at_top:.4g} at {top:g} ({top_name}), within {SATURATED:.0%}. A larger one no longer "
+        "lowers it, since it alone decides the direction of the gradient, which is all that Adam "
+        f"sees. Take coefficients below {lowest:g}, or set the L0 itself (TargetL0)."
     )
 
 
@@ -97,66 +93,56 @@ def remarks(
     Args:
         origins: how SAEs were trained, by their name, where that is known.
     """
-    said = []
-    diverged = [found for found in evaluations if _diverged(found)]
-    if diverged:
-        names = ", ".join(found.name for found in diverged)
-        said.append(f"Diverged, with weights or activations that are not finite: {names}.")
-    fine = [found for found in evaluations if not _diverged(found)]
+    diverged = [e for e in evaluations if math.isnan(e.l0) or np.isnan(e.projections).any()]
+    fine = [e for e in evaluations if e not in diverged]
     # Where no latent is active only the bias remains, which the remark on dead latents covers.
-    if worse := [found for found in fine if found.l0 and found.variance_explained < 0]:
-        values = ", ".join(f"{found.variance_explained:.3g} ({found.name})" for found in worse)
-        said.append(
-            f"Variance explained below 0, worse than the mean of the samples alone: {values}. Such "
-            "an SAE was trained on other activations (model, hook, or scale), or is read as "
-            "something that it is not; check where both come from before using any number here."
-        )
-    said += _of_training(fine, origins or {})
-    dead = [(found, found.dead_latents / found.d_sae) for found in fine]
-    if many := [(found, share) for found, share in dead if share > MANY_DEAD]:
-        said.append(
-            f"Latents that were active on no sample: {_shares(many)}. Where they are more than "
-            f"{MANY_DEAD:.0%}, s_n^dec and c_dec are in part those of directions that nothing "
-            "trained. Evaluate on more samples; if they stay dead, train with reinit_dead_every."
-        )
+    worse = [e for e in fine if e.l0 and e.variance_explained < 0]
+    dead = [(e.dead_latents / e.d_sae, e.name) for e in fine]
     dense = [
-        (found, float(found.densities[found.densities > DENSE].sum()) / found.l0)
-        for found in fine
-        if found.dense_latents > MANY_DENSE * found.d_sae
+        (e.densities[e.densities > DENSE].sum() / e.l0, e.name)
+        for e in fine
+        if e.dense_latents > MANY_DENSE * e.d_sae
     ]
-    if dense:
-        said.append(
-            f"Share of the L0 that comes from latents active on more than {DENSE:.0%} of the "
-            f"samples: {_shares(dense)}."
-        )
-    few = min(found.n_batches for found in evaluations)
-    if few < FEW_BATCHES:
-        said.append(
-            f"Only {few} batch{'' if few == 1 else 'es'}: standard errors are unreliable below "
-            f"{FEW_BATCHES}. Evaluate on more samples, or in smaller batches."
-        )
-    return said
+    few = min(e.n_batches for e in evaluations)
+    table = [
+        ("Diverged, weights or activations are not finite: {}.", [e.name for e in diverged]),
+        (
+            "Variance explained below 0, worse than the mean of the samples alone: {}. Check on "
+            "which activations (model, hook, scale) they were trained before using any number "
+            "here.",
+            [f"{e.variance_explained:.3g} ({e.name})" for e in worse],
+        ),
+        *(("{}", [said]) for said in _of_training(fine, origins or {})),
+        (
+            "Latents that were active on no sample: {}. "
+            f"Above {MANY_DEAD:.0%}, s_n^dec and c_dec are in part those of directions that "
+            "nothing trained. Evaluate on more samples; if they stay dead, train with "
+            "reinit_dead_every.",
+            [f"{share:.0%} ({name})" for share, name in dead if share > MANY_DEAD],
+        ),
+        (
+            f"Share of the L0 from latents active on more than {DENSE:.0%} of the samples: {{}}.",
+            [f"{share:.0%} ({name})" for share, name in dense],
+        ),
+        (
+            f"Only {{}}: standard errors are unreliable below {FEW_BATCHES}. Evaluate on more "
+            "samples, or in smaller batches.",
+            [f"{few} batch{'' if few == 1 else 'es'}"] if few < FEW_BATCHES else [],
+        ),
+    ]
+    return [text.format(", ".join(values)) for text, values in table if values]
 
 
 def _of_training(evaluations: Sequence[Evaluation], origins: Mapping[str, Origin]) -> list[str]:
     """What the L0 says of the training."""
-    known = [(found, origins[found.name]) for found in evaluations if found.name in origins]
-    settled = unsettled_thresholds(
-        (found.name, origin.batchtopk_k, found.l0)
-        for found, origin in known
-        if origin.batchtopk_k is not None
-    )
+    thresholds: list[_Point] = []
     families: dict[str, list[_Point]] = {}
-    for found, origin in known:
+    for found in evaluations:
+        origin = origins.get(found.name, Origin())
+        if origin.batchtopk_k is not None:
+            thresholds.append((found.name, origin.batchtopk_k, found.l0))
         if origin.coefficient is not None:
             point = (found.name, origin.coefficient, found.l0)
             families.setdefault(origin.family, []).append(point)
-    return [said for said in (settled, *map(saturated, families.values())) if said]
-
-
-def _diverged(found: Evaluation) -> bool:
-    return math.isnan(found.l0) or bool(np.isnan(found.projections).any())
-
-
-def _shares(shares: Sequence[tuple[Evaluation, float]]) -> str:
-    return ", ".join(f"{share:.0%} ({found.name})" for found, share in shares)
+    said = (unsettled_thresholds(thresholds), *map(saturated, families.values()))
+    return [remark for remark in said if remark]

@@ -22,13 +22,10 @@ class Origin:
 
     batchtopk_k: float | None = None
     """k of a BatchTopK SAE, whose L0 as it is used follows from a threshold instead."""
-
     coefficient: float | None = None
     """What set the L0, where that was a coefficient."""
-
     family: str = ""
     """Everything else of the config: SAEs of one family differ in the above and in their seed."""
-
     model: str | None = None
     hook: str | None = None
 
@@ -43,12 +40,12 @@ def origin_of(sae: sae_lens.SAE[Any]) -> Origin:
     architecture = metadata.training_architecture
     if not isinstance(details, Mapping):
         details, architecture = vars(sae.cfg), sae.cfg.architecture()
-    coefficients = {name: _number(details.get(name)) for name in _COEFFICIENTS}
-    rest = {k: v for k, v in details.items() if k not in (*coefficients, "metadata", "device")}
+    coefficients = [_number(details.get(name)) for name in _COEFFICIENTS]
+    rest = {k: v for k, v in details.items() if k not in (*_COEFFICIENTS, "metadata", "device")}
     is_batchtopk = "batchtopk" in str(architecture)
     return Origin(
         batchtopk_k=_number(details.get("k")) if is_batchtopk else None,
-        coefficient=next((c for c in coefficients.values() if c is not None), None),
+        coefficient=next((c for c in coefficients if c is not None), None),
         family=json.dumps([architecture, *sae.W_dec.shape, rest], sort_keys=True, default=str),
         model=_text(metadata.model_name),
         hook=_text(metadata.hook_name),
@@ -56,9 +53,9 @@ def origin_of(sae: sae_lens.SAE[Any]) -> Origin:
 
 
 def _number(value: object) -> float | None:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    return float(value)
 
 
 def _text(value: object) -> str | None:
@@ -81,28 +78,25 @@ def of_other_activations(
         A sentence for models and one for hooks, where there is something to say.
     """
     said = []
-    for what, here, recorded, differs in (
-        ("model", model, {name: o.model for name, o in origins.items()}, _models_differ),
-        ("hook", hook, {name: o.hook for name, o in origins.items()}, _hooks_differ),
-    ):
-        if here is None:
-            continue
+    for what, here, differ in (("model", model, _models_differ), ("hook", hook, _hooks_differ)):
         others = [
-            f"{theirs} ({name})" for name, theirs in recorded.items() if differs(theirs, here)
+            f"{theirs} ({name})"
+            for name, origin in origins.items()
+            if here is not None
+            and (theirs := getattr(origin, what)) is not None
+            and differ(theirs, here)
         ]
         if others:
             said.append(
                 f"Trained at another {what} than these activations, which are of {here}: "
-                f"{', '.join(others)}. What is measured says little about them unless that is "
-                f"meant; measure on activations of their {what}."
+                f"{', '.join(others)}. Measure on activations of their {what}."
             )
     return said
 
 
-def _models_differ(one: str | None, other: str) -> bool:
-    if one is None or any(_is_path(name) for name in (one, other)):
-        return False  # a folder may be called anything
-    return _canonical(one) != _canonical(other)
+def _models_differ(one: str, other: str) -> bool:
+    # A folder may be called anything.
+    return not (_is_path(one) or _is_path(other)) and _canonical(one) != _canonical(other)
 
 
 def _is_path(name: str) -> bool:
@@ -119,15 +113,14 @@ def _canonical(name: str) -> str:
     return name.rsplit("/", 1)[-1].casefold()
 
 
-def _hooks_differ(one: str | None, other: str) -> bool:
-    places = [_place(hook) for hook in (one, other) if hook is not None]
-    if len(places) < 2 or any(place is None for place in places):
+def _hooks_differ(one: str, other: str) -> bool:
+    here, there = _place(one), _place(other)
+    if here is None or there is None:
         return False
-    (site, at), (other_site, other_at) = (place for place in places if place is not None)
-    if site is not None and other_site is not None:
-        return (site, at) != (other_site, other_at)
+    if here[0] is not None and there[0] is not None:
+        return here != there
     # What else a block holds, somewhere between the streams that enter and leave it.
-    return not set(_blocks(site, at)) & set(_blocks(other_site, other_at))
+    return not _blocks(*here) & _blocks(*there)
 
 
 _HOOKED = re.compile(r"blocks\.(\d+)\.(?:hook_)?(.*)")
@@ -137,25 +130,17 @@ _SUBMODULE = re.compile(r"(resid_post|mlp|attn)[\w]*?layer_?(\d+)")
 
 def _place(hook: str) -> tuple[str | None, int] | None:
     """What a hook point reads and where: ("resid", 9) between block 8 and block 9."""
-    if found := _HOOKED.fullmatch(hook):
-        layer, rest = int(found[1]), found[2]
-        if rest in ("resid_pre", "resid_post"):
-            return "resid", layer + (rest == "resid_post")
-        return _site(rest), layer
     if found := _SUBMODULE.fullmatch(hook):
-        layer = int(found[2])
-        return ("resid", layer + 1) if found[1] == "resid_post" else (found[1], layer)
-    if found := _MODULE.fullmatch(hook):
-        layer, rest = int(found[1]), found[2]
-        return ("resid", layer + 1) if rest is None else (_site(rest), layer)
-    return None
+        rest, layer = found[1], int(found[2])
+    elif found := _HOOKED.fullmatch(hook) or _MODULE.fullmatch(hook):
+        rest, layer = found[2] or "resid_post", int(found[1])
+    else:
+        return None
+    if rest in ("resid_pre", "resid_post"):
+        return "resid", layer + (rest == "resid_post")
+    rest = rest.replace("attention", "attn")
+    return next((site for site in ("mlp", "attn") if site in rest), None), layer
 
 
-def _site(rest: str) -> str | None:
-    return next(
-        (site for site in ("mlp", "attn") if site in rest.replace("attention", "attn")), None
-    )
-
-
-def _blocks(site: str | None, at: int) -> tuple[int, ...]:
-    return (at - 1, at) if site == "resid" else (at,)
+def _blocks(site: str | None, at: int) -> set[int]:
+    return {at - 1, at} if site == "resid" else {at}
