@@ -1,4 +1,4 @@
-"""What was measured of SAEs, as records. H stands for d_sae."""
+"""What was measured of SAEs, as records and as tables. H stands for d_sae."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 from jaxtyping import Float, Int
 
+from sparse_but_wrong.metrics.reconstruction import Reconstruction
 from sparse_but_wrong.metrics.recovery import FeatureMatch
 
 if TYPE_CHECKING:
@@ -18,11 +19,14 @@ if TYPE_CHECKING:
 DENSE = 0.1
 """A latent that is active on a larger share of the samples counts as dense."""
 
+_COLUMNS = """l0 dead_latents shrinkage mse variance_explained c_dec c_enc mean_max_cosine mcc
+l0_standard_error l0_p05 l0_median l0_p95 dense_latents mse_standard_error
+variance_explained_standard_error d_sae n_samples n_batches"""
 _SHOWN = ["l0", "dead_latents", "variance_explained", "shrinkage", "c_dec", "c_enc", "mcc"]
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Evaluation:
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class Evaluation(Reconstruction):
     """All that was measured of one SAE. NaN where the SAE diverged or something is not known."""
 
     name: str
@@ -33,7 +37,6 @@ class Evaluation:
     l0: float
     """Active latents per sample, on average. Active means not zero."""
     l0_standard_error: float
-    """This one and the others: from how much batches differ; NaN after a single batch."""
     l0_counts: Int[np.ndarray, " numbers"]
     """How many samples had 0, 1, … H active latents."""
     densities: Float[np.ndarray, " H"]
@@ -42,17 +45,6 @@ class Evaluation:
     """Latents that were active on no sample. A rare latent looks dead on few samples."""
     dense_latents: int
     """Latents that were active on more than a tenth of the samples."""
-
-    mse: float
-    """Squared error, summed over d_in and averaged over samples (sae_lens' loss convention)."""
-    mse_standard_error: float
-    variance_explained: float
-    """1 − mean squared error / mean squared distance of the samples from their mean.
-
-    Where all samples are the same: 1 if they are reconstructed (to rounding), else 0."""
-    variance_explained_standard_error: float
-    shrinkage: float
-    """Mean of ‖reconstruction‖ / ‖input‖ over the samples that are not zero; 1 is none."""
 
     c_dec: float
     """Mean |cosine| over pairs of decoder rows."""
@@ -89,31 +81,14 @@ class Evaluation:
 
     def to_row(self) -> dict[str, float | int]:
         """The scalars, as columns of a table; s_n^dec is in `projections`."""
+        quantiles = {"l0_p05": 0.05, "l0_median": 0.5, "l0_p95": 0.95}
         return {
-            "l0": self.l0,
-            "dead_latents": self.dead_latents,
-            "shrinkage": self.shrinkage,
-            "mse": self.mse,
-            "variance_explained": self.variance_explained,
-            "c_dec": self.c_dec,
-            "c_enc": self.c_enc,
-            "mean_max_cosine": self.mean_max_cosine,
-            "mcc": self.mcc,
-            "l0_standard_error": self.l0_standard_error,
-            "l0_p05": self.l0_quantile(0.05),
-            "l0_median": self.l0_quantile(0.5),
-            "l0_p95": self.l0_quantile(0.95),
-            "dense_latents": self.dense_latents,
-            "mse_standard_error": self.mse_standard_error,
-            "variance_explained_standard_error": self.variance_explained_standard_error,
-            "d_sae": self.d_sae,
-            "n_samples": self.n_samples,
-            "n_batches": self.n_batches,
+            name: self.l0_quantile(quantiles[name]) if name in quantiles else getattr(self, name)
+            for name in _COLUMNS.split()
         }
 
     def __repr__(self) -> str:
-        row = {name: value for name, value in self.to_row().items() if name in _SHOWN}
-        shown = ", ".join(f"{name}={value:.4g}" for name, value in row.items())
+        shown = ", ".join(f"{name}={getattr(self, name):.4g}" for name in _SHOWN)
         return f"Evaluation({shown}, d_sae={self.d_sae}, n_samples={self.n_samples:,})"
 
 

@@ -10,13 +10,14 @@ Source: Chanin & Garriga-Alonso 2025, arXiv:2508.16560.
 from __future__ import annotations
 
 import operator
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sparse_but_wrong.metrics.samples import check_activations, decoder_frame
+from sparse_but_wrong.metrics.samples import check_activations, check_readable, decoder_frame
 
 if TYPE_CHECKING:
     import sae_lens
@@ -62,13 +63,9 @@ def nth_decoder_projection(
             f"n = {n} is outside [0, {d_sae}): an SAE with {d_sae} latents has a "
             f"projection s_n for n = 0 … {d_sae - 1}."
         )
-    if input_acts.ndim == 0 or input_acts.shape[-1] != d_in:
-        raise ValueError(
-            f"the SAE reads activations of shape [..., {d_in}], "
-            f"but input_acts has shape {list(input_acts.shape)}."
-        )
-    samples = input_acts.reshape(-1, d_in)
+    samples = torch.atleast_2d(input_acts).flatten(0, -2)
     check_activations(samples, d_in)
+    check_readable(sae, samples)
     frame = decoder_frame(sae, samples)
     projections = (frame.samples.to(sae.W_dec) - frame.bias) @ sae.W_dec.T
     if frame.unit is not None:
@@ -81,12 +78,7 @@ def nth_decoder_projection(
 
 
 class SortedProjections:
-    """All projections of samples on directions, kept to be sorted.
-
-    Args:
-        directions: shape [H, D], finite, at least float32.
-        n_samples: how many there will be.
-    """
+    """All projections of so many samples on finite directions, kept to be sorted."""
 
     relative_error = 0.0
 
@@ -95,15 +87,11 @@ class SortedProjections:
         # The only thing of this size that is ever held: filled chunk by chunk, sorted in place.
         self._values = torch.empty(n_samples, len(directions), dtype=directions.dtype)
         self._start = self._stop = 0
-        self._is_sorted = False
 
     def add(self, samples: Float[Tensor, "B D"], bias: Float[Tensor, " D"]) -> None:
         """Add the (x − bias)·directionᵀ of some samples."""
-        # The bias is taken off before the product, not after: where it is much larger than the
-        # spread of the samples (language models), the difference of two products loses digits.
-        device, dtype = self._directions.device, self._directions.dtype
-        centred = samples.to(device, dtype) - bias.to(dtype)
         start, self._stop = self._stop, self._stop + len(samples)
+        centred = _centred(samples, self._directions, bias)
         self._values[start : self._stop] = centred @ self._directions.T
 
     def end_batch(self) -> Float[Tensor, " H"]:
@@ -115,21 +103,17 @@ class SortedProjections:
 
     def entries(self, ranks: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The entries at some ranks of all, sorted from the largest down."""
-        flat = self._all_sorted()
-        return flat[len(flat) - 1 - ranks]
+        return self._sorted[len(self._sorted) - 1 - ranks]
 
     def histogram(self, edges: Float[Tensor, " edges"]) -> Int[Tensor, " bars"]:
         """How many are between the edges; the outermost bars also hold what lies beyond."""
-        flat = self._all_sorted()
+        flat = self._sorted
         below = torch.searchsorted(flat, edges[1:-1].to(flat.dtype))
         return torch.cat([torch.tensor([0]), below, torch.tensor([len(flat)])]).diff()
 
-    def _all_sorted(self) -> Tensor:
-        flat = self._values.flatten()
-        if not self._is_sorted:
-            self._is_sorted = True
-            _sorted_in_place(flat)
-        return flat
+    @cached_property
+    def _sorted(self) -> Float[Tensor, " count"]:
+        return _sorted_in_place(self._values.flatten())
 
 
 def _sorted_in_place(flat: Float[Tensor, " count"]) -> Float[Tensor, " count"]:
@@ -141,11 +125,7 @@ def _sorted_in_place(flat: Float[Tensor, " count"]) -> Float[Tensor, " count"]:
 
 
 class CountedProjections:
-    """Counts of all projections of samples on directions, in memory that does not grow.
-
-    Args:
-        directions: shape [H, D], finite.
-    """
+    """As `SortedProjections`, but counts, in memory that does not grow."""
 
     relative_error = RELATIVE_ERROR
 
@@ -155,77 +135,58 @@ class CountedProjections:
         self._counts = self._batch = torch.zeros(_BINS, dtype=torch.int64, device=directions.device)
 
     def add(self, samples: Float[Tensor, "B D"], bias: Float[Tensor, " D"]) -> None:
-        """Add the (x − bias)·directionᵀ of some samples."""
         self._batch = self._batch + count_projections(samples, self._directions, bias)
         self._batch_size += len(samples)
 
     def end_batch(self) -> Float[Tensor, " H"]:
-        """s_n for every n, of what was added since the last call."""
         s = sorted_entries(self._batch, torch.arange(len(self._directions)) * self._batch_size)
         self._counts = self._counts + self._batch
         self._batch, self._batch_size = torch.zeros_like(self._batch), 0
         return s
 
     def entries(self, ranks: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """The entries at some ranks of all, sorted from the largest down."""
         return sorted_entries(self._counts, ranks)
 
     def histogram(self, edges: Float[Tensor, " edges"]) -> Int[Tensor, " bars"]:
-        """How many are between the edges; the outermost bars also hold what lies beyond.
-
-        A bin of the counts goes where its middle lies: an edge is sharp to `RELATIVE_ERROR`.
-        """
+        # By the middle of each bin: edges blur by `RELATIVE_ERROR`.
         bars = torch.zeros(len(edges) - 1, dtype=torch.int64)
         at = torch.searchsorted(edges.double(), _CENTRES, right=True) - 1
         return bars.index_add_(0, at.clamp_(0, len(bars) - 1), _descending(self._counts))
 
 
+def _centred(
+    samples: Float[Tensor, "B D"], directions: Float[Tensor, "H D"], bias: Float[Tensor, " D"]
+) -> Float[Tensor, "B D"]:
+    # The bias is taken off before the product, not after: where it is much larger than the spread
+    # of the samples (language models), the difference of two products loses digits.
+    return samples.to(directions) - bias.to(directions.dtype)
+
+
 def count_projections(
-    activations: Float[Tensor, "B D"],
-    directions: Float[Tensor, "H D"],
-    b_dec: Float[Tensor, " D"],
+    activations: Float[Tensor, "B D"], directions: Float[Tensor, "H D"], b_dec: Float[Tensor, " D"]
 ) -> Int[Tensor, " bins"]:
-    """How many of the (x − b_dec)·directionᵀ fall into each bin of equal leading bits.
+    """How many of the (x − b_dec)·directionᵀ, all float32, fall into each bin of leading bits.
 
     Counting a projection costs a fraction of computing it: two integer operations and an increment
     against D products. `python -m benchmarks.diagnostics` measures it.
-
-    Args:
-        activations: finite, on any device.
-        directions: finite, float32.
-        b_dec: finite.
-    Returns:
-        shape [2¹⁹], int64, in the order of the bits; `sorted_entries` reads it.
     """
     limit = _TILE_ELEMENTS.get(directions.device.type, 2**21)
-    # The bias first: where it is large, the difference of two products would lose digits.
-    centred = activations.to(directions.device, torch.float32) - b_dec.float()
+    centred = _centred(activations, directions, b_dec)
     counts = torch.zeros(_BINS, dtype=torch.int64, device=directions.device)
     for rows in directions.split(max(1, limit // max(1, len(activations)))):
-        counts += _counted_in_place((centred @ rows.T).flatten())
+        counts += count_values((centred @ rows.T).flatten())
     return counts
 
 
 def count_values(values: Float[Tensor, " count"]) -> Int[Tensor, " bins"]:
-    """As `count_projections`, of any finite float32 numbers."""
-    return _counted_in_place(values.clone())
-
-
-def _counted_in_place(values: Float[Tensor, " count"]) -> Int[Tensor, " bins"]:
+    """As `count_projections`, of finite float32 numbers, which are overwritten."""
     # The leading bits of a float, read as an integer, are the number of its bin.
     bits = values.view(torch.int32).bitwise_right_shift_(_SHIFT).add_(_POSITIVE)
     return torch.bincount(bits, minlength=_BINS)
 
 
 def sorted_entries(counts: Int[Tensor, " bins"], ranks: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """The entries at some ranks of what was counted, sorted from the largest down.
-
-    Args:
-        counts: what `count_projections` gave, or a sum of that.
-        ranks: each from 0 up to, not including, the number of what was counted.
-    Returns:
-        float64, on the CPU, each within `RELATIVE_ERROR` of the true entry.
-    """
+    """Those at some ranks of what was counted, from the largest down, to `RELATIVE_ERROR`."""
     reached = _descending(counts).cumsum(0)
     return _CENTRES[torch.searchsorted(reached, ranks, right=True)]
 
@@ -244,8 +205,7 @@ def _descending(counts: Tensor) -> Int[Tensor, " bins"]:
 def _bin_centres() -> Float[Tensor, " bins"]:
     """The middle of each bin, from the largest down, as float64."""
     first = torch.arange(_POSITIVE, dtype=torch.int32).bitwise_left_shift_(_SHIFT)
-    low = first.view(torch.float32).double()
-    high = (first + ((1 << _SHIFT) - 1)).view(torch.float32).double()
+    low, high = (bits.view(torch.float32).double() for bits in (first, first + ((1 << _SHIFT) - 1)))
     centres = (low + high) / 2
     centres[0] = 0.0  # zero itself, and what is next to nothing
     return torch.cat([centres.flip(0), -centres])

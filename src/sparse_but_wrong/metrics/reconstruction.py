@@ -9,13 +9,12 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparse_but_wrong.metrics.moments import BatchMoments
 from sparse_but_wrong.metrics.samples import (
+    BatchMoments,
     at_least_float32,
     check_activations,
     chunks,
@@ -26,26 +25,21 @@ if TYPE_CHECKING:
     import sae_lens
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Reconstruction:
     """How close the reconstructions of one SAE came to a set of samples."""
 
     mse: float
     """Squared error, summed over d_in and averaged over samples (sae_lens' loss convention)."""
+    mse_standard_error: float = field(default=math.nan, compare=False)
+    """This one and the others: from how much batches differ; NaN after a single batch."""
     variance_explained: float
     """1 − mean squared error / mean squared distance of the samples from their mean.
 
-    Where all samples are the same there is no variance to explain: 1 if they are reconstructed
-    (to rounding), else 0.
-    """
-    shrinkage: float
-    """Mean of ‖reconstruction‖ / ‖input‖ over the samples that are not zero; 1 is none.
-
-    NaN where every sample is zero.
-    """
-    mse_standard_error: float = field(default=math.nan, compare=False)
-    """From how much batches differ; NaN after a single one."""
+    Where all samples are the same: 1 if they are reconstructed (to rounding), else 0."""
     variance_explained_standard_error: float = field(default=math.nan, compare=False)
+    shrinkage: float
+    """Mean of ‖reconstruction‖ / ‖input‖ over the samples that are not zero; 1 is none."""
 
 
 class ReconstructionTotals:
@@ -58,11 +52,10 @@ class ReconstructionTotals:
 
     def __init__(self, dtype: torch.dtype | None = None) -> None:
         self._dtype = dtype
-        self._n_samples, self._n_nonzero = 0, 0
-        self._squared_error = self._squared_norm = self._squared_offset = self._norm_ratio = 0.0
+        # Samples, squared errors, squared offsets, squared norms, norm ratios and how many of them.
+        self._sums = self._before = torch.zeros(6, dtype=torch.float64)
         self._origin: Tensor | None = None
-        self._offset_sum = torch.zeros(0, dtype=torch.float64)
-        self._before = (0, 0.0, 0.0)
+        self._offsets: Tensor | float = 0.0
         self._mse = BatchMoments()
         self._products = torch.zeros(3, dtype=torch.float64)
 
@@ -83,27 +76,19 @@ class ReconstructionTotals:
         if self._origin is None:
             # Any origin gives the same variance; one near the mean leaves nothing to cancel.
             self._origin = inputs.mean(dim=0)
-            self._offset_sum = torch.zeros(inputs.shape[1], dtype=torch.float64)
         offsets = inputs - self._origin
         norms = torch.linalg.vector_norm(inputs, dim=1)
         ratios = (torch.linalg.vector_norm(outputs, dim=1) / norms)[norms > 0]
-
-        self._n_samples += inputs.shape[0]
-        self._squared_error += self._sum((inputs - outputs).square_())
-        self._squared_norm += self._sum(norms.square())
-        self._offset_sum += offsets.sum(dim=0, dtype=self._dtype).cpu().double()
-        self._squared_offset += self._sum(offsets.square_())
-        self._n_nonzero += ratios.shape[0]
-        self._norm_ratio += self._sum(ratios)
-
-    def _sum(self, values: Tensor) -> float:
-        return values.sum(dtype=self._dtype).item()
+        summed = ((inputs - outputs).square_(), offsets.square(), norms.square(), ratios)
+        sums = [values.sum(dtype=self._dtype).item() for values in summed]
+        sums = [len(inputs), *sums, len(ratios)]
+        self._sums = self._sums + torch.tensor(sums, dtype=torch.float64)
+        self._offsets += offsets.sum(dim=0, dtype=self._dtype).cpu().double()
 
     def end_batch(self) -> None:
         """Take the chunks since the last call for one batch, of which standard errors are made."""
-        now = (self._n_samples, self._squared_error, self._squared_offset)
-        n, e, v = (one - before for one, before in zip(now, self._before, strict=True))
-        self._before = now
+        n, e, v = (self._sums - self._before)[:3].tolist()
+        self._before = self._sums
         self._mse.add(torch.tensor(e / n, dtype=torch.float64), n)
         self._products += torch.tensor([e * e, e * v, v * v], dtype=torch.float64)
 
@@ -111,36 +96,32 @@ class ReconstructionTotals:
         """The numbers over every chunk so far; there has to be one."""
         if self._origin is None:
             raise ValueError("no chunk of reconstructions was added yet.")
-        mse = self._squared_error / self._n_samples
-        mean_offset = self._offset_sum / self._n_samples
-        variance = self._squared_offset / self._n_samples - mean_offset.square().sum().item()
+        n, squared_error, squared_offset, squared_norm, ratios, n_ratios = self._sums.tolist()
+        mse = squared_error / n
+        variance = squared_offset / n - (self._offsets / n).square().sum().item()
         # Samples that are all the same still differ from their computed mean by rounding.
         rounding = 16 * torch.finfo(self._origin.dtype).eps
-        negligible = rounding**2 * self._squared_norm / self._n_samples
-        standard_error = math.nan
-        if not math.isfinite(mse) or not math.isfinite(variance):
-            variance_explained = math.nan
-        elif variance > negligible:
-            variance_explained = 1 - mse / variance
-            standard_error = self._ratio_standard_error(mse / variance, variance)
-        else:
-            variance_explained = 1.0 if mse <= negligible else 0.0
+        negligible = rounding**2 * squared_norm / n
+        explained = standard_error = math.nan
+        if math.isfinite(mse) and math.isfinite(variance):
+            explained = 1.0 if mse <= negligible else 0.0
+            if variance > negligible:
+                explained = 1 - mse / variance
+                standard_error = self._ratio_standard_error(mse / variance, variance * n)
         return Reconstruction(
             mse=mse,
-            variance_explained=variance_explained,
-            shrinkage=self._norm_ratio / self._n_nonzero if self._n_nonzero else math.nan,
             mse_standard_error=float(self._mse.standard_error),
+            variance_explained=explained,
             variance_explained_standard_error=standard_error,
+            shrinkage=ratios / n_ratios if n_ratios else math.nan,
         )
 
-    def _ratio_standard_error(self, ratio: float, variance: float) -> float:
+    def _ratio_standard_error(self, ratio: float, total: float) -> float:
         """That of a ratio of two sums over m batches: √(m/(m−1) · Σ(e − ratio·v)²) / Σv."""
         m = self._mse.n_batches
-        if m < 2:
-            return math.nan
         ee, ev, vv = self._products.tolist()
         squares = max(0.0, ee - 2 * ratio * ev + ratio**2 * vv)
-        return math.sqrt(squares * m / (m - 1)) / (variance * self._n_samples)
+        return math.sqrt(squares * m / (m - 1)) / total if m > 1 else math.nan
 
 
 @torch.no_grad()
@@ -153,48 +134,48 @@ def reconstruction_at_k(
     trained at different sparsities, or never trained, side by side at one L0. Pre-activations are
     cut off below 0 and ranked as the SAE itself would rank them: times the decoder norms where its
     config has `rescale_acts_by_decoder_norm`. Its own thresholds and k play no part. Where latents
-    tie at the cut, those of earlier samples are kept.
+    tie at the cut, those of earlier samples are kept. NaN for an SAE that diverged.
 
     Args:
         sae: with a single encoder, W_enc and b_enc; for training or inference.
-        activations: shape [samples, d_in], in the units the SAE was trained on.
         k: latents per sample on average, above 0, at most d_sae; may be fractional.
-    Returns:
-        The metrics, in the units of the activations. NaN for an SAE that diverged.
     Raises:
-        ValueError: activations of another width, no samples, or non-finite values; a k that is
-            out of range or keeps nothing; an SAE with another kind of encoder.
+        ValueError: activations as for `evaluate`; a k that is out of range or keeps nothing; an
+            SAE with another kind of encoder.
     Source: Bussmann, Leask & Nanda 2024, arXiv:2412.06410, for BatchTopK.
     """
     d_sae = sae.W_dec.shape[0]
     check_activations(activations, sae.cfg.d_in)
-    if not (math.isfinite(k) and 0 < k <= d_sae):
+    n_places = int(k * len(activations)) if math.isfinite(k) and 0 < k <= d_sae else 0
+    if n_places == 0:
         raise ValueError(
-            f"k is {k}: an SAE with {d_sae} latents can be held to a k above 0 and up to {d_sae}."
+            f"k is {k}: an SAE with {d_sae} latents can be held to a k above 0 and up to {d_sae} "
+            f"that keeps a latent of {len(activations)} sample(s)."
         )
     if not isinstance(getattr(sae, "b_enc", None), Tensor):
         raise ValueError(
             f"a {type(sae).__name__} has no b_enc, so its pre-activations cannot be ranked; hold "
             "an SAE with a single encoder to a k."
         )
-    n_places = int(k * activations.shape[0])
-    if n_places == 0:
-        raise ValueError(
-            f"at k = {k} not one latent is kept over {activations.shape[0]} sample(s): pass more."
-        )
-    largest = _Largest(n_places)
+    # A zero, so that where fewer are positive the cut is at 0.
+    largest = torch.zeros(1)
     for chunk in chunks(activations, sae):
-        ranked = _ranked(sae, chunk)
+        ranked = at_least_float32(_ranked(sae, chunk))
         if ranked.isnan().any():
             return Reconstruction(mse=math.nan, variance_explained=math.nan, shrinkage=math.nan)
-        largest.add(ranked)
-    cut, n_at_cut = largest.cut()
+        largest = torch.cat([largest, ranked[ranked > 0].cpu()])
+        largest = largest.topk(min(n_places, len(largest)), sorted=False).values
+    cut = float(largest.min())
+    n_at_cut = int((largest == cut).sum())
 
     # Computed a second time rather than held: for a wide SAE they would be gigabytes.
     totals = ReconstructionTotals()
     for chunk in chunks(activations, sae):
         ranked = _ranked(sae, chunk)
-        kept, n_at_cut = _kept(ranked, cut, n_at_cut)
+        kept = ranked > cut
+        ties = (ranked == cut).nonzero()[:n_at_cut]
+        kept[ties[:, 0], ties[:, 1]] = True
+        n_at_cut -= len(ties)
         totals.add(chunk, sae.decode(ranked * kept))
     return totals.result()
 
@@ -208,54 +189,3 @@ def _ranked(
     if getattr(sae.cfg, "rescale_acts_by_decoder_norm", False):
         ranked = ranked * sae.W_dec.norm(dim=-1)
     return ranked
-
-
-def _kept(ranked: Float[Tensor, "chunk d_sae"], cut: float, n_at_cut: int) -> tuple[Tensor, int]:
-    """Which latents of a chunk are kept, and how many places at the cut are left after it."""
-    kept = ranked > cut
-    ties = (ranked == cut).nonzero()[:n_at_cut]
-    kept[ties[:, 0], ties[:, 1]] = True
-    return kept, n_at_cut - len(ties)
-
-
-class _Largest:
-    """The largest of many positive values, told chunk by chunk.
-
-    Args:
-        count: how many of them, at least 1.
-    """
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self._held: list[np.ndarray] = []
-        self._n_held = 0
-        self._floor = 0.0
-        """What is below it cannot be among the largest any more."""
-
-    def add(self, values: Tensor) -> None:
-        """Count in some more values."""
-        values = at_least_float32(values).cpu()
-        # Not below the floor: what is equal to it may still tie for the last places.
-        new = values[(values > 0) & (values >= self._floor)].numpy()
-        self._held.append(new)
-        self._n_held += len(new)
-        if self._n_held > 2 * self._count:
-            self._shrink()
-
-    def cut(self) -> tuple[float, int]:
-        """The smallest value kept, and how many values equal to it are kept.
-
-        All positive values are kept where there are no more than `count`; the cut is then at 0.
-        """
-        if self._floor == 0 and self._n_held <= self._count:
-            return 0.0, 0
-        self._shrink()
-        (held,) = self._held
-        return self._floor, int((held == self._floor).sum())
-
-    def _shrink(self) -> None:
-        held = np.concatenate(self._held)
-        held.partition(len(held) - self._count)
-        held = held[len(held) - self._count :].copy()
-        self._floor = float(held[0])
-        self._held, self._n_held = [held], len(held)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sparse_but_wrong.metrics.reconstruction import ReconstructionTotals
-from sparse_but_wrong.metrics.samples import check_activations, chunks, dense
+from sparse_but_wrong.metrics.samples import check_activations, chunks
 
 if TYPE_CHECKING:
     import sae_lens
@@ -48,11 +48,10 @@ def eval_sae(
     """Draw fresh samples and measure the sparsity and shrinkage of an SAE on them.
 
     **Changes the SAE**: decoder norms are folded into the encoder in place first
-    (`sae.fold_W_dec_norm()`), so that decoder rows have unit norm afterwards; what the SAE
-    computes stays the same. Where it would not, because a TopK SAE ranks its latents without
-    their norms, nothing is folded. Samples are drawn anew, so two calls differ by sampling noise:
-    to compare SAEs, use `sparse_but_wrong.evaluate` on samples drawn once. That evaluates the
-    thresholded export of a training BatchTopK SAE; here it picks its k per batch.
+    (`sae.fold_W_dec_norm()`), which keeps what the SAE computes, unless it would not, because a
+    TopK SAE ranks its latents without their norms. Samples are drawn anew, so two calls differ by
+    sampling noise: to compare SAEs, use `sparse_but_wrong.evaluate` on samples drawn once. That
+    evaluates the thresholded export of a training BatchTopK SAE; here it picks its k per batch.
 
     Args:
         sae: any sae_lens SAE.
@@ -76,24 +75,26 @@ def eval_sae(
             f"generate_batch({num_samples}) returned shape {list(features.shape)}, but the toy "
             f"model embeds features of shape [{num_samples}, {n_features}]."
         )
-    true_l0 = torch.count_nonzero(features > 0).item() / num_samples
     weight = next(embed.parameters(), features)
     activations = embed(features.to(weight.device, weight.dtype))
     check_activations(activations, sae.cfg.d_in)
     # Only now that nothing is left to refuse. sae_lens refuses where folding changes the ranking.
     with suppress(NotImplementedError):
         sae.fold_W_dec_norm()
-    totals, fired = ReconstructionTotals(), torch.zeros(sae.W_dec.shape[0], dtype=torch.int64)
-    diverged = False
+    totals, fired, diverged = (
+        ReconstructionTotals(),
+        torch.zeros(len(sae.W_dec), dtype=torch.int64),
+        False,
+    )
     for chunk in chunks(activations, sae):
         latent_acts = sae.encode(chunk)
-        positive = dense(latent_acts).relu()
+        positive = latent_acts.to_dense().relu()
         fired += (positive != 0).sum(0).cpu()
         diverged |= bool(positive.isnan().any())
         totals.add(chunk, sae.decode(latent_acts))
     return EvalResult(
-        true_l0=true_l0,
-        sae_l0=math.nan if diverged else int(fired.sum()) / num_samples,
+        true_l0=torch.count_nonzero(features > 0).item() / num_samples,
+        sae_l0=math.nan if diverged else fired.sum().item() / num_samples,
         dead_features=int((fired == 0).sum()),
         shrinkage=totals.result().shrinkage,
     )
