@@ -143,10 +143,17 @@ def checked(kind: Any, content: Any, file: Path, remedy: str = _COPY_AGAIN) -> A
 
 
 def read_safetensors(file: Path) -> dict[str, Tensor]:
-    """The tensors that a safetensors file holds, by name, on the CPU; ValueError if damaged."""
+    """The tensors that a safetensors file holds, by name, on the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    if not file.is_file():
+        raise FileNotFoundError(f"{file} is missing; {_COPY_AGAIN}.")
     try:
         return load_file(file)
     except SafetensorError as error:

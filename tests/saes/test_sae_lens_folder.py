@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count, islice
@@ -335,7 +336,7 @@ def test_what_is_folded_already_is_not_folded_again(tmp_path: Path) -> None:
             ("expected_average_only_in", {"scaling_factor": factor}, "scaling_factor .* positive")
             for factor in (0, -1.0, "2", float("nan"))
         ),
-        ("covariance_whitening", {"has_whitening": True}, "whitening.safetensors is missing"),
+        ("covariance_whitening", {"has_whitening": True}, "whitening.* is damaged .*'matrix'"),
     ],
 )
 def test_normalised_by_nobody_knows_what_is_refused(
@@ -344,12 +345,12 @@ def test_normalised_by_nobody_knows_what_is_refused(
     saved(tmp_path, normalize_activations=normalised)
     if scaler is not None:
         (tmp_path / "activation_scaler.json").write_text(json.dumps(scaler))
+    if scaler is not None and "has_whitening" in scaler:
+        with pytest.raises(FileNotFoundError, match=r"whitening.safetensors is missing"):
+            load_sae(tmp_path)
+        save_file({"mean": torch.zeros(D_IN)}, tmp_path / "activation_whitening.safetensors")
     with pytest.raises(ValueError, match=says):
         load_sae(tmp_path)
-    save_file({"mean": torch.zeros(D_IN)}, tmp_path / "activation_whitening.safetensors")
-    if scaler is not None and "has_whitening" in scaler:
-        with pytest.raises(ValueError, match=r"whitening.* is damaged \(KeyError: 'matrix'\)"):
-            load_sae(tmp_path)
 
 
 def test_damaged_files_are_refused(tmp_path: Path) -> None:
@@ -390,7 +391,7 @@ STRANGE_K = (MISSING, None, -1, 0, 11, 300, 2.5, "3", True, float("nan"), [3], 1
         (
             STANDARD,
             {"sae_lens_version": "odd"},
-            "cannot be loaded .* copy cfg.json and sae_weights",
+            "cannot be loaded .* copy its config",
         ),
         (STANDARD, {"normalize_activations": "odd"}, "cannot be .*normalize_activations must be"),
         (STANDARD, {"architecture": "quantum"}, "architecture 'quantum'.*Available: .*topk"),
@@ -414,7 +415,7 @@ def test_a_field_that_is_not_what_its_architecture_takes_is_refused(
     change(tmp_path, **config)
     with pytest.raises(ValueError, match=says) as error:
         load_sae(tmp_path)
-    assert "cfg.json" in str(error.value)
+    assert re.search("cfg.json|its config", str(error.value))
     assert "\n" not in str(error.value)
 
 

@@ -261,6 +261,24 @@ def _parse(name: str) -> tuple[str, str]:
     raise ValueError(f"{wrong}; {hint}")
 
 
+_GATED = (
+    "is open only to those who have accepted the terms of its repository: accept them on its page "
+    "on the Hub, then log in with `hf auth login`."
+)
+_NOWHERE = "is no folder here, and the Hub has no repository that you may see of the name"
+_OFFLINE = (
+    "is not in the cache here, and the Hub cannot be reached. Without a network, give the path of "
+    "a local folder with the SAE."
+)
+_PICKLE = (
+    "is a pickle with more in it than tensors, which can run any code when it is loaded; it was "
+    "not loaded. If you trust it, convert it to a sae_lens folder yourself."
+)
+_STRANGE = (
+    "If it is one of another library, or for training, download the folder and give its local path."
+)
+
+
 def _explained(error: Exception, name: str, release: str) -> Exception:
     """An error that says what to do, for one from somewhere inside sae_lens or the Hub's client."""
     from huggingface_hub import constants, errors
@@ -274,37 +292,15 @@ def _explained(error: Exception, name: str, release: str) -> Exception:
     unreachable += (ConnectionError, TimeoutError)
     if type(error).__module__.split(".")[0] in _NETWORK:
         unreachable = Exception
-    not_loaded = (
-        f"could not be loaded by sae_lens ({says}). If it is one of another library, or for "
-        f"training, download the folder and give its local path.{hint}"
-    )
+    strange = f"could not be loaded by sae_lens ({says}). {_STRANGE}{hint}"
     explanations: tuple[tuple[Any, type[Exception], str], ...] = (
-        (
-            errors.GatedRepoError,
-            PermissionError,
-            "is open only to those who have accepted the terms of its repository: accept them on "
-            "its page on the Hub, then log in with `hf auth login`.",
-        ),
-        (
-            errors.RepositoryNotFoundError,
-            ValueError,
-            f"is no folder here, and the Hub has no repository {release!r} that you may see.{hint}",
-        ),
-        (
-            unreachable,
-            ConnectionError,
-            f"is not in the cache here, and the Hugging Face Hub ({constants.ENDPOINT}) cannot be "
-            f"reached. Without a network, give the path of a local folder with the SAE.{hint}",
-        ),
-        (
-            pickle.UnpicklingError,
-            ValueError,
-            "is a pickle with more in it than tensors, which can run any code when it is loaded; "
-            "it was not loaded. If you trust it, convert it to a sae_lens folder yourself.",
-        ),
-        (errors.EntryNotFoundError, ValueError, not_loaded),
+        (errors.GatedRepoError, PermissionError, _GATED),
+        (errors.RepositoryNotFoundError, ValueError, f"{_NOWHERE} {release!r}.{hint}"),
+        (unreachable, ConnectionError, f"{_OFFLINE}{hint} The Hub is {constants.ENDPOINT}."),
+        (pickle.UnpicklingError, ValueError, _PICKLE),
+        (errors.EntryNotFoundError, ValueError, strange),
         (OSError, OSError, f"could not be fetched ({says}); try again, or give a local folder."),
-        (Exception, ValueError, not_loaded),
+        (Exception, ValueError, strange),
     )
     kind, text = next((kind, text) for of, kind, text in explanations if isinstance(error, of))
     return kind(f"{name} {text}")

@@ -150,6 +150,7 @@ def read_dictionary_learning(file: Path) -> sae_lens.SAE[Any]:
     elif architecture == "jumprelu" and "threshold" not in weights:
         weights["threshold"] = _measured(file, threshold).repeat(d_sae)
     sae = build_sae(
+        file,
         architecture,
         weights,
         f"dictionary_learning {dict_class}",
@@ -245,6 +246,7 @@ def read_sparsify(file: Path) -> sae_lens.SAE[Any]:
     # A run has a folder per hook point beside its config.
     run_file = folder.parent / "config.json"
     return build_sae(
+        file,
         "topk",
         weights,
         "sparsify",
@@ -277,7 +279,7 @@ def read_gemma_scope(file: Path) -> sae_lens.SAE[Any]:
     with suppress(ValueError):  # of names that were never published
         published = get_gemma_2_config_from_hf(repository, inside, device="cpu")
     origin = {name: published.get(name) for name in ("hook_name", "model_name")}
-    return build_sae("jumprelu", weights, "Gemma Scope", apply_b_dec_to_input=False, **origin)
+    return build_sae(file, "jumprelu", weights, "Gemma Scope", apply_b_dec_to_input=False, **origin)
 
 
 def read_llama_scope(file: Path) -> sae_lens.SAE[Any]:
@@ -307,6 +309,7 @@ def read_llama_scope(file: Path) -> sae_lens.SAE[Any]:
     bias = "apply_decoder_bias_to_pre_encoder"
     is_base = any(name.startswith("Llama3_1-8B-Base") for name in config_file.parts)
     return build_sae(
+        file,
         "jumprelu",
         weights,
         "Llama Scope",

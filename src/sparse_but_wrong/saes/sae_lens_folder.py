@@ -28,7 +28,7 @@ from sparse_but_wrong.saes.weights import (
     load_with_sae_lens,
     shown,
 )
-from sparse_but_wrong.untrusted import damaged, one_line, quiet, read_json, read_safetensors
+from sparse_but_wrong.untrusted import damaged, quiet, read_json, read_safetensors
 
 if TYPE_CHECKING:
     import sae_lens
@@ -70,14 +70,7 @@ def read_sae_lens(file: Path) -> sae_lens.SAE[Any]:
     with quiet():
         sae_class, config = checked_config(config_file, config, tensors)
         tensors = scaled_decoder(config_file, config, tensors)
-        try:
-            sae = load_with_sae_lens(sae_class, config, tensors)
-        except Exception as error:  # sae_lens and torch each have their own
-            says = f"{type(error).__name__}: {one_line(error)}"
-            raise ValueError(
-                f"the SAE in {folder} cannot be loaded ({says}); copy {CONFIG} and {WEIGHTS} "
-                "again, both from the same SAE."
-            ) from error
+        sae = load_with_sae_lens(folder, sae_class, config, tensors)
         # What is folded already is read as it is, whatever its checkpoint left beside it.
         if sae.cfg.normalize_activations in FOLDED_IN_TRAINING and (folder / _SCALER).exists():
             _fold_scaler(sae, folder)
@@ -91,11 +84,6 @@ def _fold_scaler(sae: sae_lens.SAE[Any], folder: Path) -> None:
     scaler, file = read_json(folder / _SCALER), folder / ACTIVATION_WHITENING_FILENAME
     # The whitening is the last to be done to activations, so it is the first to be folded.
     if scaler.get("has_whitening", file.exists()):
-        if not file.exists():
-            raise ValueError(
-                f"{folder / _SCALER} says that the activations were whitened, but {file.name} is "
-                "missing; copy it from where the checkpoint was saved."
-            )
         whitening = read_safetensors(file)
         try:
             sae.fold_activation_whitening(
@@ -174,8 +162,14 @@ def checked_config(
 
     types = field_types(config_class)
     for name, kind in types.items():
-        if name in config and name not in _CHECKED_ELSEWHERE:
-            _check_type(file, name, config[name], kind)
+        if name not in config or name in _CHECKED_ELSEWHERE:
+            continue
+        try:
+            of_type(config[name], kind)
+        except TypeError:  # a class of somebody's own, which knows itself what to make of it
+            continue
+        except ValueError as error:
+            raise ValueError(f"{name} in {file} is {shown(config[name])}, but {error}.") from error
     if trains and "rescale_acts_by_decoder_norm" in types:
         config.setdefault("rescale_acts_by_decoder_norm", False)
     metadata: Any = config.get("metadata")
@@ -225,16 +219,6 @@ def _activation(file: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     if wrong:
         raise ValueError(f"{file} {wrong}.")
     return {"architecture": "topk", "k": ks[0]} if is_topk else {}
-
-
-def _check_type(file: Path, name: str, value: object, kind: Any) -> None:
-    try:
-        of_type(value, kind)
-    except TypeError:  # a class of somebody's own, which knows itself what to make of it
-        return
-    except ValueError:
-        wanted = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
-        expect(False, file, name, value, f"of the type {wanted}")
 
 
 def scaled_decoder(

@@ -17,17 +17,8 @@ if TYPE_CHECKING:
     import sae_lens
     from torch import Tensor
 
-_SHAPES: dict[str, tuple[str, ...]] = {
-    "W_enc": ("d_in", "d_sae"),
-    "W_dec": ("d_sae", "d_in"),
-    "b_dec": ("d_in",),
-    **dict.fromkeys(("b_enc", "b_gate", "b_mag", "r_mag", "threshold"), ("d_sae",)),
-    **{"k": (), "one_threshold": (), "group_sizes": ("groups",)},
-}
-"""The sizes of the tensors of SAEs, by sae_lens' names where it has them."""
-
 OPTIONAL = ("k", "one_threshold", "group_sizes")
-"""Those that may be missing, and are no weights."""
+"""What an SAE's state dict may hold or lack that is no weight."""
 
 PLAIN = {name: name for name in ("W_enc", "b_enc", "W_dec", "b_dec")}
 LINEAR = {"encoder.weight": "W_enc.T", "encoder.bias": "b_enc", "decoder.weight": "W_dec.T"}
@@ -104,11 +95,13 @@ def by_sae_lens_names(
 ) -> dict[str, Tensor]:
     """The tensors of a file by sae_lens' names, once they are those that a kind of SAE has.
 
+    Whether their sizes agree is for torch to say when it loads them.
+
     Args:
         layout: sae_lens' name for every tensor of the kind; "W_enc.T" for one that is transposed.
     Raises:
-        ValueError: tensors that are missing or unknown, sizes that do not agree, or weights that
-            are no floating-point numbers. Non-finite numbers are let through.
+        ValueError: tensors that are missing or unknown, or weights that are no floating-point
+            numbers. Non-finite numbers are let through.
     """
     missing = [name for name, to in layout.items() if name not in tensors and to not in OPTIONAL]
     unknown = [name for name in tensors if name not in layout]
@@ -119,25 +112,15 @@ def by_sae_lens_names(
             f"{file} {' and '.join(wrong)}; an SAE of its kind has {', '.join(layout)}. Save the "
             "SAE's state dict as it is."
         )
-    weights: dict[str, Tensor] = {}
-    known: dict[str, tuple[int, str]] = {}
+    weights = {}
     for name, target in layout.items():
-        if name not in tensors:
-            continue
-        tensor, plain = tensors[name], target.removesuffix(".T")
-        sizes = _SHAPES[plain] if target == plain else _SHAPES[plain][::-1]
-        wrong = f"{name} in {file} has the shape {list(tensor.shape)}, not [{', '.join(sizes)}]"
-        if tensor.ndim != len(sizes):
-            raise ValueError(f"{wrong}; save all as it was trained.")
-        for dimension, size in zip(sizes, tensor.shape, strict=True):
-            expected, by = known.setdefault(dimension, (size, name))
-            if size != expected:
-                raise ValueError(
-                    f"{wrong}: {by} has {dimension} = {expected}; save all tensors of the same SAE."
-                )
-        if plain not in OPTIONAL:
-            check_tensor(file, name, tensor)
-        weights[plain] = tensor if target == plain else tensor.T
+        if target not in OPTIONAL:
+            check_tensor(file, name, tensors[name])
+        if name in tensors:
+            is_turned = target.endswith(".T")
+            weights[target.removesuffix(".T")] = tensors[name].mT if is_turned else tensors[name]
+    shape = list(weights["W_dec"].shape)
+    expect(len(shape) == 2, file, "the shape of the decoder", shape, "that of a matrix")
     return weights
 
 
@@ -170,8 +153,7 @@ def read_npz(file: Path) -> dict[str, Tensor]:
     tensors = {}
     with _unpacking(file), np.load(file, allow_pickle=False) as archive:
         for name, array in archive.items():
-            native = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
-            tensors[name] = torch.from_numpy(native.reshape(array.shape))
+            tensors[name] = torch.from_numpy(array.astype(array.dtype.newbyteorder("=")))
     return tensors
 
 
@@ -223,7 +205,10 @@ def _check_claim(file: Path, claimed: int) -> None:
 
 
 def load_with_sae_lens(
-    sae_class: type[sae_lens.SAE[Any]], config: Mapping[str, Any], weights: Mapping[str, Tensor]
+    folder: Path,
+    sae_class: type[sae_lens.SAE[Any]],
+    config: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
 ) -> sae_lens.SAE[Any]:
     """The SAE that sae_lens makes of a config and weights; in float32, on the CPU.
 
@@ -236,12 +221,19 @@ def load_with_sae_lens(
         name: tensor.detach().to(device="cpu", dtype=torch.float32, copy=True).contiguous()
         for name, tensor in weights.items()
     }
-    with quiet():
-        return sae_class.load_from_disk("", converter=lambda *_, **__: (config, full))
+    try:
+        with quiet():
+            return sae_class.load_from_disk(folder, converter=lambda *_, **__: (config, full))
+    except Exception as error:  # sae_lens and torch each have their own
+        says = f"{type(error).__name__}: {one_line(error)}"
+        raise ValueError(
+            f"the SAE in {folder} cannot be loaded ({says}); copy its config and its weights "
+            "again, both from the same SAE."
+        ) from error
 
 
 def build_sae(
-    architecture: str, weights: Mapping[str, Tensor], library: str, **options: Any
+    file: Path, architecture: str, weights: Mapping[str, Tensor], library: str, **options: Any
 ) -> sae_lens.SAE[Any]:
     """A sae_lens SAE for inference of weights by sae_lens' names; in float32, on the CPU.
 
@@ -255,4 +247,4 @@ def build_sae(
     metadata = {name: options.pop(name, None) for name in ("hook_name", "model_name")}
     metadata |= {"converted_from": library, "sae_lens_version": sae_lens.__version__}
     config = {"architecture": architecture, "d_in": d_in, "d_sae": d_sae, "metadata": metadata}
-    return load_with_sae_lens(sae_lens.SAE, {**config, **options}, weights)
+    return load_with_sae_lens(file.parent, sae_lens.SAE, {**config, **options}, weights)

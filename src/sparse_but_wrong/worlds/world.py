@@ -200,8 +200,6 @@ class ToyWorld(Iterable[Tensor]):
             ValueError: a file is damaged.
         """
         file = Path(folder) / _FEATURES_FILE
-        if not file.is_file():
-            raise FileNotFoundError(f"{file} is missing; {folder} does not hold a whole world.")
         tensors = read_safetensors(file)
         if missing := [name for name in _NAMES if name not in tensors]:
             raise damaged(file, f"it lacks {' and '.join(missing)}")
