@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import sparse_but_wrong
 from sparse_but_wrong import atomic
 from sparse_but_wrong.threads import threads_per_operation
-from sparse_but_wrong.untrusted import damaged, read_json, read_safetensors
+from sparse_but_wrong.untrusted import damaged, one_line, read_json, read_safetensors
 from sparse_but_wrong.worlds.correlations import check_range
 
 _CONFIG_FILE = "toy_model.json"
@@ -163,20 +163,20 @@ class ToyModel(nn.Module):
             generator=generator,
             renormalize=ortho_renormalize,
         )
-        offset = None
+        config = (num_feats, hidden_dim, float(target_cos_sim), bias, ortho_lr, ortho_num_steps)
+        tensors = {"embed.weight": directions.T.contiguous()}
         if bias:
             limit = 1 / math.sqrt(num_feats)
-            offset = (2 * torch.rand(hidden_dim, generator=generator) - 1) * limit
-        config = (num_feats, hidden_dim, float(target_cos_sim), bias, ortho_lr, ortho_num_steps)
-        self._fill(ToyModelConfig(*config), directions.T.contiguous(), offset)
+            offset = 2 * torch.rand(hidden_dim, generator=generator) - 1
+            tensors["embed.bias"] = offset * limit
+        self._fill(ToyModelConfig(*config), tensors)
 
-    def _fill(self, config: ToyModelConfig, weight: Tensor, bias: Tensor | None) -> None:
+    def _fill(self, config: ToyModelConfig, tensors: dict[str, Tensor]) -> None:
         self.config = config
         # "meta": nn.Linear would otherwise draw weights, from the global generator, to throw away.
         self.embed = nn.Linear(config.num_feats, config.hidden_dim, bias=config.bias, device="meta")
-        self.embed.weight = nn.Parameter(weight, requires_grad=False)
-        if bias is not None:
-            self.embed.bias = nn.Parameter(bias, requires_grad=False)
+        self.requires_grad_(False)
+        self.load_state_dict(tensors, assign=True)
 
     def forward(
         self, features: Float[Tensor, "*batch num_feats"]
@@ -248,19 +248,15 @@ class ToyModel(nn.Module):
             where = ".".join(map(str, ("config", *problem["loc"])))
             raise damaged(config_file, f"{where}: {problem['msg']}") from error
         tensors = read_safetensors(weights_file)
-        shapes = {"embed.weight": [config.hidden_dim, config.num_feats]}
-        if config.bias:
-            shapes["embed.bias"] = [config.hidden_dim]
-        found = {name: list(tensor.shape) for name, tensor in tensors.items()}
-        if found != shapes:
-            raise ValueError(
-                f"The files in {folder} belong to different worlds: {_CONFIG_FILE} describes "
-                f"tensors {shapes}, but {_WEIGHTS_FILE} holds {found}."
-            )
         for name, tensor in tensors.items():
             if not (tensor.is_floating_point() and bool(tensor.isfinite().all())):
                 raise damaged(weights_file, f"{name} holds values that are not finite")
         model = cls.__new__(cls)
         nn.Module.__init__(model)
-        model._fill(config, tensors["embed.weight"], tensors.get("embed.bias"))
+        try:
+            model._fill(config, tensors)
+        except RuntimeError as error:
+            raise ValueError(
+                f"The two files in {folder} belong to different worlds ({one_line(error)})."
+            ) from error
         return model
