@@ -147,7 +147,7 @@ def test_a_slip_in_the_release_is_guessed_where_the_hub_knows_no_such_repository
         (
             http_error(errors.RepositoryNotFoundError, 404),
             ValueError,
-            "no repository .* 'user/repo'",
+            "no repository .* 'user/repo",
         ),
         (http_error(errors.RemoteEntryNotFoundError, 404), ValueError, "could not be loaded"),
         (http_error(errors.HfHubHTTPError, 500), OSError, "could not be fetched .*many things"),
@@ -175,9 +175,7 @@ def test_without_a_network_it_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     for name in ("user/repo/folder", f"{RELEASE}/{SAE_ID}"):
-        with pytest.raises(
-            ConnectionError, match=f"{name} is not in the cache .* cannot be reached"
-        ):
+        with pytest.raises(ConnectionError, match=f"{name} is not in the .* cannot be reached"):
             load_sae(name)
 
 

@@ -56,15 +56,12 @@ def test_a_folder_of_saes_names_one_of_them(tmp_path: Path) -> None:
         load_sae(tmp_path / "checkpoints")
 
 
-def test_a_folder_with_two_saes_is_refused(tmp_path: Path) -> None:
+def test_a_folder_with_two_saes_and_files_of_none_are_refused(tmp_path: Path) -> None:
     save(tmp_path)
     (tmp_path / "ae.pt").write_bytes(b"")
     with pytest.raises(ValueError, match=r"more than one SAE \(sae_weights.safetensors, ae.pt\)"):
         load_sae(tmp_path)
     assert load_sae(tmp_path / "sae_weights.safetensors").cfg.d_in == 6
-
-
-def test_files_that_are_no_saes_are_refused(tmp_path: Path) -> None:
     for name in ("trainer_state.pt", "results.csv"):
         (tmp_path / name).write_bytes(b"")
     with pytest.raises(ValueError, match="never opened; name the folder"):
@@ -98,12 +95,16 @@ def test_what_is_no_file_is_an_error_with_a_name(name: str, tmp_path: Path) -> N
 DEEP = "[" * 100_000 + "]" * 100_000
 
 
-@pytest.mark.parametrize("text", ["", "null", "[]", "{", DEEP, f'{{"a": {DEEP}}}', "\ufeff{}"])
-def test_damaged_json_is_an_error_with_a_name(text: str, tmp_path: Path) -> None:
+def test_damaged_files_are_errors_with_a_name(tmp_path: Path) -> None:
     folder = save(tmp_path)
-    (folder / "cfg.json").write_text(text)
-    with pytest.raises(ValueError, match=r"cfg\.json"):
-        load_sae(folder)
+    for text in ("", "null", "[]", "{", DEEP, f'{{"a": {DEEP}}}', "\ufeff{}", "\udcff{"):
+        (folder / "cfg.json").write_text(text, errors="surrogateescape")
+        with pytest.raises(ValueError, match=r"cfg\.json"):
+            load_sae(folder)
+    file = save(tmp_path) / "sae_weights.safetensors"
+    file.write_bytes(file.read_bytes()[:-40])
+    with pytest.raises(ValueError, match=r"sae_weights.safetensors is damaged"):
+        load_sae(tmp_path)
 
 
 def test_names_of_any_length_make_a_short_message(tmp_path: Path) -> None:

@@ -65,35 +65,20 @@ CLASSES: dict[str, dict[str, Tensor]] = {
 }
 SPARSIFY = {**ENCODER, "W_dec": W_DEC, "b_dec": B_DEC}
 # As SparseCoder.save_to_disk writes it; num_latents = 0 leaves the width to the factor.
-SPARSIFY_CONFIG: dict[str, Any] = {
-    "activation": "topk",
-    "expansion_factor": 2,
-    "normalize_decoder": True,
-    "num_latents": 0,
-    "k": 3,
-    "multi_topk": False,
-    "skip_connection": False,
-    "transcode": False,
-    "d_in": D_IN,
-}
+SPARSIFY_CONFIG: dict[str, Any] = json.loads(
+    '{"activation": "topk", "expansion_factor": 2, "normalize_decoder": true, "num_latents": 0,'
+    '"k": 3, "multi_topk": false, "skip_connection": false, "transcode": false, "d_in": 6}'
+)
 GEMMA = {**PLAIN, "threshold": THRESHOLD}
 LLAMA = {**LINEAR, "decoder.bias": B_DEC}
 HOOK, NORM, THETA = "blocks.15.hook_resid_post", 12.0, 5.0
-LLAMA_CONFIG: dict[str, Any] = {
-    "hook_point_in": HOOK,
-    "hook_point_out": HOOK,
-    "use_decoder_bias": True,
-    "apply_decoder_bias_to_pre_encoder": False,
-    "d_model": D_IN,
-    "d_sae": D_SAE,
-    "act_fn": "jumprelu",
-    "jump_relu_threshold": THETA,
-    "norm_activation": "dataset-wise",
-    "dataset_average_activation_norm": {"in": NORM, "out": NORM},
-    "sparsity_include_decoder_norm": True,
-    "use_glu_encoder": False,
-    "top_k": 50,
-}
+LLAMA_CONFIG: dict[str, Any] = json.loads(
+    '{"hook_point_in": "blocks.15.hook_resid_post", "hook_point_out": "blocks.15.hook_resid_post",'
+    '"use_decoder_bias": true, "apply_decoder_bias_to_pre_encoder": false, "d_model": 6,'
+    '"d_sae": 12, "act_fn": "jumprelu", "jump_relu_threshold": 5.0, "use_glu_encoder": false,'
+    '"norm_activation": "dataset-wise", "sparsity_include_decoder_norm": true, "top_k": 50,'
+    '"dataset_average_activation_norm": {"in": 12.0, "out": 12.0}}'
+)
 Changes = Mapping[str, Any]
 NOTHING: Changes = {}
 Write = Callable[..., Path]
@@ -225,32 +210,25 @@ def test_one_that_is_folded_already_is_not_folded_again(tmp_path: Path) -> None:
     assert torch.equal(sae.state_dict()["threshold"], torch.full((D_SAE,), THETA))
 
 
-def test_other_types_of_numbers_become_float32(tmp_path: Path) -> None:
+def test_numbers_of_other_types_become_float32(tmp_path: Path) -> None:
     sae = load_sae(jumprelu(tmp_path, {name: t.bfloat16() for name, t in GEMMA.items()}))
     assert {p.dtype for p in sae.parameters()} == {torch.float32}
     assert torch.equal(sae.W_dec, W_DEC.bfloat16().float())
     big_endian = load_sae(gemma(tmp_path / "gemma", {"b_dec": B_DEC.numpy().astype(">f8")}))
     assert torch.equal(big_endian.b_dec, B_DEC)
+    # Tensors that share their numbers are loaded.
+    tied = load_sae(topk(tmp_path / "tied", {"decoder.weight": ENCODER["encoder.weight"].T}))
+    assert torch.equal(tied.W_dec, tied.W_enc.T)
 
 
-def test_tensors_that_share_their_numbers_are_loaded(tmp_path: Path) -> None:
-    sae = load_sae(topk(tmp_path, {"decoder.weight": ENCODER["encoder.weight"].T}))
-    assert torch.equal(sae.W_dec, sae.W_enc.T)
-
-
-@pytest.mark.parametrize(
-    ("of", "architecture"),
-    [
+def test_the_class_is_told_from_names_that_only_one_has(tmp_path: Path) -> None:
+    for of, architecture in (
         ("AutoEncoder", "standard"),
         ("GatedAutoEncoder", "gated"),
         ("MatryoshkaBatchTopKSAE", "jumprelu"),
-    ],
-)
-def test_the_class_is_told_from_names_that_only_one_has(
-    of: str, architecture: str, tmp_path: Path
-) -> None:
-    sae = load_sae(dictionary(of, tmp_path, dict_class=None))
-    assert sae.cfg.architecture() == architecture
+    ):
+        sae = load_sae(dictionary(of, tmp_path, dict_class=None))
+        assert sae.cfg.architecture() == architecture
 
 
 def test_a_checkpoint_has_its_config_one_folder_up(tmp_path: Path) -> None:
@@ -428,16 +406,13 @@ def test_what_does_not_make_an_sae_is_refused(
 
 
 @pytest.mark.parametrize(
-    "folder",
-    [
-        "gemma-scope-2b-pt-transcoders/layer_1/width_16k/average_l0_5",
-        "models--google--gemma-scope-2b-pt-transcoders/snapshots/a/layer_1/width_16k/average_l0_5",
-        "transcoders/layer_1",
-    ],
+    "folder", ["gemma-scope-2b-{}/layer_1/a/b", "models--google--gemma-scope-{}/snapshots/a/b/c/d"]
 )
 def test_transcoders_of_gemma_scope_are_refused(folder: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="transcoder"):
-        load_sae(gemma(tmp_path / folder))
+    load_sae(gemma(tmp_path / folder.format("res")))
+    for name in (folder.format("pt-transcoders"), "transcoders/layer_1"):
+        with pytest.raises(ValueError, match="transcoder"):
+            load_sae(gemma(tmp_path / name))
 
 
 def test_a_folder_without_its_config_and_a_folder_of_them(tmp_path: Path) -> None:
