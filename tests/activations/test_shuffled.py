@@ -19,7 +19,7 @@ from sae_lens import StandardTrainingSAEConfig
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sparse_but_wrong.activations.parts import TensorPart
+from sparse_but_wrong.activations.parts import tensor_part
 from sparse_but_wrong.activations.shuffled import RUN, ShuffledActivations
 from sparse_but_wrong.activations.stored import StoredActivations, open_activations
 from sparse_but_wrong.training.batches import ResumableSource
@@ -43,7 +43,7 @@ def places(batches: list[Tensor]) -> list[int]:
 
 def shuffled(buffer_samples: int, batch_size: int = 50, seed: int = 0) -> ShuffledActivations:
     """Over seven parts."""
-    parts = [TensorPart.of(f"part {i}", x) for i, x in enumerate(X.bfloat16().tensor_split(7))]
+    parts = [tensor_part(f"part {i}", x) for i, x in enumerate(X.bfloat16().tensor_split(7))]
     return ShuffledActivations(of(*parts), batch_size, seed, buffer_bytes=buffer_samples * BYTES)
 
 
@@ -231,11 +231,11 @@ from tests.activations.test_stored import Recorder, of
 from sparse_but_wrong.activations.shuffled import ShuffledActivations
 
 class Slow(Recorder):
-    def _read(self, start, stop):
+    def record(self, start, stop):
         if len(self.asked) == 102:
             print("reading ahead", flush=True)
         time.sleep(0.0 if len(self.asked) < 100 else 0.5)
-        return super()._read(start, stop)
+        return super().record(start, stop)
 
 part = Slow(n_samples=10_000 * 64)
 source = ShuffledActivations(of(part), 64, 0, buffer_bytes=100 * 64 * 8)

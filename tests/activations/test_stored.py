@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from sparse_but_wrong.activations.parts import Part, TensorPart
+from sparse_but_wrong.activations.parts import Part, tensor_part
 from sparse_but_wrong.activations.stored import (
     BLOCKS,
     StoredActivations,
@@ -23,31 +24,34 @@ from sparse_but_wrong.activations.stored import (
 X = torch.arange(20.0).view(10, 2)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Recorder(Part):
-    """A part that notes what it is asked for, and fails from a sample on."""
+    """A part that notes what it is asked for, and fails from a sample on.
+
+    Its samples are of the tokens 0, 1, 2, 0, 1, 2 and so on, where it has `ids`.
+    """
 
     name: str = "recorder"
     n_samples: int = 10
     d_in: int = 2
     dtype: torch.dtype = torch.float32
+    rows: Any = None
     fails_from: float = float("inf")
     short_by: int = 0
+    ids: bool = False
     asked: list[tuple[int, int]] = field(default_factory=list)
 
-    def _read(self, start: int, stop: int) -> Tensor:
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rows", self.record)
+        if self.ids:
+            object.__setattr__(self, "token_ids", lambda *ends: torch.arange(*ends) % 3)
+
+    def record(self, start: int, stop: int) -> Tensor:
         self.asked.append((start, stop))
         if stop > self.fails_from:
             raise RuntimeError("the disk is gone")
         rows = torch.arange(start, stop - self.short_by)
         return rows.view(-1, 1).expand(-1, self.d_in).to(self.dtype)
-
-
-class WithIds(Recorder):
-    """A part whose samples are of the tokens 0, 1, 2, 0, 1, 2 and so on."""
-
-    def _read_token_ids(self, start: int, stop: int) -> Tensor:
-        return torch.arange(start, stop) % 3
 
 
 def of(*parts: Part) -> StoredActivations:
@@ -77,7 +81,7 @@ def test_what_is_read_is_a_copy_in_a_type_that_holds_all() -> None:
     assert torch.equal(x, X.bfloat16())
     with pytest.raises(FrozenInstanceError):
         stored.name = "yours"  # pyright: ignore[reportAttributeAccessIssue]
-    both = of(TensorPart.of("a", x), TensorPart.of("b", X.half()))
+    both = of(tensor_part("a", x), tensor_part("b", X.half()))
     assert torch.equal(both.read(0, 20), torch.cat([X, X]))
     assert both.read(0, 1).dtype == both.read(0, 0).dtype == both.dtype == torch.float32
 
@@ -88,7 +92,7 @@ def test_what_is_read_is_a_copy_in_a_type_that_holds_all() -> None:
         (lambda: of(), "x holds no samples"),
         (lambda: StoredActivations.of(X[:0]), "activations holds no samples"),
         (
-            lambda: of(TensorPart.of("a", X), TensorPart.of("c", torch.ones(3, 5))),
+            lambda: of(tensor_part("a", X), tensor_part("c", torch.ones(3, 5))),
             "c .* 5.* a .* 2",
         ),
         (lambda: StoredActivations.of(X.flatten()), r"\[20\]"),
@@ -150,7 +154,7 @@ def test_fewer_samples_are_whole_batches_spread_evenly() -> None:
 
 
 def test_samples_are_left_out_by_their_tokens() -> None:
-    stored = of(WithIds(n_samples=4), WithIds(n_samples=7))
+    stored = of(Recorder(n_samples=4, ids=True), Recorder(n_samples=7, ids=True))
     batches = list(stored.batches(3, keep=without_tokens([0, 2])))
     # Samples 0 to 3 and then 0 to 6; a batch of which nothing is kept is left out.
     assert [batch[:, 0].tolist() for batch in batches] == [[1], [1], [4]]
@@ -159,7 +163,7 @@ def test_samples_are_left_out_by_their_tokens() -> None:
     assert rows[:, 0].tolist() == [2, 5]
     with pytest.raises(ValueError, match="no sample of x"):
         list(stored.batches(3, keep=without_tokens(range(3))))
-    mixed = of(WithIds(n_samples=4), Recorder(n_samples=7))
+    mixed = of(Recorder(n_samples=4, ids=True), Recorder(n_samples=7))
     assert mixed.read_token_ids(0, 4) is not None
     with pytest.raises(ValueError, match="no token_ids"):
         list(mixed.batches(3, keep=without_tokens([0])))

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field
 
-from sparse_but_wrong.activations.parts import FilePart, open_file
+from sparse_but_wrong.activations.parts import Part, open_file
 from sparse_but_wrong.atomic import LOCK, write_bytes
-from sparse_but_wrong.untrusted import damaged, read_json, sha256
+from sparse_but_wrong.untrusted import checked, damaged, read_json, sha256
 
 MANIFEST = "manifest.json"
 FORMAT, FORMAT_VERSION = "sparse_but_wrong activations", 2
@@ -25,7 +25,7 @@ _CHECKSUMS_UP_TO = 2 * 2**30
 those of larger ones when they are resumed."""
 
 _AGAIN = "`sbw cache-activations --resume` makes it again"
-_STRICT = ConfigDict(strict=True, allow_inf_nan=False)
+_FINITE = ConfigDict(allow_inf_nan=False)
 
 # The largest number of which every JSON parser knows all digits; no count or norm comes near.
 _Whole = Annotated[int, Field(ge=0, le=2**53)]
@@ -37,7 +37,7 @@ _Norm = Annotated[float, Field(ge=0, le=2**53)]
 class Shard:
     """An entry of the manifest: a .safetensors file of activations and the ids of their tokens."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = _FINITE
 
     file: str
     n_samples: _Count
@@ -60,7 +60,7 @@ class Shard:
 class Cache:
     """What a cache is made of, and what is in it so far. Fields as in the manifest."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = _FINITE
 
     model: str
     model_class: str
@@ -89,6 +89,19 @@ class Cache:
     provenance: dict[str, Any]
     resumed: tuple[dict[str, Any], ...]
     """The provenance of every later process that worked on it."""
+
+    def __post_init__(self) -> None:
+        done = 0
+        for i, shard in enumerate(self.shards):
+            if not (
+                shard.file == shard_name(i)  # which also leads nowhere else
+                and shard.n_samples * self.d_in <= shard.bytes
+                and shard.first_sequence >= done
+                and self.skip_positions < self.context_size
+                and shard.n_sequences <= self.sequences_per_shard
+            ):
+                raise ValueError(f"shards.{i} is not one of such a cache: {shard!r:.200}")
+            done = shard.first_sequence + shard.n_sequences
 
     @property
     def n_samples(self) -> int:
@@ -160,22 +173,6 @@ class Cache:
             raise ValueError(f"the cache in {folder} was {says}; it can be extended, but not cut.")
         return replace(found, tokens=self.tokens, resumed=(*found.resumed, self.provenance))
 
-    def check(self) -> None:
-        """Raise ValueError for shards that no cache of these settings has."""
-        if self.skip_positions >= self.context_size:
-            raise ValueError(f"skip_positions is {self.skip_positions}")
-        done = 0
-        for i, shard in enumerate(self.shards):
-            if shard.file != shard_name(i):  # which also leads nowhere else
-                raise ValueError(f"shards.{i} is {shard.file!r:.100}, not {shard_name(i)}")
-            if shard.n_samples * self.d_in > shard.bytes:
-                raise ValueError(f"{shard.file} has {shard.bytes} bytes for {shard.n_samples}")
-            if shard.first_sequence < done:
-                raise ValueError(f"{shard.file} begins with a sequence that is in another shard")
-            if shard.n_sequences > self.sequences_per_shard:
-                raise ValueError(f"{shard.file} has too many sequences: {shard.n_sequences}")
-            done = shard.first_sequence + shard.n_sequences
-
 
 def shard_name(index: int) -> str:
     """The name of the shard at a place in the order."""
@@ -191,20 +188,10 @@ def read_cache(folder: Path) -> Cache:
     if kind != (FORMAT, FORMAT_VERSION):
         known = f"{FORMAT!r}, version {FORMAT_VERSION}"
         raise ValueError(f"{file} is not of the format {known}, but of {kind!r:.100}; {remedy}.")
-    try:
-        # As JSON, where lists stand for tuples and objects for dataclasses.
-        cache: Cache = TypeAdapter(Cache).validate_json(json.dumps(content))
-        cache.check()
-    except ValidationError as error:
-        wrong = error.errors()[0]
-        where, value = ".".join(map(str, wrong["loc"])), repr(wrong["input"])[:100]
-        raise damaged(file, f"{where} is {value}: {wrong['msg']}", remedy) from error
-    except ValueError as error:
-        raise damaged(file, error, remedy) from error
-    return cache
+    return checked(Cache, content, file, remedy)
 
 
-def open_shards(folder: Path, cache: Cache) -> tuple[FilePart, ...]:
+def open_shards(folder: Path, cache: Cache) -> tuple[Part, ...]:
     """The shards of a cache so far.
 
     Size and header show that a shard is whole, and in caches of up to 2 GiB the checksum.
@@ -219,7 +206,7 @@ def open_shards(folder: Path, cache: Cache) -> tuple[FilePart, ...]:
     return tuple(_open_shard(folder, shard, cache.d_in, is_small) for shard in cache.shards)
 
 
-def _open_shard(folder: Path, shard: Shard, d_in: int, with_checksum: bool) -> FilePart:
+def _open_shard(folder: Path, shard: Shard, d_in: int, with_checksum: bool) -> Part:
     path = folder / shard.file
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing, but {MANIFEST} lists it; {_AGAIN}.")

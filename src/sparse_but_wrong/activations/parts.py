@@ -7,20 +7,18 @@ larger than the memory, and a mapped file that becomes shorter ends the process.
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from sparse_but_wrong.untrusted import damaged, one_line, quiet
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 TENSOR, TOKEN_IDS = "activations", "token_ids"
 """The tensors of a .safetensors file: samples, and the ids of their tokens."""
@@ -32,7 +30,7 @@ _SAFETENSORS = {"BF16": "bfloat16", "F16": "float16", "F32": "float32", "F64": "
 _INTEGERS = {"I32": torch.int32, "I64": torch.int64}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Part:
     """Samples that lie together in one place; several threads may read at once."""
 
@@ -42,6 +40,17 @@ class Part:
     n_samples: int
     d_in: int
     dtype: torch.dtype
+    rows: Callable[[int, int], Tensor] = field(repr=False)
+    """Gives the samples from start up to stop, as stored."""
+
+    token_ids: Callable[[int, int], Tensor | None] | None = field(default=None, repr=False)
+    """Gives the ids of their tokens, where these are stored."""
+
+    files: tuple[Path, ...] = ()
+    """Where it lies, unless it is in memory."""
+
+    column: str | None = None
+    """The column of a dataset that it is."""
 
     def read(self, start: int, stop: int) -> Float[Tensor, "rows d_in"]:
         """The samples from start up to stop, as stored.
@@ -49,7 +58,7 @@ class Part:
         OSError if they cannot be read, ValueError if they are not all finite; both name them.
         """
         with self._named(start, stop):
-            rows = self._read(start, stop)
+            rows = self.rows(start, stop)
             if rows.shape != (stop - start, self.d_in):
                 raise ValueError(f"it gives numbers of shape {list(rows.shape)}")
         # A finite sum proves that all are; only otherwise (it may have overflowed) look closer.
@@ -60,16 +69,9 @@ class Part:
         return rows
 
     def read_token_ids(self, start: int, stop: int) -> Int64[Tensor, " rows"] | None:
-        """The ids of the tokens of these samples, or None where none are stored; OSError as is."""
+        """The ids of their tokens, or None where none are stored; OSError as `read`."""
         with self._named(start, stop):
-            return self._read_token_ids(start, stop)
-
-    def _read(self, start: int, stop: int) -> Tensor:
-        raise NotImplementedError
-
-    def _read_token_ids(self, start: int, stop: int) -> Tensor | None:
-        del start, stop
-        return None
+            return self.token_ids(start, stop) if self.token_ids is not None else None
 
     @contextmanager
     def _named(self, start: int, stop: int) -> Iterator[None]:
@@ -80,68 +82,28 @@ class Part:
             raise OSError(f"{self.name} cannot be read {where}.") from error
 
 
-def _checked(name: str, shape: Sequence[int], dtype: str) -> tuple[int, int, torch.dtype]:
-    """The number of samples, their width and their type, once they can be activations."""
+def _checked(name: str, shape: Sequence[int], dtype: str) -> tuple[str, int, int, torch.dtype]:
+    """The name, number, width and type of samples, once they can be activations."""
     if len(shape) != 2 or shape[1] == 0:
         raise ValueError(f"{name}: activations have shape [samples, d_in], not {list(shape)}.")
     if dtype not in _DTYPES:
         known = ", ".join(_DTYPES)
         raise ValueError(f"{name}: activations are {known}, not {dtype}; convert them.")
-    return shape[0], shape[1], _DTYPES[dtype]
+    return name, shape[0], shape[1], _DTYPES[dtype]
 
 
-@dataclass(frozen=True, eq=False)
-class TensorPart(Part):
-    """Samples in memory."""
-
-    activations: Tensor = field(repr=False)
-
-    @classmethod
-    def of(cls, name: str, activations: Tensor) -> TensorPart:
-        """A tensor [samples, d_in], which is not copied; ValueError for any other."""
-        dtype = str(activations.dtype).removeprefix("torch.")
-        return cls(name, *_checked(name, activations.shape, dtype), activations)
-
-    def _read(self, start: int, stop: int) -> Tensor:
-        return self.activations[start:stop].detach().cpu()
+def tensor_part(name: str, activations: Tensor) -> Part:
+    """A tensor [samples, d_in] in memory, which is not copied; ValueError for any other."""
+    dtype = str(activations.dtype).removeprefix("torch.")
+    rows = partial(_of_tensor, activations.detach())
+    return Part(*_checked(name, activations.shape, dtype), rows)
 
 
-@dataclass(frozen=True)
-class FilePart(Part):
-    """Samples that lie one after the other in a file."""
-
-    path: Path
-    offset: int
-    """Byte at which the first sample begins."""
-
-    token_ids: tuple[int, torch.dtype] | None = None
-    """Byte at which the tokens' ids begin, and their type."""
-
-    def _read(self, start: int, stop: int) -> Tensor:
-        return self._numbers(self.offset, start, (stop - start, self.d_in), self.dtype)
-
-    def _read_token_ids(self, start: int, stop: int) -> Tensor | None:
-        if self.token_ids is None:
-            return None
-        offset, dtype = self.token_ids
-        return self._numbers(offset, start, (stop - start,), dtype).long()
-
-    def _numbers(self, offset: int, start: int, shape: tuple[int, ...], dtype: Any) -> Tensor:
-        values = torch.empty(shape, dtype=dtype)
-        # NumPy knows no bfloat16, but both know bytes.
-        numbers: Any = values.view(torch.uint8).numpy().reshape(-1)
-        missing = memoryview(numbers)
-        with self.path.open("rb", buffering=0) as file:
-            file.seek(offset + start * values[:1].nbytes)
-            while missing:
-                n_read = file.readinto(missing)
-                if not n_read:
-                    raise OSError(f"it ends {len(missing)} bytes early")
-                missing = missing[n_read:]
-        return values
+def _of_tensor(activations: Tensor, start: int, stop: int) -> Tensor:
+    return activations[start:stop].cpu()
 
 
-def open_file(path: Path) -> FilePart:
+def open_file(path: Path) -> Part:
     """The activations in a .npy or .safetensors file, of which only the header is read here.
 
     Raises:
@@ -155,7 +117,7 @@ def open_file(path: Path) -> FilePart:
     return _open_npy(path) if path.suffix == ".npy" else _open_safetensors(path)
 
 
-def _open_npy(path: Path) -> FilePart:
+def _open_npy(path: Path) -> Part:
     import numpy as np
 
     try:
@@ -166,16 +128,17 @@ def _open_npy(path: Path) -> FilePart:
         raise
     except Exception as error:  # a Python parser and numpy have many kinds
         raise damaged(path, error, "save the activations alone, with np.save") from error
-    n_samples, d_in, dtype = _checked(str(path), array.shape, array.dtype.name)
+    checked = _checked(str(path), array.shape, array.dtype.name)
     if not (array.flags.c_contiguous and array.dtype.isnative):
         raise ValueError(
             f"{path} is not stored row by row in this machine's byte order; save "
             f"np.ascontiguousarray(x, dtype=np.{array.dtype.name}) instead."
         )
-    return FilePart(str(path), n_samples, d_in, dtype, path, array.offset)
+    rows = partial(_of_file, path, array.offset, array.shape[1:], checked[-1])
+    return Part(*checked, rows, files=(path,))
 
 
-def _open_safetensors(path: Path) -> FilePart:
+def _open_safetensors(path: Path) -> Part:
     """The tensor "activations", or else the only 2-D one of floating-point numbers."""
     from safetensors import SafetensorError, safe_open
 
@@ -187,15 +150,12 @@ def _open_safetensors(path: Path) -> FilePart:
     except (SafetensorError, ValueError) as error:
         raise damaged(path, error) from error
     header.pop("__metadata__", None)
-    fitting = (
-        [TENSOR]
-        if TENSOR in header
-        else [
-            name
-            for name, info in header.items()
-            if len(info["shape"]) == 2 and info["dtype"] in _SAFETENSORS
-        ]
-    )
+    fitting = [
+        name
+        for name, info in header.items()
+        if len(info["shape"]) == 2 and info["dtype"] in _SAFETENSORS
+    ]
+    fitting = [TENSOR] if TENSOR in header else fitting
     if len(fitting) != 1:
         there = (f"{name} {info['dtype']} {info['shape']}" for name, info in sorted(header.items()))
         raise ValueError(
@@ -205,12 +165,31 @@ def _open_safetensors(path: Path) -> FilePart:
     found, ids = header[fitting[0]], header.get(TOKEN_IDS, {})
     kind, data = found["dtype"], 8 + length
     name = f"{path}, tensor {fitting[0]!r}"
-    n_samples, d_in, dtype = _checked(name, found["shape"], _SAFETENSORS.get(kind) or kind)
+    _, n_samples, d_in, dtype = _checked(name, found["shape"], _SAFETENSORS.get(kind) or kind)
+    rows = partial(_of_file, path, data + found["data_offsets"][0], (d_in,), dtype)
     token_ids = None
     if ids.get("shape") == [n_samples] and ids["dtype"] in _INTEGERS:
-        token_ids = data + ids["data_offsets"][0], _INTEGERS[ids["dtype"]]
-    offset = data + found["data_offsets"][0]
-    return FilePart(str(path), n_samples, d_in, dtype, path, offset, token_ids)
+        offset, dtype_of_ids = data + ids["data_offsets"][0], _INTEGERS[ids["dtype"]]
+        token_ids = partial(_of_file, path, offset, (), dtype_of_ids)
+    return Part(str(path), n_samples, d_in, dtype, rows, token_ids, (path,))
+
+
+def _of_file(
+    path: Path, offset: int, shape: tuple[int, ...], dtype: torch.dtype, start: int, stop: int
+) -> Tensor:
+    """Numbers [stop - start, *shape] of a file; ids of tokens, which are whole, as int64."""
+    values = torch.empty((stop - start, *shape), dtype=dtype)
+    # NumPy knows no bfloat16, but both know bytes.
+    numbers: Any = values.view(torch.uint8).numpy().reshape(-1)
+    missing = memoryview(numbers)
+    with path.open("rb", buffering=0) as file:
+        file.seek(offset + start * values[:1].nbytes)
+        while missing:
+            n_read = file.readinto(missing)
+            if not n_read:
+                raise OSError(f"it ends {len(missing)} bytes early")
+            missing = missing[n_read:]
+    return values if dtype.is_floating_point else values.long()
 
 
 def files_in(folder: Path, suffixes: Container[str]) -> list[Path]:
@@ -222,51 +201,16 @@ def files_in(folder: Path, suffixes: Container[str]) -> list[Path]:
     )
 
 
-@dataclass(frozen=True)
-class DatasetPart(Part):
-    """A column of a Hugging Face dataset, as sae_lens' CacheActivationsRunner writes it.
-
-    Each row holds a vector [d_in] or a matrix [context, d_in]; samples are taken row by row.
-    """
-
-    context: int
-    """Samples per row of the dataset."""
-
-    rows: Dataset
-    """Only that column, as tensors."""
-
-    token_ids: Dataset | None = None
-    """Only the column with the ids of the samples' tokens, as tensors."""
-
-    def _read(self, start: int, stop: int) -> Tensor:
-        return self._numbers(self.rows, start, stop, [self.d_in])
-
-    def _read_token_ids(self, start: int, stop: int) -> Tensor | None:
-        if self.token_ids is None:
-            return None
-        ids = self._numbers(self.token_ids, start, stop, [])
-        if (ids < 0).any():
-            raise ValueError("some token ids are missing or negative")
-        return ids
-
-    def _numbers(self, rows: Dataset, start: int, stop: int, shape: list[int]) -> Tensor:
-        first = start // self.context
-        (values,) = rows[first : -(-stop // self.context)].values()
-        of_row = [self.context, *shape]
-        if not isinstance(values, Tensor) or [*values.shape[1:]] not in (of_row, of_row[1:]):
-            says = " × ".join(map(str, of_row))
-            raise ValueError(f"not every row holds {says} numbers, as the first does")
-        samples = values.reshape(-1, *shape)
-        return samples[start - first * self.context : stop - first * self.context]
-
-
 def is_dataset(path: Path) -> bool:
     """Whether a folder holds a dataset that was saved to disk."""
     return all((path / file).is_file() for file in ("dataset_info.json", "state.json"))
 
 
-def open_dataset(where: Path | str, column: str | None) -> DatasetPart:
+def open_dataset(where: Path | str, column: str | None) -> Part:
     """A dataset in a folder that `save_to_disk` wrote, or the split "train" of one of the Hub.
+
+    It is as sae_lens' CacheActivationsRunner writes it: each row holds a vector [d_in] or a matrix
+    [context, d_in], and beside it perhaps the ids of its tokens.
 
     Args:
         column: holds the activations; may be left out where only one can.
@@ -297,8 +241,32 @@ def open_dataset(where: Path | str, column: str | None) -> DatasetPart:
     token_ids = None
     # A list of ids beside a matrix, and one id beside a vector.
     if kinds.get(TOKEN_IDS) in ((depth - 1, "int32"), (depth - 1, "int64")):
-        token_ids = dataset.select_columns([TOKEN_IDS]).with_format("torch", dtype=torch.int64)
-    return DatasetPart(name, len(dataset) * context, d_in, _DTYPES[kind], context, rows, token_ids)
+        ids = dataset.select_columns([TOKEN_IDS]).with_format("torch", dtype=torch.int64)
+        token_ids = partial(_of_dataset, ids, [context])
+    return Part(
+        name,
+        len(dataset) * context,
+        d_in,
+        _DTYPES[kind],
+        partial(_of_dataset, rows, [context, d_in]),
+        token_ids,
+        tuple(Path(file["filename"]) for file in dataset.cache_files),
+        fits[0],
+    )
+
+
+def _of_dataset(rows: Any, shape: list[int], start: int, stop: int) -> Tensor:
+    """Samples, or ids of tokens, of a dataset whose rows have this shape, [context, …]."""
+    context, *of_sample = shape
+    first = start // context
+    (values,) = rows[first : -(-stop // context)].values()
+    if not isinstance(values, Tensor) or [*values.shape[1:]] not in (shape, of_sample):
+        says = " × ".join(map(str, shape))
+        raise ValueError(f"not every row holds {says} numbers, as the first does")
+    samples = values.reshape(-1, *of_sample)[start - first * context : stop - first * context]
+    if not of_sample and (samples < 0).any():
+        raise ValueError("some token ids are missing or negative")
+    return samples
 
 
 def load_dataset(where: Path | str, config: str | None = None, *, streaming: bool = False) -> Any:

@@ -24,11 +24,11 @@ from sparse_but_wrong.activations.manifest import (
 from sparse_but_wrong.activations.parts import (
     SUFFIXES,
     Part,
-    TensorPart,
     files_in,
     is_dataset,
     open_dataset,
     open_file,
+    tensor_part,
 )
 from sparse_but_wrong.untrusted import user_path
 
@@ -72,7 +72,7 @@ class StoredActivations:
     @classmethod
     def of(cls, activations: Tensor, name: str = "activations") -> StoredActivations:
         """Floating-point activations in memory, [samples, d_in], which are not copied."""
-        return cls(name, (TensorPart.of(name, activations),))
+        return cls(name, (tensor_part(name, activations),))
 
     def __repr__(self) -> str:
         norm = f", mean norm {self.mean_norm:.4g}" if self.mean_norm is not None else ""
@@ -81,8 +81,7 @@ class StoredActivations:
         return f"StoredActivations({self.name!r}: {size}, {dtype}{norm})"
 
     def __iter__(self) -> Iterator[Float[Tensor, "batch d_in"]]:
-        batch_size = max(1, min(LARGEST_BATCH, self.n_samples // 16))
-        return self.batches(batch_size)
+        return self.batches(max(1, min(LARGEST_BATCH, self.n_samples // 16)))
 
     @functools.cached_property
     def n_samples(self) -> int:
@@ -215,25 +214,25 @@ class StoredActivations:
         sections = []
         for start, stop in pairwise([*cuts, self.n_samples]):
             name = f"samples {start} to {stop} of {self.name}"
-            sections.append(_Section(name, stop - start, self.d_in, self.dtype, self, start))
+            size, reads = (stop - start, self.d_in, self.dtype), (self.read, self.read_token_ids)
+            sections.append(_Section(name, *size, *reads, first=start))
         return (
             StoredActivations(self.name, tuple(part for part in sections[::2] if part.n_samples)),
             StoredActivations(f"the held-out part of {self.name}", tuple(sections[1::2])),
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Section(Part):
-    """Some neighbours, as a part of their own."""
+    """Some neighbours, as a part of their own; the parts they lie in name and check them."""
 
-    of: StoredActivations
-    first: int
+    first: int = 0
 
     def read(self, start: int, stop: int) -> Float[Tensor, "rows d_in"]:
-        return self.of.read(self.first + start, self.first + stop)
+        return self.rows(self.first + start, self.first + stop)
 
     def read_token_ids(self, start: int, stop: int) -> Int64[Tensor, " rows"] | None:
-        return self.of.read_token_ids(self.first + start, self.first + stop)
+        return self.token_ids and self.token_ids(self.first + start, self.first + stop)
 
 
 def without_tokens(token_ids: Iterable[int]) -> Keep:

@@ -221,13 +221,10 @@ def _reason(error: Exception) -> str:
 
 def _recorded(stored: StoredActivations) -> tuple[str | None, str | None]:
     """The model and the hook of stored activations, where that is on record."""
-    from sparse_but_wrong.activations.parts import DatasetPart
-
     if stored.cache is not None:
         return stored.cache.model, stored.cache.hook
     # sae_lens names the column after the hook.
-    part = stored.parts[0]
-    return None, part.rows.column_names[0] if isinstance(part, DatasetPart) else None
+    return None, stored.parts[0].column
 
 
 def _evaluate(
