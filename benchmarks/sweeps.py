@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sparse_but_wrong.experiments.sweep import JUMPRELU, PUBLISHED_COEFFICIENTS
+from sparse_but_wrong.experiments.registry import JUMPRELU, PUBLISHED_COEFFICIENTS
 from sparse_but_wrong.runs.spec import SAESpec
 
 _T = TypeVar("_T")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.published_data import draw_features_afresh
-from sparse_but_wrong.experiments.worlds import FIFTY_FEATURES
+from sparse_but_wrong.experiments.registry import FIFTY_FEATURES
 from sparse_but_wrong.runs.make import make_world
 from sparse_but_wrong.worlds.features import FeatureSampler
 from sparse_but_wrong.worlds.world import embedded

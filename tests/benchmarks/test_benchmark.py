@@ -15,7 +15,7 @@ from benchmarks.report import format_group, format_targets
 from benchmarks.sweeps import SWEEPS, evenly, make_sweep
 from benchmarks.targets import CPU_TARGETS, CUDA_TARGETS, Target
 from benchmarks.worlds import WORLDS, BenchWorld
-from sparse_but_wrong.experiments.sweep import JUMPRELU
+from sparse_but_wrong.experiments.registry import JUMPRELU
 from sparse_but_wrong.runs.make import make_saes
 
 

@@ -19,7 +19,7 @@ import torch
 
 from sparse_but_wrong.cli import main as cli_main
 from sparse_but_wrong.cli.main import main
-from sparse_but_wrong.experiments.sweep import JUMPRELU
+from sparse_but_wrong.experiments.registry import JUMPRELU
 from sparse_but_wrong.runs.checkpoint import Checkpoint
 from sparse_but_wrong.runs.spec_file import to_yaml
 from tests.experiments import tiny

@@ -8,13 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparse_but_wrong.experiments.intuition import (
-    INTUITION,
-    MIXED_BY,
-    mixed_directions,
-    nth_projection,
-)
-from sparse_but_wrong.experiments.worlds import small_world
+from sparse_but_wrong.experiments.intuition import MIXED_BY, mixed_directions, nth_projection
+from sparse_but_wrong.experiments.registry import INTUITION, small_world
 from sparse_but_wrong.runs.make import make_world
 from sparse_but_wrong.runs.spec import ONLY_WORLD
 from tests.experiments.tiny import finished

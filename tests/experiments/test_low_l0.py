@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sparse_but_wrong.experiments.low_l0 import LOW_L0, judge_low_l0, summarise
+from sparse_but_wrong.experiments.low_l0 import judge_low_l0, summarise
+from sparse_but_wrong.experiments.registry import LOW_L0
 from sparse_but_wrong.experiments.verdict import Verdict
 from tests.experiments.tiny import assert_run_is_whole, finished, found, holds, shrunk, with_k
 

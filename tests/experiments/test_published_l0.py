@@ -11,11 +11,11 @@ import pytest
 from sae_lens.loading.pretrained_saes_directory import PretrainedSAELookup
 
 from sparse_but_wrong.experiments.published_l0 import (
-    PUBLISHED_L0,
     judge_shares,
     published_saes,
     with_elbows,
 )
+from sparse_but_wrong.experiments.registry import PUBLISHED_L0
 from sparse_but_wrong.experiments.verdict import Verdict
 from tests.experiments.tiny import finished, found, holds
 

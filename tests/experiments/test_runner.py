@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 import sparse_but_wrong as sbw
-from sparse_but_wrong.experiments import registry, train
+from sparse_but_wrong.experiments import runner, train
 from sparse_but_wrong.experiments.analysis import Analysis, Run, RunSettings
 from sparse_but_wrong.experiments.runner import finish_run, resume_run, start_run
 from sparse_but_wrong.experiments.verdict import Check, Verdict
@@ -442,14 +442,14 @@ def test_a_folder_that_cannot_be_a_run_folder(tmp_path: Path, monkeypatch: Patch
 
 OF_TWO_WORLDS = Analysis(
     judge=lambda run: Verdict((Check("there are two", str(len(run.true_l0)), True),)),
-    draw=lambda _: [],
+    draw=lambda _: {},
 )
 
 
 @pytest.fixture
 def two_worlds(monkeypatch: Patch) -> ExperimentSpec:
     """The tiny experiment's middle SAE, begun in two ways, in worlds that differ in their name."""
-    monkeypatch.setitem(registry.ANALYSES, "of_two_worlds", OF_TWO_WORLDS)
+    monkeypatch.setitem(runner.ANALYSES, "of_two_worlds", OF_TWO_WORLDS)
     sae = TINY.saes[1]
     saes = (
         replace(sae, sae_id="of_a", world="a"),

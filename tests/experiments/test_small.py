@@ -12,11 +12,13 @@ import pytest
 import torch
 
 from sparse_but_wrong.experiments.analysis import floats, rank_correlation
-from sparse_but_wrong.experiments.small import (
+from sparse_but_wrong.experiments.registry import (
     CORRELATION_STRENGTH,
     L0_STRENGTH,
     SMALL,
     SUPERPOSITION,
+)
+from sparse_but_wrong.experiments.small import (
     by_setting,
     judge_correlations,
     judge_l0s,

@@ -12,9 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from sparse_but_wrong.experiments.registry import BATCHTOPK, JUMPRELU
 from sparse_but_wrong.experiments.sweep import (
-    BATCHTOPK,
-    JUMPRELU,
     Minimum,
     find_minima,
     judge_over_seeds,

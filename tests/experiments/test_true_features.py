@@ -11,13 +11,11 @@ import pandas as pd
 import pytest
 
 from sparse_but_wrong.experiments.analysis import Run
+from sparse_but_wrong.experiments.registry import CHEATING, GROUND_TRUTH_INIT, TRANSITION
 from sparse_but_wrong.experiments.true_features import (
     ANALYSES,
-    CHEATING,
-    GROUND_TRUTH_INIT,
     RIGHT,
     TRAINED,
-    TRANSITION,
     TRUE,
     judge_start_and_end,
     judge_tradeoff,

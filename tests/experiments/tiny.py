@@ -9,10 +9,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from sparse_but_wrong.experiments import registry
+from sparse_but_wrong.experiments import registry, runner
 from sparse_but_wrong.experiments.analysis import (
+    Figures,
     MeasuredTable,
-    NamedFigure,
     Run,
     RunSettings,
     draw_curves,
@@ -83,9 +83,9 @@ def _measure(run: Run) -> dict[str, MeasuredTable]:
     return {"widths": MeasuredTable(frame, "How wide the SAEs are.")}
 
 
-def _draw(run: Run) -> list[NamedFigure]:
+def _draw(run: Run) -> Figures:
     figure = projection_vs_l0(run.table, run.projections, 1, run.only_l0)
-    return [NamedFigure("projections/s_1", figure, "s_1 against L0."), draw_curves(run)]
+    return {"projections/s_1": (figure, "s_1 against L0."), **draw_curves(run)}
 
 
 ANALYSIS = replace(ANALYSES["sweep"], measure=_measure, draw=_draw)
@@ -95,7 +95,7 @@ ANALYSIS = replace(ANALYSES["sweep"], measure=_measure, draw=_draw)
 def register(monkeypatch: pytest.MonkeyPatch, name: str = "tiny") -> None:
     """Make `sbw run NAME` run the tiny experiment for the time of a test."""
     monkeypatch.setitem(registry.EXPERIMENTS, name, replace(TINY, name=name))
-    monkeypatch.setitem(registry.ANALYSES, "tiny", ANALYSIS)
+    monkeypatch.setitem(runner.ANALYSES, "tiny", ANALYSIS)
 
 
 def started(

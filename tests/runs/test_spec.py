@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from sparse_but_wrong.experiments.sweep import JUMPRELU
+from sparse_but_wrong.experiments.registry import JUMPRELU
 from sparse_but_wrong.runs.make import make_saes, make_world, world_seed
 from sparse_but_wrong.runs.spec import (
     ONLY_WORLD,

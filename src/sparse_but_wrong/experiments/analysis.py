@@ -12,9 +12,11 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from sparse_but_wrong.experiments.verdict import Verdict, in_lines
+from sparse_but_wrong.figures.training import training_curves
 from sparse_but_wrong.metrics.evaluation import Evaluation
 from sparse_but_wrong.runs.folder import RunFolder
 from sparse_but_wrong.runs.make import make_saes, world_seed
@@ -24,7 +26,6 @@ from sparse_but_wrong.worlds.world import ToyWorld
 
 if TYPE_CHECKING:
     import sae_lens
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -39,16 +40,9 @@ class RunSettings:
     progress: bool = True
 
 
-@dataclass(frozen=True, eq=False)
-class NamedFigure:
-    """A figure and where it goes."""
-
-    name: str
-    """Its path below the run's `plots` folder, without suffix."""
-
-    figure: Figure
-    caption: str = ""
-    """What the report says below it; figures without one are not in the report."""
+Figures = dict[str, Figure | tuple[Figure, str]]
+"""By their path below the run's `plots` folder, without suffix. With a caption, a figure is in the
+report too; the first such is the overview."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,8 +159,7 @@ class Analysis:
     judge: Callable[[Run], Verdict]
     """Whether the claim was seen."""
 
-    draw: Callable[[Run], list[NamedFigure]]
-    """The figures; the first with a caption is the overview."""
+    draw: Callable[[Run], Figures]
 
     measure: Callable[[Run], dict[str, MeasuredTable]] = lambda _: {}
     """Tables besides that of results, by name; `judge` and `draw` find them in the run."""
@@ -175,12 +168,10 @@ class Analysis:
     """Refuses a spec that this cannot be done with (ValueError), before anything is trained."""
 
 
-def draw_curves(run: Run) -> NamedFigure:
+def draw_curves(run: Run) -> Figures:
     """The training curves, with the true L0 where there is one."""
-    from sparse_but_wrong.figures.training import training_curves
-
     true_l0 = run.only_l0 if len(run.true_l0) == 1 else None
-    return NamedFigure("training_curves", training_curves(run.curves, true_l0))
+    return {"training_curves": training_curves(run.curves, true_l0)}
 
 
 def floats(table: pd.DataFrame, column: str) -> Float[np.ndarray, " rows"]:

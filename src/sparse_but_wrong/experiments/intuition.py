@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparse_but_wrong.experiments.analysis import Analysis, NamedFigure, Run
+from sparse_but_wrong.experiments.analysis import Analysis, Figures, Run
 from sparse_but_wrong.experiments.verdict import Verdict
-from sparse_but_wrong.experiments.worlds import on_fifty_features
+from sparse_but_wrong.figures.distributions import projection_histograms
+from sparse_but_wrong.metrics.projections import SortedProjections
 
 if TYPE_CHECKING:
     from sparse_but_wrong.worlds.world import ToyWorld
@@ -25,13 +26,6 @@ correlation with their own. A number for the eye: no SAE was measured to do exac
 # As of the paper's sweep: above the L0 of 11, below half of 50 latents.
 _N = 18
 
-INTUITION = on_fifty_features(
-    "intuition",
-    "Why the N-th decoder projection is small for a right SAE: a drawing",
-    "none: two idealised SAEs, the true features and a copy that mixes correlated ones",
-    evaluation_samples=20_000,
-)
-
 
 def _judge(_: Run) -> Verdict:
     remark = (
@@ -42,9 +36,7 @@ def _judge(_: Run) -> Verdict:
     return Verdict(remarks=(remark,))
 
 
-def _draw(run: Run) -> list[NamedFigure]:
-    from sparse_but_wrong.figures.distributions import projection_histograms
-
+def _draw(run: Run) -> Figures:
     world, (activations, _) = run.world(), run.samples()
     decoders = {
         "Right L0: latents are features": world.directions.T,
@@ -59,7 +51,7 @@ def _draw(run: Run) -> list[NamedFigure]:
         "magnitudes of the features: 0 for those that do not fire. Where latents mix features, "
         f"those that do not fire get projections above 0 as well, and s_n (n = {_N}) grows."
     )
-    return [NamedFigure("overview", projection_histograms(panels, s_n, _N), caption)]
+    return {"overview": (projection_histograms(panels, s_n, _N), caption)}
 
 
 def mixed_directions(world: ToyWorld, by: float) -> Float[Tensor, "n_features d_in"]:
@@ -74,8 +66,6 @@ def nth_projection(
     activations: Float[Tensor, "samples d_in"], rows: Float[Tensor, "latents d_in"], n: int
 ) -> float:
     """s_n^dec of unit rows without decoder bias."""
-    from sparse_but_wrong.metrics.projections import SortedProjections
-
     projections = SortedProjections(rows, len(activations))
     projections.add(activations, torch.zeros_like(rows[0]))
     return projections.entries(torch.tensor([n * len(activations)])).item()

@@ -14,8 +14,8 @@ import pandas as pd
 
 from sparse_but_wrong.experiments.analysis import (
     Analysis,
+    Figures,
     MeasuredTable,
-    NamedFigure,
     Run,
     draw_curves,
     floats,
@@ -29,7 +29,7 @@ from sparse_but_wrong.experiments.true_features import (
     nearest,
 )
 from sparse_but_wrong.experiments.verdict import NEAR, RECOVERED, Check, Verdict, check
-from sparse_but_wrong.experiments.worlds import batchtopk, on_fifty_features
+from sparse_but_wrong.figures.heatmaps import correlation_heatmap, cosines_vs_correlation
 from sparse_but_wrong.metrics.recovery import matched_cosines
 from sparse_but_wrong.worlds.correlations import firing_correlation
 
@@ -44,14 +44,6 @@ CLEAR = 0.1
 
 MIXED = 0.05
 """A latent with a cosine beyond this with another feature has clearly mixed it in."""
-
-LOW_L0 = on_fifty_features(
-    "low-l0",
-    "BatchTopK SAEs at the right k, at two that are too low and at two that are too high",
-    "the right k recovers every feature; too low a k mixes correlated features, too high a k loses "
-    "some",
-    (batchtopk(f"k_{k}", k) for k in (5, 9, 11, 14, 18)),
-)
 
 
 def _measure(run: Run) -> dict[str, MeasuredTable]:
@@ -208,9 +200,7 @@ def _diverged(*rows: dict[str, Any]) -> str:
     return f"the SAE at {which} diverged" if which else ""
 
 
-def _draw(run: Run) -> list[NamedFigure]:
-    from sparse_but_wrong.figures.heatmaps import correlation_heatmap, cosines_vs_correlation
-
+def _draw(run: Run) -> Figures:
     def title(k: float) -> str:
         off = k - run.only_l0
         side = "right" if abs(off) <= NEAR else "too low" if off < 0 else "too high"
@@ -228,11 +218,9 @@ def _draw(run: Run) -> list[NamedFigure]:
             "correlated."
         )
         firings = correlation_heatmap(between, title="Correlation of the firings")
-        figures += [
-            NamedFigure("cosines_vs_correlation", cosines_vs_correlation(points), caption),
-            NamedFigure("firing_correlation", firings),
-        ]
-    return [*figures, draw_curves(run)]
+        figures["cosines_vs_correlation"] = (cosines_vs_correlation(points), caption)
+        figures["firing_correlation"] = firings
+    return {**figures, **draw_curves(run)}
 
 
 def firing_correlations(run: Run) -> np.ndarray:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from sparse_but_wrong.experiments.analysis import Analysis, MeasuredTable, NamedFigure, Run
+from sparse_but_wrong.experiments.analysis import Analysis, Figures, MeasuredTable, Run
 from sparse_but_wrong.experiments.verdict import Verdict, check
-from sparse_but_wrong.runs.spec import ExperimentSpec
+from sparse_but_wrong.figures.distributions import l0_by_model
 
 if TYPE_CHECKING:
     from sparse_but_wrong.sae_lens_compat import PretrainedSAELookup
@@ -55,13 +55,6 @@ SAEs count as below."""
 
 TYPICAL_ELBOW = 200.0
 """The lowest of the reported elbows, for models that have none of their own."""
-
-PUBLISHED_L0 = ExperimentSpec(
-    name="published-l0",
-    title="The L0s of published SAEs",
-    claim="most published SAEs have an L0 below the one that the decoder projection points to",
-    analysis="published-l0",
-)
 
 
 def _measure(_: Run) -> dict[str, MeasuredTable]:
@@ -200,18 +193,16 @@ def _share(part: int, whole: int) -> str:
     return f"{part} of {whole} ({part / whole:.0%})"
 
 
-def _draw(run: Run) -> list[NamedFigure]:
-    from sparse_but_wrong.figures.distributions import l0_by_model
-
+def _draw(run: Run) -> Figures:
     table = run.tables["published_saes"].frame
     residual = table.loc[(table["site"] == RESIDUAL) & table["l0"].notna()]
     if residual.empty:
-        return []
+        return {}
     caption = (
         "L0 of published residual-stream SAEs: a dot per SAE, a bar at each model's median. "
         "Orange: SAEs of a model and layer for which an elbow is reported."
     )
-    return [NamedFigure("overview", l0_by_model(residual, TYPICAL_ELBOW), caption)]
+    return {"overview": (l0_by_model(residual, TYPICAL_ELBOW), caption)}
 
 
 ANALYSES = {"published-l0": Analysis(judge_shares, _draw, _measure)}

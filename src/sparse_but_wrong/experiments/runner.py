@@ -13,9 +13,17 @@ import numpy as np
 import pandas as pd
 
 from sparse_but_wrong import atomic
-from sparse_but_wrong.experiments.analysis import Run, RunSettings
+from sparse_but_wrong.experiments import (
+    intuition,
+    low_l0,
+    published_l0,
+    small,
+    sweep,
+    true_features,
+)
+from sparse_but_wrong.experiments.analysis import Analysis, Run, RunSettings
 from sparse_but_wrong.experiments.findings import l0_change_at_end, training_remarks
-from sparse_but_wrong.experiments.registry import get_analysis, get_experiment
+from sparse_but_wrong.experiments.registry import get_experiment
 from sparse_but_wrong.experiments.train import make_training, train_all
 from sparse_but_wrong.experiments.verdict import Verdict
 from sparse_but_wrong.figures.style import save_figure
@@ -41,6 +49,16 @@ _STORED_METRICS = (
     *("c_dec", "c_enc", "d_sae", "n_samples", "n_batches"),
 )
 """Columns of the table of results, in this order; between its own and these stand the factors."""
+
+ANALYSES: dict[str, Analysis] = {
+    **sweep.ANALYSES,
+    **intuition.ANALYSES,
+    **small.ANALYSES,
+    **low_l0.ANALYSES,
+    **true_features.ANALYSES,
+    **published_l0.ANALYSES,
+}
+"""What a spec's `analysis` may be; in users' own, only the first two."""
 
 
 def run_experiment(
@@ -100,7 +118,7 @@ def start_run(
     """
     spec = spec.quick() if quick else spec
     _check_device(settings.device)
-    get_analysis(spec.analysis).check(spec)
+    _analysis(spec).check(spec)
     _check_factors(spec)
     worlds = {name: make_data(spec, name, settings.seed, settings.device) for name in spec.worlds}
     for name, world in worlds.items():  # so that a bad SAE is refused now
@@ -280,7 +298,7 @@ def _evaluate(run: Run) -> None:
 
 def _judge(run: Run) -> None:
     """Let the experiment's analysis measure and judge; write the tables."""
-    folder, manifest, analysis = run.folder, run.folder.manifest, get_analysis(run.spec.analysis)
+    folder, manifest, analysis = run.folder, run.folder.manifest, _analysis(run.spec)
     if run.spec.saes:
         folder.write_table("results", join_projections(run.table, run.projections))
         folder.write_table("training_curves", run.curves)
@@ -301,12 +319,19 @@ def _judge(run: Run) -> None:
 
 def _draw(run: Run) -> None:
     """Write the experiment's figures."""
-    figures = get_analysis(run.spec.analysis).draw(run)
-    for figure in figures:
-        save_figure(figure.figure, run.folder.plots_path / figure.name)
-    run.folder.manifest["shown_figures"] = [
-        {"name": figure.name, "caption": figure.caption} for figure in figures if figure.caption
-    ]
+    shown = []
+    for name, drawn in _analysis(run.spec).draw(run).items():
+        figure, caption = drawn if isinstance(drawn, tuple) else (drawn, "")
+        save_figure(figure, run.folder.plots_path / name)
+        if caption:
+            shown.append({"name": name, "caption": caption})
+    run.folder.manifest["shown_figures"] = shown
+
+
+def _analysis(spec: ExperimentSpec) -> Analysis:
+    if spec.analysis not in ANALYSES:
+        raise ValueError(f"Unknown analysis {spec.analysis!r}. Available: {', '.join(ANALYSES)}.")
+    return ANALYSES[spec.analysis]
 
 
 def _check_factors(spec: ExperimentSpec) -> None:

@@ -9,7 +9,7 @@ Source: Chanin & Garriga-Alonso 2025, arXiv:2508.16560, the toy model of 5 featu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from statistics import fmean
@@ -21,136 +21,25 @@ from jaxtyping import Float
 
 from sparse_but_wrong.experiments.analysis import (
     Analysis,
+    Figures,
     MeasuredTable,
-    NamedFigure,
     Run,
     floats,
     rank_correlation,
 )
+from sparse_but_wrong.experiments.registry import N_SMALL
 from sparse_but_wrong.experiments.verdict import Check, Verdict, check
-from sparse_but_wrong.experiments.worlds import BUDGET, N_SMALL, batchtopk, small_world
+from sparse_but_wrong.figures.heatmaps import feature_components_heatmaps
+from sparse_but_wrong.figures.mixing import mixing_vs_correlation, mixing_vs_k
 from sparse_but_wrong.metrics.recovery import feature_components, feature_mixing, mean_abs_cosine
 from sparse_but_wrong.runs.spec import ExperimentSpec
 from sparse_but_wrong.training.controls import KTransition
 from sparse_but_wrong.worlds.correlations import firing_correlation
 
-TRUE_L0 = 2.0
-"""Of every small world: five features of probability 0.4."""
-
-EVALUATION_SAMPLES = 20_000
-"""Of experiments with many SAEs. Mixing is read off the weights; on samples only L0 and error are
-measured, and with 100,000 of them evaluation would take a third of the time of such a run."""
-
 NO_COMPONENT = 0.05
 """A latent with no more than this of another feature counts as clean. Exactly 0 is not to be had:
 BatchTopK keeps k·B values of every batch, and k is too low for one whose features fire more often
 than on average."""
-
-_SEEDS, _SIGNS = range(5), (0.4, -0.4)
-_CORRELATIONS = tuple(round(tenth / 10, 1) for tenth in range(-5, 6))
-_KS = (1.7, 1.75, 1.8, 1.85, 1.9, 1.95, 2.0)
-
-# Without orthogonalisation the directions keep what random ones in 20 dimensions have in common,
-# √(2/20π) = 0.18 on average: noise whose strength is no number of ours. A few steps leave about a
-# quarter of it. In both the encoder can still tell features apart exactly. In 4 dimensions it
-# cannot, and all cosines are ±0.25 at best; the claim is not judged there.
-_NOISES: dict[str, dict[str, int]] = {
-    "": {"ortho_num_steps": 0},
-    "mild_": {"ortho_num_steps": 8},
-    f"d_in_{N_SMALL - 1}_": {"d_in": N_SMALL - 1},
-}
-_NO_NOISE: dict[str, dict[str, int]] = {"": {}}
-
-
-def _experiment(
-    name: str,
-    title: str,
-    claim: str,
-    cells: Iterable[tuple[float, int, float, bool]],
-    *,
-    noises: Mapping[str, Mapping[str, int]] = _NO_NOISE,
-    sae_id: str = "{world}_k_{k:g}",
-    world: str = "c_{c:+g}_seed_{seed}",
-    evaluation_samples: int = EVALUATION_SAMPLES,
-) -> ExperimentSpec:
-    """BatchTopK SAEs that start at the true features of small worlds.
-
-    Args:
-        cells: correlation, number of the world, k, and whether k comes down from the true L0 over
-            the first half of training. That tells what a low k does from what starting at it does:
-            a low k from the first step may lead to another minimum.
-        noises: options of the worlds, by a prefix of their names.
-        sae_id, world: how SAEs and worlds are named.
-    """
-    worlds, saes, cells = {}, [], list(cells)
-    for prefix, noise in noises.items():
-        for c, seed, k, lowered in cells:
-            if lowered and prefix:
-                continue
-            of_world = prefix + world.format(c=c, seed=seed)
-            worlds[of_world] = small_world(c, **noise)
-            sae = batchtopk(
-                sae_id.format(world=of_world, k=k) + ("_lowered" if lowered else ""),
-                k,
-                N_SMALL,
-                added=lowered or "d_in" in noise,
-                world=of_world,
-                factors={"correlation": c, "k": k, "seed": seed},
-                init="true_features",
-                control=KTransition(TRUE_L0, 0, BUDGET.n_steps // 2) if lowered else None,
-            )
-            saes.append(sae)
-    return ExperimentSpec(
-        name, title, claim, worlds, tuple(saes), BUDGET, evaluation_samples, analysis=name
-    )
-
-
-SMALL = _experiment(
-    "small",
-    "Five features, the first correlated with the others, at the true L0 and below it",
-    "at k = 1.8 every latent takes on a component of the correlated feature, of the sign of the "
-    "correlation; at k = 2, the true L0, none does",
-    ((c, 0, k, False) for c in _SIGNS for k in (2.0, 1.8)),
-    world="c_{c:+g}",
-    evaluation_samples=100_000,
-)
-
-CORRELATION_STRENGTH = _experiment(
-    "correlation-strength",
-    "How much latents mix at k = 1.8, over the strength of the correlation",
-    "mixing grows with the correlation and has its sign",
-    ((c, seed, 1.8, False) for c in _CORRELATIONS for seed in _SEEDS),
-    sae_id="{world}",
-)
-
-L0_STRENGTH = _experiment(
-    "l0-strength",
-    "How much latents mix, over how far k is below the true L0",
-    "the further k is below the true L0, the more latents mix",
-    (
-        (c, seed, k, lowered)
-        for c in _SIGNS
-        for seed in _SEEDS
-        for lowered in (False, True)
-        for k in _KS
-        if k < TRUE_L0 or not lowered
-    ),
-)
-
-SUPERPOSITION = _experiment(
-    "superposition",
-    "The same five features with superposition noise",
-    "with superposition noise as without, every latent takes on a component of the correlated "
-    "feature at k = 1.8, of the sign of the correlation, and none does at k = 2, over and above "
-    "what the true directions have in common",
-    (
-        (c, seed, k, lowered)
-        for c in _SIGNS
-        for seed in _SEEDS
-        for k, lowered in ((2.0, False), (1.8, False), (1.8, True))
-    ),
-    noises=_NOISES,
-)
 
 _COMPONENT = "component_"
 
@@ -173,7 +62,7 @@ def _measure(run: Run) -> dict[str, MeasuredTable]:
     """How much of feature 0 the latents of the others hold: a row per SAE, and one per setting."""
     mixing = measure_mixing(run)
     came_down = lowering_in_words(run.spec)
-    lowered = f"; in the lowered ones k came down {came_down}" if came_down else ""
+    lowered = f" In the lowered ones k came down {came_down}." if came_down else ""
     return {
         "mixing": MeasuredTable(
             mixing,
@@ -183,14 +72,12 @@ def _measure(run: Run) -> dict[str, MeasuredTable]:
         ),
         "by_setting": MeasuredTable(
             by_setting(_with_steps(run, mixing)),
-            "The same over the seeds of each setting: means, with the spread of mixing, and how "
-            f"many latents hold more than {NO_COMPONENT:g} of feature 0, with the sign of the "
-            "correlation or against it. one_latent counts SAEs of which one latent holds more of "
-            "feature 0 than all others together; elsewhere, those whose latents hold more of a "
-            "third feature. correlation is latent, that of the copula; between the 0/1 firings it "
-            "is the weaker firing_correlation. k is that of training, l0 that of use, with "
-            "thresholds. Added SAEs are not part of the published grid and not judged"
-            f"{lowered}.",
+            "Means over the seeds of each setting. with_sign and against_sign count latents that "
+            f"hold more than {NO_COMPONENT:g} of feature 0, with the sign of the correlation or "
+            "against it; one_latent, SAEs of which one latent holds more of it than all others "
+            "together; elsewhere, SAEs whose latents hold more of a third feature. correlation is "
+            "that of the copula, firing_correlation the weaker one of the 0/1 firings. k is that "
+            f"of training, l0 that of use. Added SAEs are not judged.{lowered}",
         ),
     }
 
@@ -202,32 +89,31 @@ def _with_steps(run: Run, mixing: pd.DataFrame) -> pd.DataFrame:
 
 def measure_mixing(run: Run) -> pd.DataFrame:
     """A row per SAE: its factors, both correlations, its L0, and what its latents hold."""
-    measured = run.table.set_index("sae_id")
-    rows: dict[str, dict[str, Any]] = {}
-    for name in run.spec.worlds:
-        world, directions = run.spec.toy_world(name), run.world(name).directions
+    measured, rows = run.table.set_index("sae_id"), []
+    for sae in run.spec.saes:
+        world, directions = run.spec.toy_world(sae.world), run.world(sae.world).directions
         first, *others = world.firing_probabilities
-        for sae in run.spec.of_world(name):
-            mixing = feature_mixing(run.saes[sae.sae_id], directions)
-            c, components = float(sae.factors["correlation"]), mixing.components.tolist()
-            rows[sae.sae_id] = {
+        mixing = feature_mixing(run.saes[sae.sae_id], directions)
+        c, components = float(sae.factors["correlation"]), mixing.components.tolist()
+        rows.append(
+            {
                 "sae_id": sae.sae_id,
-                "world": name,
+                "world": sae.world,
                 "added": sae.added,
                 "lowered": sae.control is not None,
                 "d_in": world.d_in,
                 **sae.factors,
                 "firing_correlation": fmean(firing_correlation(c, first, p) for p in others),
                 "true_l0": sum(world.firing_probabilities),
-                "l0": measured.at[sae.sae_id, "l0"],
-                "mse": measured.at[sae.sae_id, "mse"],
+                **measured.loc[sae.sae_id, ["l0", "mse"]].to_dict(),
                 "mean_abs_cosine": mean_abs_cosine(directions),
                 "mixing": mixing.mean,
                 **{f"{_COMPONENT}{i}": value for i, value in enumerate(components, start=1)},
                 "elsewhere": mixing.elsewhere,
                 "smallest_own_cosine": mixing.own.min().item(),
             }
-    return pd.DataFrame([rows[sae.sae_id] for sae in run.spec.saes])
+        )
+    return pd.DataFrame(rows)
 
 
 def by_setting(table: pd.DataFrame) -> pd.DataFrame:
@@ -262,10 +148,8 @@ def remarks(settings: pd.DataFrame) -> list[str]:
     """What the means over latents and seeds hide in the SAEs that are judged."""
     judged = settings.loc[~settings["added"]]
     hidden = {
-        "one_latent": "one latent holds more of feature 0 than all others together, which the mean "
-        "over latents hides",
-        "elsewhere": "the latents mix, but mostly with features other than feature 0, which the "
-        "checks do not count",
+        "one_latent": "one latent holds more of feature 0 than all others together",
+        "elsewhere": "the latents mix, but mostly with features other than feature 0",
     }
     counts = {column: int(judged[column].sum()) for column in hidden}
     return [
@@ -283,43 +167,36 @@ def judge_signs(table: pd.DataFrame, where: str = "") -> list[Check]:
         where: which worlds the checks are about; every check begins with it.
     """
     table = table.loc[~table["added"]]
-    c = floats(table, "correlation")
     # The firing probabilities are added up in floating point.
     too_low = floats(table, "k") < floats(table, "true_l0") - 1e-9
-    takes_on = "every latent of another feature takes on a component of feature 0"
-    parts: tuple[tuple[np.ndarray, str, str, Callable[[np.ndarray], np.ndarray]], ...] = (
-        (
-            too_low & (c > 0),
-            "below the true L0",
-            f"where the correlation is positive, {takes_on} above {NO_COMPONENT:+g}",
-            lambda values: values > NO_COMPONENT,
-        ),
-        (
-            too_low & (c < 0),
-            "below the true L0",
-            f"where the correlation is negative, {takes_on} below {-NO_COMPONENT:+g}",
-            lambda values: values < -NO_COMPONENT,
-        ),
-        (
-            ~too_low,
-            "at the true L0 or above",
-            f"none takes on more than {NO_COMPONENT:g} of it, of either sign",
-            lambda values: np.abs(values) <= NO_COMPONENT,
-        ),
-    )
     checks = []
-    for rows, side, claim, fits in parts:
-        if rows.any():
-            values, ks = of_components(table.loc[rows]), np.unique(floats(table, "k")[rows])[::-1]
-            checks.append(
-                check(
-                    f"{where}{side} (k = {', '.join(f'{k:g}' for k in ks)}) {claim}",
-                    f"{int(fits(values).sum())} of {values.size} latents; from {values.min():+.3f} "
-                    f"to {values.max():+.3f}",
-                    fits(values).all(),
-                    unless=not_finite(table),
-                )
+    for sign, word in ((1, "positive"), (-1, "negative"), (0, "")):
+        rows = too_low & (np.sign(floats(table, "correlation")) == sign) if sign else ~too_low
+        if not rows.any():
+            continue
+        values, ks = of_components(table.loc[rows]), np.unique(floats(table, "k")[rows])[::-1]
+        at = f"(k = {', '.join(f'{k:g}' for k in ks)})"
+        if sign:
+            fits = sign * values > NO_COMPONENT
+            claim = (
+                f"below the true L0 {at}, where the correlation is {word}, every latent of another "
+                f"feature takes on a {word} component of feature 0, beyond {sign * NO_COMPONENT:+g}"
             )
+        else:
+            fits = np.abs(values) <= NO_COMPONENT
+            claim = (
+                f"at the true L0 or above {at} none takes on more than {NO_COMPONENT:g} of it, of "
+                "either sign"
+            )
+        checks.append(
+            check(
+                f"{where}{claim}",
+                f"{int(fits.sum())} of {fits.size} latents; from {values.min():+.3f} to "
+                f"{values.max():+.3f}",
+                fits.all(),
+                unless=not_finite(table),
+            )
+        )
     return checks
 
 
@@ -411,7 +288,7 @@ def _judge(checks: Callable[[pd.DataFrame], Sequence[Check]], run: Run) -> Verdi
     return Verdict(tuple(checks(_with_steps(run, mixing))), tuple(remarks(settings)))
 
 
-def _draw(draw: Callable[[Run, pd.DataFrame], list[NamedFigure]], run: Run) -> list[NamedFigure]:
+def _draw(draw: Callable[[Run, pd.DataFrame], Figures], run: Run) -> Figures:
     """SAEs that diverged are left out, which the verdict says."""
     table = _with_steps(run, run.tables["mixing"].frame)
     return draw(run, table.loc[np.isfinite(floats(table, "mixing"))])
@@ -423,25 +300,18 @@ _DOTS = (
 )
 
 
-def _draw_by_correlation(_: Run, table: pd.DataFrame) -> list[NamedFigure]:
-    from sparse_but_wrong.figures.mixing import mixing_vs_correlation
-
-    return [NamedFigure("overview", mixing_vs_correlation(table), _DOTS)] if len(table) else []
+def _draw_by_correlation(_: Run, table: pd.DataFrame) -> Figures:
+    return {"overview": (mixing_vs_correlation(table), _DOTS)} if len(table) else {}
 
 
-def _draw_by_k(run: Run, table: pd.DataFrame) -> list[NamedFigure]:
-    from sparse_but_wrong.figures.mixing import mixing_vs_k
-
+def _draw_by_k(run: Run, table: pd.DataFrame) -> Figures:
     how = f"whose k came down {lowering_in_words(run.spec)}"
     caption = f"{_DOTS} Dashed: SAEs added to the published ones, {how}."
-    figures = [mixing_vs_k(table, "$k$ lowered")] if len(table) else []
-    return [NamedFigure("overview", figure, caption) for figure in figures]
+    return {"overview": (mixing_vs_k(table, "$k$ lowered"), caption)} if len(table) else {}
 
 
-def _draw_components(run: Run, table: pd.DataFrame) -> list[NamedFigure]:
+def _draw_components(run: Run, table: pd.DataFrame) -> Figures:
     """What each latent holds of each feature: by the noise of the world, and what was added."""
-    from sparse_but_wrong.figures.heatmaps import feature_components_heatmaps
-
     few, lowered = floats(table, "d_in") < N_SMALL, table["lowered"].to_numpy(bool)
     steps = floats(table, "ortho_num_steps")
     strongest, *weaker = np.unique(steps[~few])
@@ -455,26 +325,25 @@ def _draw_components(run: Run, table: pd.DataFrame) -> list[NamedFigure]:
         ),
         (few, "fewer_dimensions_", ", in worlds with fewer dimensions than features"),
     ]
-    figures = []
+
+    def panel(row: dict[Any, Any]) -> tuple[str, np.ndarray]:
+        title = f"$k = {row['k']:g}$, correlation ${row['correlation']:+g}$"
+        sae, directions = run.saes[row["sae_id"]], run.world(row["world"]).directions
+        return title, feature_components(sae, directions).numpy()
+
+    figures: Figures = {}
     for rows, prefix, where in drawn:
         of = table.loc[rows]
         # The first world of each correlation.
-        firsts = of.drop_duplicates("correlation")["world"]
-        panels = [
-            (f"$k = {row['k']:g}$, correlation ${row['correlation']:+g}$", components.numpy())
-            for row in of.loc[of["world"].isin(firsts)].to_dict("records")
-            for components in [
-                feature_components(run.saes[row["sae_id"]], run.world(row["world"]).directions)
-            ]
-        ]
-        caption = (
-            f"What the decoder row of each latent holds of each true feature{where}, over and "
-            "above what the true directions have in common. Feature 0 is correlated with all "
-            "others; its column is empty but for its own latent where latents are features."
-        )
-        if panels:
-            figure = feature_components_heatmaps(panels)
-            figures.append(NamedFigure(f"{prefix}overview", figure, caption))
+        shown = of.loc[of["world"].isin(of.drop_duplicates("correlation")["world"])]
+        if not shown.empty:
+            figure = feature_components_heatmaps([panel(row) for row in shown.to_dict("records")])
+            caption = (
+                f"What the decoder row of each latent holds of each true feature{where}, over and "
+                "above what the true directions have in common. Feature 0 is correlated with all "
+                "others."
+            )
+            figures[f"{prefix}overview"] = (figure, caption)
     return figures
 
 

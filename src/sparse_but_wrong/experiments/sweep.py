@@ -13,62 +13,29 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from sparse_but_wrong.experiments.analysis import Analysis, NamedFigure, Run, draw_curves
+from sparse_but_wrong.experiments.analysis import Analysis, Figures, Run, draw_curves
 from sparse_but_wrong.experiments.verdict import NEAR, RECOVERED, Check, Verdict, check, ranges
-from sparse_but_wrong.experiments.worlds import N_FEATURES, batchtopk, on_fifty_features
-from sparse_but_wrong.runs.spec import ActivationsSpec, ExperimentSpec, SAESpec
+from sparse_but_wrong.figures.distributions import plot_evaluations
+from sparse_but_wrong.figures.heatmaps import correlation_heatmap, firing_probabilities
+from sparse_but_wrong.figures.sweep import (
+    CLIFF,
+    TOO_HIGH,
+    TOO_LOW,
+    l0_vs_coefficient,
+    over_seeds,
+    overview,
+    overview_over_seeds,
+    projection_over_seeds,
+    projection_vs_l0,
+)
+from sparse_but_wrong.metrics.findings import remarks
+from sparse_but_wrong.report.evaluation import CAPTION
+from sparse_but_wrong.runs.spec import ActivationsSpec, ExperimentSpec
 
 NOISE = 1e-3
 """Differences in s_n below this are taken to say nothing: at the right L0 s_n itself, which would
 be 0 for exact features, comes out between 0.0002 and 0.003 from one run to the next (n = 12 to 18
 in the 50-feature world)."""
-
-PUBLISHED_COEFFICIENTS = (0.05, 0.07, 0.09, 0.1, 0.3, 0.5, 0.75, 1.0, 1.2, 1.3, 1.4, 1.5)
-# sae_lens trains the threshold itself since 2026, not its logarithm, and then the published
-# coefficients reach down to L0 ≈ 10 only. These reach the side below the truth.
-ADDED_BELOW = (1.75, 2.0, 2.5, 3.0, 4.0, 5.0)
-# Near the truth about one run in three lands in a poor minimum, and the published grid has two
-# coefficients there. These make the curve's bottom visible.
-ADDED_NEAR = (0.6, 0.67, 0.85, 0.92)
-
-
-def _jumprelu(coefficient: float) -> SAESpec:
-    return SAESpec(
-        sae_id=f"l0_coefficient_{coefficient:g}",
-        architecture="jumprelu",
-        config={
-            "d_sae": N_FEATURES,
-            "l0_coefficient": coefficient,
-            "jumprelu_bandwidth": 2.0,
-            "jumprelu_init_threshold": 0.1,
-            "jumprelu_sparsity_loss_mode": "tanh",
-            "l0_warm_up_steps": 10_000,
-            "normalize_activations": "expected_average_only_in",
-        },
-        added=coefficient not in PUBLISHED_COEFFICIENTS,
-        factors={"l0_coefficient": coefficient},
-    )
-
-
-JUMPRELU = on_fifty_features(
-    "jumprelu",
-    "JumpReLU SAEs on the 50-feature world, over a sweep of L0 coefficients",
-    "s_n^dec is smallest at the true L0 for JumpReLU SAEs (n a little above it)",
-    map(_jumprelu, (*PUBLISHED_COEFFICIENTS, *ADDED_NEAR, *ADDED_BELOW)),
-    projection_n=tuple(range(12, 26)),
-)
-
-BATCHTOPK = on_fifty_features(
-    "batchtopk",
-    "BatchTopK SAEs on the 50-feature world: k = 1 to 25, five seeds each",
-    "for BatchTopK SAEs too, s_n^dec, c_dec and c_enc are smallest at the true L0",
-    (
-        batchtopk(f"k_{k}_seed_{seed}", k, factors={"k": k, "seed": seed})
-        for k in range(1, 26)
-        for seed in range(5)
-    ),
-    projection_n=tuple(range(12, 26)),
-)
 
 
 @dataclass(frozen=True)
@@ -234,13 +201,7 @@ def judge_over_seeds(run: Run) -> Verdict:
     return Verdict((of_mean, *similarities), tuple(filter(None, remarks)))
 
 
-def _draw_over_seeds(run: Run) -> list[NamedFigure]:
-    from sparse_but_wrong.figures.sweep import (
-        over_seeds,
-        overview_over_seeds,
-        projection_over_seeds,
-    )
-
+def _draw_over_seeds(run: Run) -> Figures:
     ns, true_l0 = run.spec.projection_n, run.only_l0
     shown = spread_out([n for n in ns if n < run.projections.shape[1] / 2])
     overview = overview_over_seeds(run.table, run.projections, true_l0, ns=shown)
@@ -248,7 +209,7 @@ def _draw_over_seeds(run: Run) -> list[NamedFigure]:
         "Mean over the seeds at every k, and a band of one standard deviation. The k is that of "
         "training; the L0 of the thresholded SAEs is in the table."
     )
-    figures = {
+    figures: Figures = {
         f"projections/s_{n}": projection_over_seeds(run.table, run.projections, n, true_l0)
         for n in ns
     }
@@ -258,8 +219,7 @@ def _draw_over_seeds(run: Run) -> list[NamedFigure]:
             "title": f"{of}: pairwise cosine similarity vs k",
         }
         figures[f"similarity/c_{part}"] = over_seeds(run.table, f"c_{part}", true_l0, **words)
-    drawn = [NamedFigure(name, figure) for name, figure in figures.items()]
-    return [NamedFigure("overview", overview, caption), *drawn, draw_curves(run)]
+    return {"overview": (overview, caption), **figures, **draw_curves(run)}
 
 
 def judge_sweep(run: Run) -> Verdict:
@@ -267,34 +227,27 @@ def judge_sweep(run: Run) -> Verdict:
     return judge_projections(run.table, run.projections, run.spec.projection_n, run.only_l0)
 
 
-def _draw_sweep(run: Run) -> list[NamedFigure]:
-    overview = [_overview(run)] if run.spec.projection_n else []
-    return [*overview, *_draw_projections(run, run.only_l0), draw_curves(run)]
+def _draw_sweep(run: Run) -> Figures:
+    overview = _overview(run) if run.spec.projection_n else {}
+    return {**overview, **_draw_projections(run, run.only_l0), **draw_curves(run)}
 
 
-def _draw_jumprelu(run: Run) -> list[NamedFigure]:
+def _draw_jumprelu(run: Run) -> Figures:
     """A sweep, drawn as the notebook draws it, under the notebook's names."""
-    from sparse_but_wrong.figures.heatmaps import correlation_heatmap, firing_probabilities
-    from sparse_but_wrong.figures.sweep import l0_vs_coefficient
-
     world, setup = run.world(), "toy_setup_jumprelu/toy_model"
     assert world.correlation_matrix is not None
-    probabilities = firing_probabilities(world.firing_probabilities)
-    l0s = l0_vs_coefficient(run.table, run.only_l0)
-    return [
-        _overview(run),
-        NamedFigure(f"{setup}_feature_firing_probabilities", probabilities),
-        NamedFigure(f"{setup}_correlation_matrix", correlation_heatmap(world.correlation_matrix)),
-        *_draw_projections(run, run.only_l0, "dpn_jumprelu/dp_"),
-        NamedFigure("toy_l0_jumprelu/l0_vs_l0_coeff_jumprelu", l0s),
-        draw_curves(run),
-    ]
+    return {
+        **_overview(run),
+        f"{setup}_feature_firing_probabilities": firing_probabilities(world.firing_probabilities),
+        f"{setup}_correlation_matrix": correlation_heatmap(world.correlation_matrix),
+        **_draw_projections(run, run.only_l0, "dpn_jumprelu/dp_"),
+        "toy_l0_jumprelu/l0_vs_l0_coeff_jumprelu": l0_vs_coefficient(run.table, run.only_l0),
+        **draw_curves(run),
+    }
 
 
-def _overview(run: Run) -> NamedFigure:
+def _overview(run: Run) -> Figures:
     """The finding in one figure, which says in words what this table shows, and only that."""
-    from sparse_but_wrong.figures.sweep import CLIFF, TOO_HIGH, TOO_LOW, overview
-
     table, true_l0, shown = run.table, run.only_l0, spread_out(run.spec.projection_n)
     shapes = [found.shape(true_l0) for found in find_minima(table, run.projections, shown)]
     near = table.loc[(table["l0"] - true_l0).abs() <= NEAR, "mcc"]
@@ -307,23 +260,18 @@ def _overview(run: Run) -> NamedFigure:
         too_high=TOO_HIGH if "flat" in shapes else "",
         cliff=CLIFF if max(near, default=0.0) > RECOVERED else "",
     )
-    return NamedFigure(
-        "overview",
-        figure,
+    caption = (
         "Left: s_n against L0. Middle: all projections of SAEs below, at and above the true L0. "
-        "Right: decoder similarity, and how well the true features are recovered.",
+        "Right: decoder similarity, and how well the true features are recovered."
     )
+    return {"overview": (figure, caption)}
 
 
-def _draw_projections(
-    run: Run, true_l0: float | None, prefix: str = "projections/s_"
-) -> list[NamedFigure]:
-    from sparse_but_wrong.figures.sweep import projection_vs_l0
-
-    return [
-        NamedFigure(f"{prefix}{n}", projection_vs_l0(run.table, run.projections, n, true_l0))
+def _draw_projections(run: Run, true_l0: float | None, prefix: str = "projections/s_") -> Figures:
+    return {
+        f"{prefix}{n}": projection_vs_l0(run.table, run.projections, n, true_l0)
         for n in run.spec.projection_n
-    ]
+    }
 
 
 def spread_out(ns: Sequence[int], at_most: int = 4) -> tuple[int, ...]:
@@ -332,8 +280,6 @@ def spread_out(ns: Sequence[int], at_most: int = 4) -> tuple[int, ...]:
 
 
 def _judge_activations(run: Run) -> Verdict:
-    from sparse_but_wrong.metrics.findings import remarks
-
     first = (
         "Nobody knows the features of these activations, so nothing is judged. `sbw find-l0 "
         f"{run.folder.path}` says what the sweep tells about the right L0."
@@ -341,12 +287,9 @@ def _judge_activations(run: Run) -> Verdict:
     return Verdict(remarks=(first, *remarks(run.evaluations)))
 
 
-def _draw_activations(run: Run) -> list[NamedFigure]:
-    from sparse_but_wrong.figures.distributions import plot_evaluations
-    from sparse_but_wrong.report.evaluation import CAPTION
-
-    overview = NamedFigure("overview", plot_evaluations(run.evaluations), CAPTION)
-    return [overview, *_draw_projections(run, None), draw_curves(run)]
+def _draw_activations(run: Run) -> Figures:
+    overview = (plot_evaluations(run.evaluations), CAPTION)
+    return {"overview": overview, **_draw_projections(run, None), **draw_curves(run)}
 
 
 def _check(spec: ExperimentSpec, *, on_toy_world: bool) -> None:

@@ -15,71 +15,30 @@ import pandas as pd
 
 from sparse_but_wrong.experiments.analysis import (
     Analysis,
+    Figures,
     MeasuredTable,
-    NamedFigure,
     Run,
     draw_curves,
     floats,
 )
+from sparse_but_wrong.experiments.registry import INITIAL_KS
 from sparse_but_wrong.experiments.verdict import NEAR, RECOVERED, Verdict, check, ranges
-from sparse_but_wrong.experiments.worlds import batchtopk, on_fifty_features
+from sparse_but_wrong.figures.heatmaps import decoder_cosines
+from sparse_but_wrong.figures.sweep import tradeoff
+from sparse_but_wrong.figures.training import transitions
 from sparse_but_wrong.metrics.reconstruction import reconstruction_at_k
 from sparse_but_wrong.metrics.recovery import match_latents, matched_cosines
 from sparse_but_wrong.runs.spec import ExperimentSpec, SAESpec
-from sparse_but_wrong.training.controls import KTransition
 
 if TYPE_CHECKING:
     import sae_lens
 
 Panel = tuple[str, np.ndarray]
 
-RIGHT_K = 11
-
-CHEATING = on_fifty_features(
-    "cheating",
-    "Reconstruction of BatchTopK SAEs with k = 1 to 25 against that of the true features",
-    "below the true L0 the wrong SAE reconstructs better than the right one held to its k",
-    (batchtopk(f"k_{k}", k) for k in range(1, 26)),
-)
 SHOWN = (5, 9)
 """The k whose numbers the verdict of `cheating` states; those of the paper."""
 
 TRAINED, RIGHT, TRUE = "trained at this k", "trained at the right k", "true features"
-
-# The start is the same for every seed, so what differs is the world: its directions and its data.
-WORLDS = ("first", "second", "third")
-
-GROUND_TRUTH_INIT = on_fifty_features(
-    "ground-truth-init",
-    "BatchTopK SAEs that start at the true features, with the right k and with a low one",
-    "trained at a k below the true L0, an SAE leaves the true features to lower its loss",
-    (
-        batchtopk(f"k_{k}_{world}_world", k, world=world, init="true_features")
-        for world in WORLDS
-        for k in (5, RIGHT_K)
-    ),
-    WORLDS,
-)
-
-INITIAL_KS = {"down": 20, "up": 2, "constant": RIGHT_K}
-# 4,649 steps of the run remain once k is where it ends.
-START_STEP, DURATION_STEPS = 2_000, 8_000
-
-TRANSITION = on_fifty_features(
-    "transition",
-    "BatchTopK SAEs whose k moves to the true L0 in training, from above and from below",
-    "lowering k to the true L0 recovers the features; raising it to the true L0 does not",
-    (
-        batchtopk(
-            f"{schedule}_seed_{seed}",
-            RIGHT_K,
-            factors={"schedule": schedule, "initial_k": k, "seed": seed},
-            control=KTransition(float(k), START_STEP, DURATION_STEPS) if k != RIGHT_K else None,
-        )
-        for schedule, k in INITIAL_KS.items()
-        for seed in range(5)
-    ),
-)
 
 
 def cosine_panels(
@@ -91,15 +50,13 @@ def cosine_panels(
     return [(title, matrix) for title, matrix in panels if np.isfinite(matrix).all()]
 
 
-def draw_decoders(name: str, panels: Sequence[Panel], true_l0: float) -> list[NamedFigure]:
+def draw_decoders(name: str, panels: Sequence[Panel], true_l0: float) -> Figures:
     """One figure, or none where every SAE diverged."""
-    from sparse_but_wrong.figures.heatmaps import decoder_cosines
-
     caption = (
         "Cosine of every latent with every true feature, latents in the order of the features "
         f"they are matched to. The true L0 is {true_l0:.2f}."
     )
-    return [NamedFigure(name, decoder_cosines(panels), caption)] if panels else []
+    return {name: (decoder_cosines(panels), caption)} if panels else {}
 
 
 def by_k(spec: ExperimentSpec, world: str | None = None) -> dict[float, SAESpec]:
@@ -186,9 +143,7 @@ def judge_tradeoff(run: Run) -> Verdict:
     return Verdict(tuple(checks), remarks)
 
 
-def _draw_tradeoff(run: Run) -> list[NamedFigure]:
-    from sparse_but_wrong.figures.sweep import tradeoff
-
+def _draw_tradeoff(run: Run) -> Figures:
     true_l0, frame, saes = run.only_l0, run.tables["tradeoff"].frame, by_k(run.spec)
     right_k = nearest(saes, true_l0)
     labels = {
@@ -206,11 +161,11 @@ def _draw_tradeoff(run: Run) -> list[NamedFigure]:
         "over the whole evaluation batch. Right: mean cosine of the latents of the trained SAEs "
         "with the true features."
     )
-    return [
-        NamedFigure("overview", tradeoff(curves, run.table, true_l0), caption),
-        *draw_decoders("decoders", panels, true_l0),
-        draw_curves(run),
-    ]
+    return {
+        "overview": (tradeoff(curves, run.table, true_l0), caption),
+        **draw_decoders("decoders", panels, true_l0),
+        **draw_curves(run),
+    }
 
 
 def _measure_start_and_end(run: Run) -> dict[str, MeasuredTable]:
@@ -276,13 +231,13 @@ def judge_start_and_end(run: Run) -> Verdict:
     return Verdict(checks, (f"At the right k the MSE went {said(right, 'mse')}.",))
 
 
-def _draw_start_and_end(run: Run) -> list[NamedFigure]:
+def _draw_start_and_end(run: Run) -> Figures:
     name = next(iter(run.spec.worlds))
     saes = by_k(run.spec, name)
     start = run.untrained(next(iter(saes.values())), run.world(name))
     ends = ((f"After training at $k = {k:g}$", run.saes[saes[k].sae_id]) for k in saes)
     panels = cosine_panels(run, [("At the start", start), *ends], name)
-    return [*draw_decoders("overview", panels, run.true_l0[name]), draw_curves(run)]
+    return {**draw_decoders("overview", panels, run.true_l0[name]), **draw_curves(run)}
 
 
 def _measure_schedules(run: Run) -> dict[str, MeasuredTable]:
@@ -361,9 +316,7 @@ def judge_transitions(run: Run) -> Verdict:
     return Verdict(checks, (f"With the right k from the start: {constant}.",))
 
 
-def _draw_transitions(run: Run) -> list[NamedFigure]:
-    from sparse_but_wrong.figures.training import transitions
-
+def _draw_transitions(run: Run) -> Figures:
     labels, firsts = {}, []
     for schedule in INITIAL_KS:
         first = next(s for s in run.spec.saes if s.factors["schedule"] == schedule)
@@ -375,11 +328,11 @@ def _draw_transitions(run: Run) -> list[NamedFigure]:
         "Left: k over training. Right: mean cosine of latents with the true features they are "
         "matched to at the end, a dot per seed."
     )
-    return [
-        NamedFigure("overview", overview, caption),
-        *draw_decoders("decoders", cosine_panels(run, firsts), run.only_l0),
-        draw_curves(run),
-    ]
+    return {
+        "overview": (overview, caption),
+        **draw_decoders("decoders", cosine_panels(run, firsts), run.only_l0),
+        **draw_curves(run),
+    }
 
 
 ANALYSES = {
