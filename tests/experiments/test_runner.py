@@ -25,7 +25,7 @@ from sparse_but_wrong.experiments.analysis import Analysis, Run, RunSettings
 from sparse_but_wrong.experiments.runner import finish_run, resume_run, start_run
 from sparse_but_wrong.experiments.verdict import Check, Verdict
 from sparse_but_wrong.metrics.evaluate import evaluate
-from sparse_but_wrong.metrics.projection_table import join_projections, split_projections
+from sparse_but_wrong.metrics.evaluation import join_projections, split_projections
 from sparse_but_wrong.report.run import write_report
 from sparse_but_wrong.runs.checkpoint import Checkpoint
 from sparse_but_wrong.runs.folder import RunFolder

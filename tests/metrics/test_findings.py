@@ -7,8 +7,14 @@ import math
 import pytest
 import sae_lens
 
-from sparse_but_wrong.metrics.findings import remarks, saturated, unsettled_thresholds
-from sparse_but_wrong.metrics.origin import Origin, of_other_activations, origin_of
+from sparse_but_wrong.metrics.findings import (
+    Origin,
+    of_other_activations,
+    origin_of,
+    remarks,
+    saturated,
+    unsettled_thresholds,
+)
 from sparse_but_wrong.sae_lens_compat import inference_copy
 from tests.metrics.evaluated import evaluated
 

@@ -225,7 +225,7 @@ def test_it_is_what_sae_lens_does_in_training():
         )
         assert reconstruction_at_k(sae, samples, 1).mse != pytest.approx(own.mse, rel=1e-3)
         # The k of the SAE itself does not matter.
-        assert reconstruction_at_k(batchtopk(rescale, k=1), samples, 2.5) == held
+        assert reconstruction_at_k(batchtopk(rescale, k=1), samples, 2.5).mse == held.mse
         by_rescale.append(held.mse)
     assert by_rescale[0] != pytest.approx(by_rescale[1], rel=1e-3)
 

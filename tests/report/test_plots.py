@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from sparse_but_wrong.metrics.projection_table import split_projections
+from sparse_but_wrong.metrics.evaluation import split_projections
 from sparse_but_wrong.report.plots import (
     MOST_SIDE,
     cosine_frames,

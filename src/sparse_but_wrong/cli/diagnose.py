@@ -87,8 +87,7 @@ def diagnose(
     """
     from sparse_but_wrong.activations.stored import open_activations
     from sparse_but_wrong.atomic import claimed, full_disk_named
-    from sparse_but_wrong.metrics.findings import remarks
-    from sparse_but_wrong.metrics.origin import of_other_activations, origin_of
+    from sparse_but_wrong.metrics.findings import of_other_activations, origin_of, remarks
     from sparse_but_wrong.report.evaluation import write_evaluation
     from sparse_but_wrong.runs.folder import fresh_path
 

@@ -133,7 +133,7 @@ def _table(results: Run) -> str:
     """A row per SAE in order of L0: what sets it apart, and the metrics people ask for."""
     import pandas as pd
 
-    from sparse_but_wrong.metrics.projection_table import join_projections
+    from sparse_but_wrong.metrics.evaluation import join_projections
 
     spec = results.spec
     table = join_projections(results.table, results.projections).sort_values(by="l0")

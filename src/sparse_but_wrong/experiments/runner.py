@@ -28,7 +28,7 @@ from sparse_but_wrong.experiments.train import make_training, train_all
 from sparse_but_wrong.experiments.verdict import Verdict
 from sparse_but_wrong.figures.style import save_figure
 from sparse_but_wrong.metrics.evaluate import evaluate
-from sparse_but_wrong.metrics.projection_table import join_projections
+from sparse_but_wrong.metrics.evaluation import join_projections
 from sparse_but_wrong.report.run import write_report
 from sparse_but_wrong.runs.folder import RunFolder, fresh_path
 from sparse_but_wrong.runs.make import load_data, make_data

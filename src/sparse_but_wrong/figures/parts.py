@@ -22,7 +22,7 @@ from matplotlib.ticker import (
 )
 
 from sparse_but_wrong.figures.style import RED, Number
-from sparse_but_wrong.metrics.projection_table import join_projections
+from sparse_but_wrong.metrics.evaluation import join_projections
 
 Color = str | tuple[float, ...]
 

@@ -18,8 +18,7 @@ from matplotlib.figure import Figure
 
 from sparse_but_wrong.figures import parts
 from sparse_but_wrong.figures.style import BLUE, GREEN, GREY, VERMILLION, Number, paper_style
-from sparse_but_wrong.metrics.evaluation import Evaluations
-from sparse_but_wrong.metrics.projection_table import split_projections
+from sparse_but_wrong.metrics.evaluation import Evaluations, split_projections
 
 # Beyond this ratio of largest to smallest coefficient a linear axis hides the small ones.
 _LOG_AXIS_RATIO = 100

@@ -81,13 +81,11 @@ def evaluate(
 
     With Z = (x − b_dec)·W_decᵀ over all samples and latents, sorted from the largest value down,
     s_n^dec is the entry at index n·samples. Decoder rows are scaled to unit norm first: projections
-    grow with the norms, which say nothing about the directions learned. A row of zeros projects
-    everything to 0. For an SAE that normalises each sample itself, b_dec is taken back to the units
-    of the sample first.
+    grow with the norms, which say nothing about the directions learned. For an SAE that normalises
+    each sample itself, b_dec is taken back to the units of the sample first.
 
-    At a low L0 a wrong SAE reconstructs *better* than the true features held to the same L0, by
-    mixing them: `mse` and `variance_explained` say whether training went well, never which L0 is
-    right.
+    At a low L0 a wrong SAE reconstructs *better* than the true features held to the same L0:
+    `mse` and `variance_explained` say whether training went well, never which L0 is right.
 
     Args:
         saes: one sae_lens SAE, or several of one d_in: a sequence, or by name.
@@ -102,8 +100,6 @@ def evaluate(
             sixteenth of them, at most 4,096, if left out).
         as_trained: evaluate training SAEs as they are, BatchTopK SAEs with their k per batch.
         skip_failing: leave out SAEs that make an error, which `Evaluations.failed` then holds.
-    Returns:
-        an `Evaluation` of a single SAE, `Evaluations` of several.
     Raises:
         ValueError: no SAEs, or SAEs of different d_in; activations of another width, none at all,
             or with values that are not finite (the message names the first) or that an SAE cannot

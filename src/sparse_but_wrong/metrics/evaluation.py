@@ -1,4 +1,7 @@
-"""What was measured of SAEs, as records and as tables. H stands for d_sae."""
+"""What was measured of SAEs, as records and as tables. H stands for d_sae.
+
+Tables of SAEs hold scalars and s_n apart in memory, and s_n as columns s_0, s_1, … in a file.
+"""
 
 from __future__ import annotations
 
@@ -141,3 +144,15 @@ class Evaluations(Sequence[Evaluation]):
 
     def _repr_html_(self) -> str:
         return self.to_frame()[_SHOWN].round(4).to_html()
+
+
+def join_projections(table: pd.DataFrame, projections: pd.DataFrame) -> pd.DataFrame:
+    """The form for files, of tables of the same rows."""
+    return table.join(projections.add_prefix("s_"))
+
+
+def split_projections(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The scalars of a table in the form for files, and s_n by n."""
+    found = table.filter(regex=r"^s_\d+$")
+    projections = found.astype(float).rename(columns=lambda name: int(name[2:]))
+    return table.drop(columns=found.columns), projections.sort_index(axis=1)

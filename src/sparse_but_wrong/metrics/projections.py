@@ -48,21 +48,16 @@ def nth_decoder_projection(
 
     Args:
         input_acts: shape [..., d_in]; every leading dimension counts as samples.
-        sae: any sae_lens SAE.
         n: in [0, d_sae).
     Returns:
         a scalar on the device of the SAE; NaN for an SAE whose decoder is not finite.
     Raises:
-        ValueError: an n outside [0, d_sae), activations of another width, no samples, or
-            non-finite values (the message names the first).
+        ValueError: an n outside [0, d_sae), or activations as `evaluate` refuses them.
     """
     d_sae, d_in = sae.W_dec.shape
     n = operator.index(n)
     if not 0 <= n < d_sae:
-        raise ValueError(
-            f"n = {n} is outside [0, {d_sae}): an SAE with {d_sae} latents has a "
-            f"projection s_n for n = 0 … {d_sae - 1}."
-        )
+        raise ValueError(f"n = {n} is outside [0, {d_sae}): s_n exists for n = 0 … {d_sae - 1}.")
     samples = torch.atleast_2d(input_acts).flatten(0, -2)
     check_activations(samples, d_in)
     check_readable(sae, samples)
@@ -131,17 +126,15 @@ class CountedProjections:
 
     def __init__(self, directions: Float[Tensor, "H D"]) -> None:
         self._directions = directions.float()
-        self._batch_size = 0
         self._counts = self._batch = torch.zeros(_BINS, dtype=torch.int64, device=directions.device)
 
     def add(self, samples: Float[Tensor, "B D"], bias: Float[Tensor, " D"]) -> None:
         self._batch = self._batch + count_projections(samples, self._directions, bias)
-        self._batch_size += len(samples)
 
     def end_batch(self) -> Float[Tensor, " H"]:
-        s = sorted_entries(self._batch, torch.arange(len(self._directions)) * self._batch_size)
-        self._counts = self._counts + self._batch
-        self._batch, self._batch_size = torch.zeros_like(self._batch), 0
+        ranks = torch.arange(n := len(self._directions)) * (int(self._batch.sum()) // n)
+        s = sorted_entries(self._batch, ranks)
+        self._counts, self._batch = self._counts + self._batch, torch.zeros_like(self._batch)
         return s
 
     def entries(self, ranks: Int[Tensor, " n"]) -> Float[Tensor, " n"]:

@@ -6,7 +6,7 @@ Not a guide to the right L0: there a wrong SAE reconstructs better than the true
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
     import sae_lens
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Reconstruction:
     """How close the reconstructions of one SAE came to a set of samples."""
 
     mse: float
     """Squared error, summed over d_in and averaged over samples (sae_lens' loss convention)."""
-    mse_standard_error: float = field(default=math.nan, compare=False)
+    mse_standard_error: float = math.nan
     """This one and the others: from how much batches differ; NaN after a single batch."""
     variance_explained: float
     """1 − mean squared error / mean squared distance of the samples from their mean.
 
     Where all samples are the same: 1 if they are reconstructed (to rounding), else 0."""
-    variance_explained_standard_error: float = field(default=math.nan, compare=False)
+    variance_explained_standard_error: float = math.nan
     shrinkage: float
     """Mean of ‖reconstruction‖ / ‖input‖ over the samples that are not zero; 1 is none."""
 
@@ -55,6 +55,7 @@ class ReconstructionTotals:
         # Samples, squared errors, squared offsets, squared norms, norm ratios and how many of them.
         self._sums = self._before = torch.zeros(6, dtype=torch.float64)
         self._origin: Tensor | None = None
+        self._rounding = 0.0
         self._offsets: Tensor | float = 0.0
         self._mse = BatchMoments()
         self._products = torch.zeros(3, dtype=torch.float64)
@@ -76,6 +77,8 @@ class ReconstructionTotals:
         if self._origin is None:
             # Any origin gives the same variance; one near the mean leaves nothing to cancel.
             self._origin = inputs.mean(dim=0)
+            # Samples that are all the same still differ from their computed mean by rounding.
+            self._rounding = 16 * torch.finfo(inputs.dtype).eps
         offsets = inputs - self._origin
         norms = torch.linalg.vector_norm(inputs, dim=1)
         ratios = (torch.linalg.vector_norm(outputs, dim=1) / norms)[norms > 0]
@@ -94,20 +97,21 @@ class ReconstructionTotals:
 
     def result(self) -> Reconstruction:
         """The numbers over every chunk so far; there has to be one."""
-        if self._origin is None:
-            raise ValueError("no chunk of reconstructions was added yet.")
         n, squared_error, squared_offset, squared_norm, ratios, n_ratios = self._sums.tolist()
         mse = squared_error / n
         variance = squared_offset / n - (self._offsets / n).square().sum().item()
-        # Samples that are all the same still differ from their computed mean by rounding.
-        rounding = 16 * torch.finfo(self._origin.dtype).eps
-        negligible = rounding**2 * squared_norm / n
+        negligible = self._rounding**2 * squared_norm / n
         explained = standard_error = math.nan
         if math.isfinite(mse) and math.isfinite(variance):
             explained = 1.0 if mse <= negligible else 0.0
             if variance > negligible:
-                explained = 1 - mse / variance
-                standard_error = self._ratio_standard_error(mse / variance, variance * n)
+                ratio, m = mse / variance, self._mse.n_batches
+                explained = 1 - ratio
+                # Of a ratio of sums over m batches: √(m/(m−1) · Σ(e − ratio·v)²) / Σv.
+                ee, ev, vv = self._products.tolist()
+                squares = max(0.0, ee - 2 * ratio * ev + ratio**2 * vv)
+                if m > 1:
+                    standard_error = math.sqrt(squares * m / (m - 1)) / (variance * n)
         return Reconstruction(
             mse=mse,
             mse_standard_error=float(self._mse.standard_error),
@@ -115,13 +119,6 @@ class ReconstructionTotals:
             variance_explained_standard_error=standard_error,
             shrinkage=ratios / n_ratios if n_ratios else math.nan,
         )
-
-    def _ratio_standard_error(self, ratio: float, total: float) -> float:
-        """That of a ratio of two sums over m batches: √(m/(m−1) · Σ(e − ratio·v)²) / Σv."""
-        m = self._mse.n_batches
-        ee, ev, vv = self._products.tolist()
-        squares = max(0.0, ee - 2 * ratio * ev + ratio**2 * vv)
-        return math.sqrt(squares * m / (m - 1)) / total if m > 1 else math.nan
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from sparse_but_wrong.metrics.projection_table import split_projections
+from sparse_but_wrong.metrics.evaluation import split_projections
 from sparse_but_wrong.report.page import (
     OUTCOMES,
     Check,
