@@ -346,59 +346,25 @@ def test_a_cache_is_what_its_manifest_lists(
         open_activations(tmp_path)
 
 
-def test_the_manifest_is_read_under_the_lock(
-    cached: Path, make: Make, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("resume", [False, True])
+def test_what_somebody_else_wrote_before_the_lock_counts(
+    make: Make, cached: Path, monkeypatch: pytest.MonkeyPatch, resume: bool
 ) -> None:
-    seen, read_cache = [], manifests.read_cache
-
-    def read_locked(folder: Path) -> Any:
-        if not seen:
-            with pytest.raises(ValueError, match="another process"), atomic.locked(folder):
-                pass
-        seen.append(folder)
-        return read_cache(folder)
-
-    monkeypatch.setattr(manifests, "read_cache", read_locked)
-    make(resume=True)
-    assert seen[0] == cached
-
-
-@pytest.mark.parametrize("at_work", [True, False])
-def test_a_cache_that_somebody_else_begins_meanwhile_is_left_alone(
-    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_work: bool
-) -> None:
-    """Between the first look at the folder and the lock."""
-    (tmp_path / "cache").mkdir()
-    theirs, locked = tmp_path / "cache/manifest.json", atomic.locked
+    theirs, locked = cached / "manifest.json", atomic.locked
+    if not resume:
+        shutil.rmtree(cached)
 
     @contextmanager
     def after_somebody_else(folder: Path) -> Iterator[None]:
         theirs.write_text("theirs")
-        if at_work:
-            with locked(folder), locked(folder):
-                yield
         with locked(folder):
             yield
 
     monkeypatch.setattr(atomic, "locked", after_somebody_else)
-    message = "another process is working" if at_work else "is not empty"
+    message = r"manifest\.json is damaged" if resume else "is not empty"
     with pytest.raises((ValueError, FileExistsError), match=message):
-        make()
+        make(resume=resume)
     assert theirs.read_text() == "theirs"
-
-
-def test_folders_that_cannot_be_written_to(
-    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    (tmp_path / "file").write_text("mine")
-    for name in ("link", "file/below"):
-        with pytest.raises(NotADirectoryError, match=f"{name[:4]} is"):
-            make(name)
-    monkeypatch.setattr(atomic.os, "access", lambda *_: False)
-    with pytest.raises(PermissionError, match="cannot be written to"):
-        make("a/b")
-    assert not (tmp_path / "a").exists()
 
 
 def test_a_full_disk(
@@ -465,13 +431,12 @@ def test_a_stream_that_breaks_off(make: Make, text: Text, tmp_path: Path) -> Non
     assert len(Written(tmp_path / "cache").shards) == 8
 
 
-def test_sizes(tmp_path: Path) -> None:
-    options: Any = {"context_size": 128, "batch_size": 32, "samples_per_shard": 65_536}
-    write_cache(tmp_path, torch.ones(1, 576), skip_positions=1, **options)
-    cache = manifests.read_cache(tmp_path)
-    assert cache.n_bytes(10) == 10 * (576 * 4 + 4)
-    assert replace(cache, dtype="bfloat16").n_bytes(1000) == 1000 * (576 * 2 + 4)
+def test_sizes(finished: Written) -> None:
+    cache = manifests.read_cache(finished.folder)
+    assert cache.n_bytes(10) == 10 * (D_IN * 4 + 4)
+    assert replace(cache, dtype="bfloat16").n_bytes(1000) == 1000 * (D_IN * 2 + 4)
     # 17 batches of 32 × 127 are the first that reach 65,536.
-    assert cache.sequences_per_shard == 17 * 32
+    large: Any = {"context_size": 128, "batch_size": 32, "samples_per_shard": 65_536}
+    assert replace(cache, **large, shards=()).sequences_per_shard == 17 * 32
     sizes = {0: "0 B", 999: "999 B", 1500: "1.5 kB", 23_123_000: "23.1 MB", 10**15: "1e+03 TB"}
     assert {n: human_bytes(n) for n in sizes} == sizes

@@ -1,4 +1,4 @@
-"""Activations in files: .npy, .safetensors, and folders of them."""
+"""Activations in files, folders of them, and Hugging Face datasets."""
 
 from __future__ import annotations
 
@@ -6,15 +6,26 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import torch
+from datasets import Array2D, Array3D, Dataset, DatasetDict, Features, LargeList, List, Value
 from safetensors.torch import save_file
 
-from sparse_but_wrong.activations.stored import open_activations
+from sparse_but_wrong.activations.stored import (
+    StoredActivations,
+    is_activations,
+    open_activations,
+    without_tokens,
+)
 
 X = torch.arange(20.0).view(10, 2)
+CONTEXTS = torch.arange(7.0 * 5 * 3).view(7, 5, 3)
+FLAT = CONTEXTS.flatten(0, 1)
+HOOK = "blocks.0.hook_resid_pre"
 FLOATS = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 
 
@@ -35,13 +46,17 @@ def test_what_was_saved_is_read(tmp_path: Path, dtype: torch.dtype) -> None:
         assert torch.equal(stored.read(2, 9), x[2:9])
 
 
+def token_ids(stored: StoredActivations, start: int, stop: int) -> list[int]:
+    found = stored.read_token_ids(start, stop)
+    assert found is not None
+    return found.tolist()
+
+
 def test_token_ids(tmp_path: Path) -> None:
     ids = torch.arange(10, 20)
     save_file({"activations": X, "token_ids": ids.int()}, tmp_path / "a.safetensors")
     save_file({"activations": X, "token_ids": ids}, tmp_path / "b.safetensors")
-    both = open_activations(tmp_path).read_token_ids(8, 13)
-    assert both is not None
-    assert both.tolist() == [18, 19, 10, 11, 12]
+    assert token_ids(open_activations(tmp_path), 8, 13) == [18, 19, 10, 11, 12]
     # One whole number per row or none.
     for odd in (ids[:9], X[:, 0].clone()):
         save_file({"activations": X, "token_ids": odd}, tmp_path / "c.safetensors")
@@ -208,3 +223,137 @@ def test_folders(tmp_path: Path) -> None:
     (tmp_path / "e.npy").write_bytes(b"\x93NUMPY")
     with pytest.raises(ValueError, match=r"e\.npy .* 3 other"):
         open_activations(tmp_path)
+
+
+def as_sae_lens_writes(x: torch.Tensor, dtype: str = "float32", ids: str = "int32") -> Dataset:
+    token_ids = List(Value(ids), length=5)
+    features = Features({HOOK: Array2D(shape=(5, 3), dtype=dtype), "token_ids": token_ids})
+    numbers = torch.arange(len(x) * 5).view(len(x), 5) % 4
+    return Dataset.from_dict({HOOK: x, "token_ids": numbers.tolist()}, features=features)
+
+
+def saved(folder: Path, feature: Any, rows: Any) -> Path:
+    Dataset.from_dict({"x": rows}, features=Features({"x": feature})).save_to_disk(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("dtype", "ids"), [("float16", "int32"), ("float32", "int64"), ("float64", "int32")]
+)
+def test_contexts_as_sae_lens_writes_them(tmp_path: Path, dtype: str, ids: str) -> None:
+    # Several Arrow tables one after the other, as several shards give.
+    x = CONTEXTS.to(getattr(torch, dtype))
+    halves = [as_sae_lens_writes(half, dtype, ids) for half in x.split(4)]
+    data = datasets.concatenate_datasets(halves)
+    data.save_to_disk(tmp_path / "data", num_shards=2)
+    assert is_activations(tmp_path / "data")
+    flat, numbers = x.flatten(0, 1), torch.cat([torch.arange(20), torch.arange(15)]) % 4
+    for stored in (open_activations(tmp_path / "data"), open_activations(tmp_path / "data", HOOK)):
+        assert (stored.n_samples, stored.d_in, stored.dtype) == (35, 3, x.dtype)
+        for start, stop in ((0, 35), (0, 1), (3, 8), (4, 5), (5, 10), (18, 33), (34, 35)):
+            assert torch.equal(stored.read(start, stop), flat[start:stop])
+            assert token_ids(stored, start, stop) == numbers[start:stop].tolist()
+    kept = torch.cat(list(stored.batches(9, keep=without_tokens([0, 3]))))
+    assert torch.equal(kept, flat[(numbers == 1) | (numbers == 2)].float())
+    # In the order in which the dataset was shuffled.
+    data.select([6, 0, 3]).remove_columns("token_ids").save_to_disk(tmp_path / "shuffled")
+    stored = open_activations(tmp_path / "shuffled")
+    assert torch.equal(stored.read(0, 15), x[[6, 0, 3]].flatten(0, 1))
+    assert stored.read_token_ids(0, 15) is None
+
+
+def test_a_token_id_beside_each_vector(tmp_path: Path) -> None:
+    features = Features({"x": List(Value("float32")), "token_ids": Value("int64")})
+    rows = {"x": FLAT.tolist(), "token_ids": [*range(34), None]}
+    Dataset.from_dict(rows, features=features).save_to_disk(tmp_path)
+    stored = open_activations(tmp_path)
+    assert token_ids(stored, 7, 20) == list(range(7, 20))
+    with pytest.raises(OSError, match="token ids are missing"):
+        stored.read_token_ids(20, 35)
+
+
+@pytest.mark.parametrize(
+    ("feature", "rows"),
+    [
+        (List(Value("float32"), length=3), FLAT),
+        (List(Value("float32")), FLAT),
+        (LargeList(Value("float32")), FLAT),
+        (List(List(Value("float32"))), CONTEXTS),
+        (Array2D((None, 3), "float32"), CONTEXTS),
+    ],
+)
+def test_other_vectors_and_matrices(tmp_path: Path, feature: Any, rows: torch.Tensor) -> None:
+    stored = open_activations(saved(tmp_path, feature, rows.numpy().tolist()))
+    assert stored.n_samples == 35
+    assert torch.equal(stored.read(2, 33), FLAT[2:33])
+
+
+def test_uneven_rows_are_refused_when_they_are_read(tmp_path: Path) -> None:
+    rows = [[[1.0, 2.0]] * 3, [[1.0, 2.0]] * 3, [[1.0, 2.0]] * 2]
+    stored = open_activations(saved(tmp_path / "uneven", List(List(Value("float32"))), rows))
+    assert stored.read(0, 6).tolist() == [[1.0, 2.0]] * 6
+    for start in (5, 6):
+        with pytest.raises(OSError, match=r"uneven, column 'x' .*3 × 2 numbers"):
+            stored.read(start, 7)
+    vectors = List(Value("float32"))
+    holes = open_activations(saved(tmp_path / "holes", vectors, [[1.0, 2.0], [1.0, None]]))
+    with pytest.raises(ValueError, match="nan at sample 1, dimension 1"):
+        holes.read(0, 2)
+
+
+def test_datasets_that_are_refused(tmp_path: Path) -> None:
+    features = {
+        "a": List(Value("float32")),
+        "b": List(Value("float16")),
+        "ids": List(Value("int64")),
+        "cube": Array3D((1, 1, 2), "float32"),
+    }
+    row = {"a": [[1.0, 2.0]], "b": [[3.0]], "ids": [[4]], "cube": [[[[1.0, 2.0]]]]}
+    two, data = Dataset.from_dict(row, features=Features(features)), as_sae_lens_writes(CONTEXTS)
+    for name, content in {
+        "two": two,
+        "ids": two.select_columns(["ids"]),
+        "empty": data.select([]),
+        "splits": DatasetDict({"test": data, "train": data}),
+        "cut": data,
+    }.items():
+        content.save_to_disk(tmp_path / name)
+    (file,) = (tmp_path / "cut").glob("*.arrow")
+    file.write_bytes(file.read_bytes()[:100])
+    saved(tmp_path / "first", List(Value("float32")), [None, [1.0]])
+    assert open_activations(tmp_path / "two", column="b").read(0, 1).tolist() == [[3.0]]
+    for name, column, message in (
+        ("two", None, r"several columns .* a \("),
+        ("two", "c", r"no column 'c' .* a \("),
+        ("two", "ids", r"no column 'ids' .* a \("),
+        ("two", "cube", r"no column 'cube' .* a \("),
+        ("ids", None, r"no column of .* ids \("),
+        ("empty", None, "empty is no dataset"),
+        ("splits", None, r"splits \(test, train\)"),
+        ("cut", None, "cut is no dataset"),
+        ("first", None, "first row is empty"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            open_activations(tmp_path / name, column)
+
+
+def test_a_dataset_of_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    there = {"user/name": as_sae_lens_writes(CONTEXTS), "user/empty": Dataset.from_dict({})}
+    asked: list[str] = []
+
+    def load(name: str, config: None, *, split: str, streaming: bool) -> Dataset:
+        assert (config, split, streaming) == (None, "train", False)
+        asked.append(name)
+        return there[name]
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert torch.equal(open_activations("user/name").read(4, 6), FLAT[4:6])
+    with pytest.raises(OSError, match=r"user/other.*KeyError"):
+        open_activations("user/other")
+    with pytest.raises(ValueError, match="user/empty is empty"):
+        open_activations("user/empty")
+    Path("user").mkdir()
+    with pytest.raises(FileNotFoundError, match="no file or folder user/name"):
+        open_activations("user/name")
+    assert asked == ["user/name", "user/other", "user/empty"]
