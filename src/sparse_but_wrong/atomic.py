@@ -53,8 +53,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _unfinished(folder.parent) as unfinished:
         yield unfinished
-        for place in (*unfinished.rglob("*"), unfinished):
-            _sync(place)
+        _sync(*unfinished.rglob("*"), unfinished)
         try:
             unfinished.rename(folder)
         except OSError:
@@ -89,10 +88,10 @@ def nearest(folder: Path) -> Path:
 
 
 def check_free(folder: Path, instead: str = "choose a new folder or remove that one first") -> None:
-    """Raise an OSError for a folder that cannot be made or written to, or that holds anything.
+    """Raise FileExistsError for a folder that holds anything, or an error of `check_writable`.
 
     Args:
-        instead: what to do about one that holds something (FileExistsError), for the message.
+        instead: what to do about one that holds something, for the message.
     """
     check_writable(folder)
     if not is_free(folder):
@@ -100,7 +99,7 @@ def check_free(folder: Path, instead: str = "choose a new folder or remove that 
 
 
 def check_writable(folder: Path) -> None:
-    """Refuse a folder that cannot be made or written to, as `check_free`."""
+    """Raise an OSError for a folder that cannot be made or written to."""
     there = nearest(folder)
     if not there.is_dir():
         kind = "a file" if there.exists() else "a link that leads nowhere"
@@ -125,10 +124,9 @@ def make_free_folder(folder: Path) -> None:
 def claimed(folder: Path) -> Iterator[Path]:
     """Hold a folder for results from before they are computed until they are in it.
 
-    What cannot be written to is refused before the work, and nobody else gets it meanwhile.
+    What cannot be written to is refused before the work, and nobody else gets it meanwhile. If the
+    block fails the folder is as it was.
 
-    Args:
-        folder: must not exist yet, or be free. If the block fails it is as it was.
     Yields:
         a folder within it to fill; its content moves up once the block has ended without an error,
         each file or folder whole.
@@ -144,8 +142,7 @@ def claimed(folder: Path) -> Iterator[Path]:
             try:
                 with _unfinished(folder) as unfinished:
                     yield unfinished
-                    for place in unfinished.rglob("*"):
-                        _sync(place)
+                    _sync(*unfinished.rglob("*"))
                     for child in sorted(unfinished.iterdir()):
                         child.rename(folder / child.name)
                     _sync(folder)
@@ -159,11 +156,7 @@ def claimed(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from working in a folder, at the latest until this one ends.
-
-    Raises:
-        ValueError: another process is at work in it.
-    """
+    """Hold a folder, until this process ends at the latest; ValueError if another does."""
     from filelock import FileLock, Timeout
 
     lock = FileLock(folder / LOCK)
@@ -181,7 +174,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def full_disk_named(folder: Path, advice: str) -> Iterator[None]:
-    """Turn the error of a full disk into one that names it, with advice; others pass as they are.
+    """Turn the error of a full disk into one that names it; others pass as they are.
 
     Args:
         folder: the place that is written to.
@@ -191,20 +184,19 @@ def full_disk_named(folder: Path, advice: str) -> Iterator[None]:
         yield
     except Exception as error:
         # safetensors has an error of its own, which gives the number in its text alone.
-        if not (
-            getattr(error, "errno", None) in _FULL
-            or any(f"(os error {number})" in str(error) for number in _FULL)
-        ):
+        in_text = any(f"(os error {number})" in str(error) for number in _FULL)
+        if not in_text and getattr(error, "errno", None) not in _FULL:
             raise
         raise OSError(f"the disk of {folder} is full. {advice}") from error
 
 
-def _sync(place: Path) -> None:
-    """Have the disk hold what was written to a file, or the names in a folder."""
+def _sync(*places: Path) -> None:
+    """Have the disk hold what was written to files, or the names in folders."""
     if os.name == "nt":  # where neither folders nor files that are only read can be synced
         return
-    handle = os.open(place, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    for place in places:
+        handle = os.open(place, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -44,30 +44,27 @@ def damaged(file: Path, error: BaseException | str, remedy: str = _COPY_AGAIN) -
     return ValueError(f"{file} is damaged ({error}); {remedy}.")
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> warnings.catch_warnings[None]:
     """Hide warnings of libraries while they load; what matters of them is checked afterwards."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    return warnings.catch_warnings(action="ignore")
 
 
 @contextmanager
 def environment(**variables: str | None) -> Iterator[None]:
     """Set environment variables for a while, or unset them with None."""
     before = {name: os.environ.get(name) for name in variables}
-
-    def set_to(values: Mapping[str, str | None]) -> None:
-        for name, value in values.items():
-            os.environ.pop(name, None)
-            if value is not None:
-                os.environ[name] = value
-
-    set_to(variables)
     try:
+        _set_environment(variables)
         yield
     finally:
-        set_to(before)
+        _set_environment(before)
+
+
+def _set_environment(variables: Mapping[str, str | None]) -> None:
+    for name, value in variables.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
 
 
 def usable_device(device: str) -> torch.device:
@@ -87,9 +84,8 @@ def usable_device(device: str) -> torch.device:
 def parse_json(text: str | bytes) -> Any:
     """What a JSON text holds.
 
-    Raises:
-        ValueError: it is not JSON, not UTF-8, or nested deeper than any file of ours: later code
-            would not go as deep as the parser does.
+    ValueError if it is not JSON, not UTF-8, or nested deeper than any file of ours: later code
+    would not go as deep as the parser does.
     """
     try:
         content = json.loads(text)
@@ -105,13 +101,10 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def read_json(file: Path, remedy: str = _COPY_AGAIN) -> dict[str, Any]:
-    """The object that a JSON file holds.
+    """The object that a JSON file holds; FileNotFoundError, or ValueError if it is damaged.
 
     Args:
         remedy: what to do about a damaged file, for the message.
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is damaged, or holds something else than an object.
     """
     if not file.is_file():
         raise FileNotFoundError(f"{file} is missing; {remedy}.")
@@ -126,10 +119,9 @@ def read_json(file: Path, remedy: str = _COPY_AGAIN) -> dict[str, Any]:
 
 
 def checked(kind: Any, content: Any, file: Path, remedy: str = _COPY_AGAIN) -> Any:
-    """What a JSON file holds as a value of a type that pydantic knows, say a dataclass.
+    """What a JSON file holds, as a value of a type that pydantic knows, say a dataclass.
 
-    Raises:
-        ValueError: something is missing or of another type; the message names file and field.
+    ValueError if something is missing or of another type; the message names file and field.
     """
     from pydantic import TypeAdapter, ValidationError
 
