@@ -113,25 +113,22 @@ def test_no_loader_unpickles_meanwhile(
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        (f"{RELEASE}/layer_0/width_16k/average_l0_106", f"has no SAE .*did you mean .*{SAE_ID}"),
-        (f"{RELEASE}/ÿ", "has no SAE 'ÿ'.*, …"),
-        ("gemma-scope-2b-pt-rez/x", "no folder or file .* no release .*did you mean .*pt-res"),
+        (f"{RELEASE}/layer_0/width_16k/average_l0_106", f"not found .*Similar .* {SAE_ID}"),
+        (f"{RELEASE}/ÿ", r"no path here.*ÿ not found .*\.\.\."),
+        ("gemma-scope-2b-pt-rez/x", "no path here.*not found .*Similar .* gemma-scope-2b-pt-res"),
     ],
 )
-def test_an_unknown_release_or_id_names_near_ones(
-    name: str, says: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls = answer(monkeypatch, small)
+def test_an_unknown_release_or_id_names_near_ones(name: str, says: str) -> None:
+    """sae_lens looks into its directory before it asks the Hub."""
     with pytest.raises(ValueError, match=says):
         load_sae(name)
-    assert calls == []
 
 
 def test_a_slip_in_the_release_is_guessed_where_the_hub_knows_no_such_repository(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     answer(monkeypatch, raises(http_error(errors.RepositoryNotFoundError, 404)))
-    says = r"no repository .* 'gemma-scope-2b-pt-rez/layer_0'.*near ones are .*2b-pt-res"
+    says = r"no repository .* 'gemma-scope-2b-pt-rez/layer_0'.* Similar .*2b-pt-res"
     with pytest.raises(ValueError, match=says):
         load_sae(f"gemma-scope-2b-pt-rez/{SAE_ID}")
 
@@ -149,11 +146,11 @@ def test_a_slip_in_the_release_is_guessed_where_the_hub_knows_no_such_repository
             ValueError,
             "no repository .* 'user/repo",
         ),
-        (http_error(errors.RemoteEntryNotFoundError, 404), ValueError, "could not be loaded"),
+        (http_error(errors.RemoteEntryNotFoundError, 404), ValueError, "could not load it"),
         (http_error(errors.HfHubHTTPError, 500), OSError, "could not be fetched .*many things"),
         (OSError("disk full"), OSError, "could not be fetched .*disk full"),
-        (errors.HFValidationError("bad id"), ValueError, "could not be loaded .*bad id"),
-        (KeyError("batchtopk"), ValueError, "could not be loaded .*batchtopk.*local path"),
+        (errors.HFValidationError("bad id"), ValueError, "could not load it .*bad id"),
+        (KeyError("batchtopk"), ValueError, "could not load it .*batchtopk.*folder"),
         (pickle.UnpicklingError("no"), ValueError, "is a pickle with more in it"),
     ],
 )
@@ -228,5 +225,5 @@ def test_a_folder_of_sae_lens_is_checked_as_local_ones_are(
         x = torch.randn(5, 6)
         assert torch.equal(load_sae("user/repo/folder")(x), sae(x))
     else:
-        with pytest.raises(ValueError, match=f"user/repo/folder could not be loaded .*{says}"):
+        with pytest.raises(ValueError, match=f"user/repo/folder .*could not load it .*{says}"):
             load_sae("user/repo/folder")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -240,25 +240,11 @@ def _releases() -> dict[str, Any]:
 
 def _parse(name: str) -> tuple[str, str]:
     """The release and the id, or the repository and the folder, that a name stands for."""
-    releases = _releases()
     release, inside = name.split("/", 1)
-    if release in releases:
-        word, known = inside, list(releases[release].saes_map)
-        if inside in known:
-            return release, inside
-        wrong = f"the release {release!r} has no SAE {inside!r}"
-    else:
-        word, known = release, list(releases)
-        if "/" in inside:
-            repository, folder = inside.split("/", 1)
-            return f"{release}/{repository}", folder
-        wrong = (
-            f"there is no folder or file {name!r}, no release {release!r} in sae_lens' directory "
-            "of published SAEs, and a folder on the Hub is named user/repository/folder"
-        )
-    near = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known[:3])}, …"
-    raise ValueError(f"{wrong}; {hint}")
+    if release not in _releases() and "/" in inside:
+        repository, inside = inside.split("/", 1)
+        release = f"{release}/{repository}"
+    return release, inside
 
 
 _GATED = (
@@ -275,7 +261,8 @@ _PICKLE = (
     "not loaded. If you trust it, convert it to a sae_lens folder yourself."
 )
 _STRANGE = (
-    "If it is one of another library, or for training, download the folder and give its local path."
+    "A published SAE is named release/sae_id or user/repository/folder; one of another library, or "
+    "for training, can be downloaded and loaded from its folder."
 )
 
 
@@ -284,15 +271,17 @@ def _explained(error: Exception, name: str, release: str) -> Exception:
     from huggingface_hub import constants, errors
 
     says = f"{type(error).__name__}: {one_line(error)}"
-    # What is not in the directory may be a release with a slip of the pen.
-    known = _releases() if "/" in release else ()
-    near = difflib.get_close_matches(name.split("/")[0], known, n=3, cutoff=0.7)
-    hint = f" If a release was meant: near ones are {', '.join(near)}." if near else ""
+    word, inside = name.split("/", 1)
+    known: Iterable[str] = _releases()
+    if release in known:  # then the slip of the pen is in the id
+        word, known = inside, _releases()[release].saes_map
+    near = difflib.get_close_matches(word, known, n=3, cutoff=0.7)
+    hint = f" Similar names are {', '.join(near)}." if near and word not in near else ""
     unreachable: Any = (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)
     unreachable += (ConnectionError, TimeoutError)
     if type(error).__module__.split(".")[0] in _NETWORK:
         unreachable = Exception
-    strange = f"could not be loaded by sae_lens ({says}). {_STRANGE}{hint}"
+    strange = f"is no path here, and sae_lens could not load it ({says}). {_STRANGE}{hint}"
     explanations: tuple[tuple[Any, type[Exception], str], ...] = (
         (errors.GatedRepoError, PermissionError, _GATED),
         (errors.RepositoryNotFoundError, ValueError, f"{_NOWHERE} {release!r}.{hint}"),
