@@ -4,23 +4,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pytest
-from playwright.sync_api import Browser, Error, Page, sync_playwright
+from playwright.sync_api import Browser, Dialog, Error, Page, sync_playwright
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-Scheme = Literal["light", "dark"]
-
-
-@dataclass
-class Watched:
-    """A page, and everything it did that a page that stands alone should not."""
-
-    page: Page
-    complaints: list[str] = field(default_factory=list)
+_LOCAL, _FAULTS = ("file:", "data:", "blob:"), ("error", "warning")
 
 
 # Not of the session: while it is there, nothing else in this thread can run an event loop.
@@ -40,38 +31,27 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def open_page(browser: Browser) -> Iterator[Callable[..., Watched]]:
+def open_page(browser: Browser) -> Iterator[Callable[..., Page]]:
     """Opens a file; at the end of the module no page may have complained or asked for anything."""
-    opened: list[Watched] = []
+    pages: list[Page] = []
+    complaints: list[str] = []
 
-    def open_file(path: Path, scheme: Scheme = "light", width: int = 1280) -> Watched:
-        page = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 900})
-        watched = Watched(page)
-        opened.append(watched)
-        _watch(page, watched.complaints)
-        page.goto(path.resolve().as_uri())
-        return watched
-
-    yield open_file
-    for watched in opened:
-        watched.page.close()
-    assert [watched.complaints for watched in opened] == [[] for _ in opened]
-
-
-def _watch(page: Page, complaints: list[str]) -> None:
-    def on_dialog(dialog: Any) -> None:
-        complaints.append(f"dialog: {dialog.message}")
+    def on_dialog(dialog: Dialog) -> None:
+        complaints.append(dialog.message)
         dialog.dismiss()
 
-    def on_request(request: Any) -> None:
-        if not request.url.startswith(("file:", "data:", "blob:")):
-            complaints.append(f"request: {request.url}")
+    def open_file(path: Path, dark: bool = False, width: int = 1280) -> Page:
+        scheme: Literal["dark", "light"] = "dark" if dark else "light"
+        page = browser.new_page(color_scheme=scheme, viewport={"width": width, "height": 900})
+        pages.append(page)
+        page.on("dialog", on_dialog)
+        page.on("request", lambda r: complaints.extend([r.url] * (not r.url.startswith(_LOCAL))))
+        page.on("console", lambda m: complaints.extend([m.text] * (m.type in _FAULTS)))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto(path.resolve().as_uri())
+        return page
 
-    def on_console(message: Any) -> None:
-        if message.type in ("error", "warning"):
-            complaints.append(f"console: {message.text}")
-
-    page.on("dialog", on_dialog)
-    page.on("request", on_request)
-    page.on("console", on_console)
-    page.on("pageerror", lambda error: complaints.append(f"error: {error}"))
+    yield open_file
+    for page in pages:
+        page.close()
+    assert complaints == []

@@ -1,37 +1,35 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
-from sparse_but_wrong.report.evaluation import evaluation_table, write_evaluation
+from sparse_but_wrong.report.evaluation import write_evaluation
 from tests.metrics.evaluated import evaluated
 
 
-def test_the_folder_holds_every_number(tmp_path):
-    found = evaluated()
+def test_the_folder_holds_every_number(tmp_path: Path) -> None:
+    found, out = evaluated(), tmp_path / "out"
     facts, failed = {"Command": "sbw diagnose"}, {"broken": "it is <broken>"}
-    page = write_evaluation(found, tmp_path / "out", "acts <b>", facts, ["25% (wide)"], failed)
-    projections = pd.read_csv(tmp_path / "out/projections.csv")
+    page = write_evaluation(found, out, "acts <b>", facts, ["25% (wide)"], failed)
+    projections = pd.read_csv(out / "projections.csv")
     assert len(projections) == sum(evaluation.d_sae for evaluation in found)
     of_sae = projections.set_index("sae").loc["wide"]
     assert of_sae["s_n"].tolist() == pytest.approx(found["wide"].projections.tolist())
     errors = found["wide"].projection_standard_errors.tolist()
     assert of_sae["standard_error"].tolist() == pytest.approx(errors)
-    latents = pd.read_csv(tmp_path / "out/latents.csv")
+    latents = pd.read_csv(out / "latents.csv")
     assert latents["density"].tolist().count(0) == sum(e.dead_latents for e in found)
-    saes = pd.read_csv(tmp_path / "out/saes.csv")
-    assert saes["sae"].tolist() == ["wide", "narrow"]
+    saes = pd.read_csv(out / "saes.csv").set_index("sae")
+    assert saes.index.tolist() == ["wide", "narrow"]
     assert saes["l0"].tolist() == [evaluation.l0 for evaluation in found]
+    # n by its share of the 16 latents.
+    assert saes.loc["wide", "s_0.25H"] == found["wide"].projections[4]
+    assert saes.loc["wide", "s_0.25H_standard_error"] == errors[4]
     text = page.read_text(encoding="utf-8")
     for part in ("acts &lt;b&gt;", "it is &lt;broken&gt;", "25% (wide)", "data:image/png;base64,"):
         assert part in text
-    assert (tmp_path / "out/plots/scores.pdf").stat().st_size > 10_000
+    assert (out / "plots/scores.pdf").stat().st_size > 10_000
     with pytest.raises(FileExistsError):
-        write_evaluation(found, tmp_path / "out", "acts", {}, [])
-
-
-def test_the_table_names_n_by_its_share_of_the_latents():
-    found = evaluated()
-    row = evaluation_table(found).set_index("sae").loc["wide"]
-    assert row["s_0.25H"] == found["wide"].projections[4]
-    assert row["s_0.25H_standard_error"] == found["wide"].projection_standard_errors[4]
+        write_evaluation(found, out, "acts", {}, [])

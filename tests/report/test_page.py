@@ -13,8 +13,8 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
+from sparse_but_wrong.report import page as module
 from sparse_but_wrong.report.page import (
-    Check,
     Image,
     Section,
     format_number,
@@ -77,7 +77,7 @@ def test_nothing_on_a_page_becomes_markup(tmp_path: Path) -> None:
         HOSTILE,
         outcome="fails",
         lead=HOSTILE,
-        checks=[Check(HOSTILE, HOSTILE, "holds")],
+        checks=[{"claim": HOSTILE, "measured": HOSTILE, "holds": True}],
         points={HOSTILE: [HOSTILE]},
         images=[Image(b"png", HOSTILE, "a.pdf"), Image(None, HOSTILE, "b.pdf")],
         plot=go.Figure(go.Scatter(x=[1], y=[2], name=HOSTILE)),
@@ -99,17 +99,20 @@ def test_nothing_on_a_page_becomes_markup(tmp_path: Path) -> None:
     assert len(Parsed(small).of("script")) == 1
 
 
-def test_a_table_shows_numbers_for_people_and_says_what_it_leaves_out(tmp_path: Path) -> None:
-    table = pd.DataFrame(
-        {
-            "x": [0.123456789, np.nan, -np.inf],
-            "name": ["b" * 90, None, "a"],
-            "flag": [True, False, True],
-            "at": pd.array([30_000, None, 4], dtype="Int64"),
-            "empty": [None] * 3,
-        }
-    )
-    page = Parsed(write_page(tmp_path / "p.html", "t", [Section("a", "A", table=table)]))
+def test_a_table_shows_numbers_for_people_and_says_what_it_leaves_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shown(table: pd.DataFrame) -> Parsed:
+        return Parsed(write_page(tmp_path / "p.html", "t", [Section("a", "A", table=table)]))
+
+    columns = {
+        "x": [0.123456789, np.nan, -np.inf],
+        "name": ["b" * 90, None, "a"],
+        "flag": [True, False, True],
+        "at": pd.array([30_000, None, 4], dtype="Int64"),
+        "empty": [None] * 3,
+    }
+    page = shown(pd.DataFrame(columns))
     words = page.text.split()
     start = words.index("x")
     assert words[start : start + 16] == [
@@ -119,22 +122,16 @@ def test_a_table_shows_numbers_for_people_and_says_what_it_leaves_out(tmp_path: 
         *("-inf", "a", "yes", "4"),
     ]
     assert "empty" in page.text
-    large = pd.DataFrame(np.ones((2001, 61)), columns=[f"c{i}" for i in range(61)])
-    page = Parsed(write_page(tmp_path / "p.html", "t", [Section("a", "A", table=large)]))
-    assert (len(page.of("tr")), len(page.of("th"))) == (2001, 60)
-    assert "2,000 of 2,001 rows" in page.text
+    monkeypatch.setattr(module, "_MOST_ROWS", 20)
+    page = shown(pd.DataFrame(np.ones((1021, 61))).add_prefix("c"))
+    assert (len(page.of("tr")), len(page.of("th"))) == (21, 60)
+    assert "20 of 1,021 rows" in page.text
     assert "60 of 61 columns" in page.text
 
 
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [(0.123456, "0.1235"), (-2.5, "-2.5"), (1e-7, "1e-07"), (12, "12"), (15e6, "15,000,000")],
-)
-def test_numbers_for_people(value: float, text: str) -> None:
-    assert format_number(value) == text
-
-
-def test_times_for_people() -> None:
+def test_numbers_and_times_for_people() -> None:
+    shown = [format_number(value) for value in (0.123456, -2.5, 1e-7, 12, 15e6)]
+    assert shown == ["0.1235", "-2.5", "1e-07", "12", "15,000,000"]
     assert shown_time("2026-05-04T12:30:00+00:00") == "4 May 2026, 12:30 UTC"
     assert shown_time("yesterday") == "yesterday"
     shown = [shown_seconds(s) for s in (0.1234, 59, 61.4, 3 * 3600 + 125)]

@@ -12,67 +12,52 @@ import pytest
 import torch
 
 from sparse_but_wrong.metrics.evaluation import split_projections
-from sparse_but_wrong.report.plots import (
-    MOST_SIDE,
-    cosine_frames,
-    curves_plot,
-    in_order_of_l0,
-    projections_plot,
-    saes_plot,
-    spread,
-    varying_factors,
-)
+from sparse_but_wrong.report import plots
+from sparse_but_wrong.report.plots import MOST_SIDE, cosine_frames
 from sparse_but_wrong.tensors import cos_sims
 from sparse_but_wrong.worlds.world import ToyWorld
 from tests.report.folders import Sweep, curves, results, write_run
 
 
 def ordered(sweep: Sweep) -> tuple[pd.DataFrame, pd.DataFrame]:
-    return split_projections(in_order_of_l0(results(sweep)))
+    return split_projections(plots.in_order_of_l0(results(sweep)))
 
 
-def projections_of(table: pd.DataFrame, wanted: tuple[int, ...] = (), above: float = 0) -> Any:
-    scalars, projections = split_projections(table.assign(sae_id="a", l0=1.0))
-    truth = {"w": above} if above else {}
-    factors = pd.DataFrame(index=scalars.index)
-    figure = projections_plot(scalars, projections, factors, truth, wanted, range(len(scalars)))
+def slider_of(table: pd.DataFrame, wanted: tuple[int, ...] = (), truth: float = 0) -> Any:
+    scalars, s_n = split_projections(table.assign(sae_id="a", l0=1.0))
+    factors, true_l0 = pd.DataFrame(index=scalars.index), {"w": truth} if truth else {}
+    figure = plots.projections_plot(scalars, s_n, factors, true_l0, wanted, range(len(scalars)))
     return figure.to_plotly_json()["layout"]["sliders"][0]
 
 
 def test_saes_are_in_order_of_l0_and_those_without_come_last() -> None:
     table = pd.DataFrame({"sae_id": list("abcd"), "l0": [3.0, np.nan, 1.0, np.inf]})
-    assert in_order_of_l0(table)["sae_id"].tolist() == ["c", "a", "b", "d"]
-    assert in_order_of_l0(pd.DataFrame({"sae_id": list("ab")}))["sae_id"].tolist() == list("ab")
+    assert plots.in_order_of_l0(table)["sae_id"].tolist() == ["c", "a", "b", "d"]
+    assert plots.in_order_of_l0(table.drop(columns="l0"))["sae_id"].tolist() == list("abcd")
 
 
 def test_only_factors_that_vary_are_offered() -> None:
     table = pd.DataFrame({"sae_id": list("abc"), "l0": 1.0, "architecture": ["x", "x", "y"]})
     factors = [{"k": 1, "seed": 0}, {"k": 1, "seed": 1}, {"k": 1, "seed": 1, "extra": "x"}]
     saes = [{"sae_id": i, "world": "w", "factors": f} for i, f in zip("abc", factors, strict=True)]
-    varying = varying_factors(table, {"saes": saes})
+    varying = plots.varying_factors(table, {"saes": saes})
     assert list(varying) == ["architecture", "seed", "extra"]
 
 
 def test_a_step_of_the_slider_holds_s_n_of_every_sae() -> None:
     table = pd.DataFrame({"s_0": [3.0, 2.0], "s_10": [np.nan, 0.1], "s_2": [1.0, 0.5]})
-    slider = projections_of(table, (2,))
+    slider = slider_of(table, (2,))
     assert [step["label"] for step in slider["steps"]] == ["0", "2", "10"]
     assert slider["active"] == 1
     assert [step["args"][0]["y"][0] for step in slider["steps"]] == [[3, 2], [1, 0.5], [None, 0.1]]
-    many = pd.DataFrame(np.ones((2, 3000)), columns=[f"s_{n}" for n in range(3000)])
-    slider = projections_of(many, (1201, 1203))
+    slider = slider_of(pd.DataFrame(np.ones((2, 3000))).add_prefix("s_"), (1201, 1203))
     labels = [step["label"] for step in slider["steps"]]
     assert {"0", "1201", "1203", "2999"} <= set(labels)
     assert 512 <= len(labels) <= 514
     assert labels[slider["active"]] == "1201"
-
-
-@pytest.mark.parametrize(("above", "first"), [(1.9, 2), (2.0, 3), (9.0, 0)])
-def test_where_the_spec_names_no_n_the_first_above_the_truth_is_shown(
-    above: float, first: int
-) -> None:
-    table = pd.DataFrame(np.ones((1, 5)), columns=[f"s_{n}" for n in range(5)])
-    assert projections_of(table, (), above)["active"] == first
+    # Where the spec names no n, the first above the truth is shown.
+    few = pd.DataFrame(np.ones((1, 5))).add_prefix("s_")
+    assert [slider_of(few, truth=l0)["active"] for l0 in (1.9, 2.0, 9.0)] == [2, 3, 0]
 
 
 @pytest.mark.parametrize(
@@ -87,20 +72,13 @@ def test_where_the_spec_names_no_n_the_first_above_the_truth_is_shown(
 def test_colours_tell_the_factor(
     worlds: tuple[str, ...], l0s: tuple[float, ...], first: str, ends: tuple[float, float] | None
 ) -> None:
-    sweep = Sweep(l0s=tuple(map(float, l0s)), worlds=worlds)
-    table, projections = ordered(sweep)
-    spec = {
-        "saes": [
-            {
-                "sae_id": sweep.sae_id(i),
-                "world": sweep.world_of(i),
-                "factors": {"k": k, "seed": i % 2},
-            }
-            for i, k in enumerate(l0s)
-        ]
-    }
-    factors = varying_factors(table, spec)
-    figure = projections_plot(table, projections, factors, {}, (2,), range(len(table)))
+    table, s_n = ordered(Sweep(l0s=tuple(map(float, l0s)), worlds=worlds))
+    saes = [
+        {"sae_id": sae_id, "factors": {"k": float(k), "seed": i % 2}}
+        for i, (sae_id, k) in enumerate(zip(table["sae_id"], l0s, strict=True))
+    ]
+    factors = plots.varying_factors(table, {"saes": saes})
+    figure = plots.projections_plot(table, s_n, factors, {}, (2,), range(len(table)))
     shown = figure.to_plotly_json()
     menu = shown["layout"]["updatemenus"][0]
     assert menu["buttons"][menu["active"]]["label"] == first
@@ -113,21 +91,20 @@ def test_colours_tell_the_factor(
 
 def test_latents_are_in_the_order_of_their_features(tmp_path: Path) -> None:
     sweep = Sweep(n_features=6, d_in=8, d_sae=9, l0s=(1.32,))
-    folder = write_run(tmp_path / "run", sweep)
-    table, _ = ordered(sweep)
+    folder, (table, _) = write_run(tmp_path / "run", sweep), ordered(sweep)
+    (sae_id,) = folder.finished_saes()
     (frame,) = cosine_frames(folder, table)
     assert frame["features"] == list(range(6))
     assert sorted(frame["latents"]) == list(range(9))
     assert not frame["thinned"]
     assert min(frame["cosines"][i][i] for i in range(6)) == 100
     directions = ToyWorld.load(folder.world_path("world")).directions
-    sae = folder.load_sae(sweep.sae_id(0))
+    sae = folder.load_sae(sae_id)
     expected = cos_sims(sae.W_dec.detach()[frame["latents"]].T, directions).numpy()
     np.testing.assert_allclose(np.array(frame["cosines"]) / 100, expected, atol=0.0051)
-    with torch.no_grad():
-        sae.W_dec[2] = torch.nan
-    shutil.rmtree(folder.sae_path(sweep.sae_id(0)))
-    folder.save_sae(sweep.sae_id(0), sae)
+    sae.W_dec.data[2] = torch.nan
+    shutil.rmtree(folder.sae_path(sae_id))
+    folder.save_sae(sae_id, sae)
     (frame,) = cosine_frames(folder, table)
     assert frame["cosines"][frame["latents"].index(2)] == [None] * 6
     assert cosine_frames(folder, table.assign(sae_id="another")) == []
@@ -143,12 +120,11 @@ def test_of_wide_saes_and_long_sweeps_some_are_shown(
     assert len(frame["latents"]) == len(frame["features"]) == MOST_SIDE
     assert (frame["features"][0], frame["features"][-1]) == (0, 149)
     assert min(frame["cosines"][i][i] for i in range(MOST_SIDE)) > 90
-    monkeypatch.setattr("sparse_but_wrong.report.plots._MOST_CELLS", 3 * 6 * 64)
+    monkeypatch.setattr(plots, "_MOST_CELLS", 3 * 6 * 64)
     long = Sweep(l0s=(1.0, 1.5, 2.0, 2.5, 3.0))
-    table, projections = ordered(long)
-    frames = cosine_frames(write_run(tmp_path / "long", long), table)
+    frames = cosine_frames(write_run(tmp_path / "long", long), ordered(long)[0])
     assert [frame["sae"] for frame in frames] == [0, 2, 4]
-    shown = saes_plot(table, projections, {"world": 1.9}, frames).to_plotly_json()["layout"]
+    shown = plots.saes_plot(*ordered(long), {"world": 1.9}, frames).to_plotly_json()["layout"]
     assert shown["sliders"][0]["active"] == 1  # the nearest to the true L0
     assert "L0 2 · MCC" in shown["title"]["text"]
 
@@ -156,7 +132,7 @@ def test_of_wide_saes_and_long_sweeps_some_are_shown(
 def test_curves_of_few_saes_are_whole() -> None:
     sweep = Sweep(l0s=(2.0, 1.0), n_steps=5)
     table, _ = ordered(sweep)
-    figure, notes = curves_plot(curves(sweep).sample(frac=1, random_state=0), table, {})
+    figure, notes = plots.curves_plot(curves(sweep).sample(frac=1, random_state=0), table, {})
     assert figure is not None
     shown = figure.to_plotly_json()
     buttons = shown["layout"]["updatemenus"][0]["buttons"]
@@ -166,12 +142,12 @@ def test_curves_of_few_saes_are_whole() -> None:
     assert buttons[1]["args"][0]["y"][1][4] is None
     assert notes == []
     text = pd.DataFrame({"sae_id": ["k_1_1"], "step": [0], "note": ["x"], "never": [np.nan]})
-    assert curves_plot(text, table, {}) == (None, [])
+    assert plots.curves_plot(text, table, {}) == (None, [])
 
 
 def test_curves_of_many_saes_are_thinned_and_keep_their_ends() -> None:
     sweep = Sweep(l0s=tuple(1 + 0.1 * i for i in range(210)), n_steps=150)
-    figure, notes = curves_plot(curves(sweep), ordered(sweep)[0], {"world": 1.32})
+    figure, notes = plots.curves_plot(curves(sweep), ordered(sweep)[0], {"world": 1.32})
     assert figure is not None
     *drawn, _ = figure.to_plotly_json()["data"]  # the last is there for the colour bar
     assert len(drawn) == 200
@@ -186,4 +162,4 @@ def test_curves_of_many_saes_are_thinned_and_keep_their_ends() -> None:
     [(0, 5, []), (3, 5, [0, 1, 2]), (5, 2, [0, 4]), (9, 3, [0, 4, 8])],
 )
 def test_spread(count: int, most: int, indices: list[int]) -> None:
-    assert spread(count, most) == indices
+    assert plots.spread(count, most) == indices

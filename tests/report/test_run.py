@@ -37,20 +37,10 @@ def test_everything_is_on_the_page_and_the_same_when_made_again(tmp_path: Path) 
     page = Parsed(path)
     page.check_is_safe()
     for text in (
-        "A trial of the report",
-        "does not hold",
-        VERDICT["checks"][1]["claim"],
-        VERDICT["checks"][1]["measured"],
-        VERDICT["remarks"][0],
-        "within 1 of the true L0",
-        "The sweep at a glance",
-        "Recovery by rate.",
-        "sbw run trial",
-        "4 May 2026, 12:30 UTC",
-        "1 min 1 s",
-        "torch 2.13",
-        "0123abc",
-        "total_training_samples: 15000000",
+        *("A trial of the report", "does not hold", "within 1 of the true L0"),
+        *(VERDICT["checks"][1]["claim"], VERDICT["checks"][1]["measured"], VERDICT["remarks"][0]),
+        *("The sweep at a glance", "Recovery by rate.", "sbw run trial", "4 May 2026, 12:30 UTC"),
+        *("1 min 1 s", "torch 2.13", "0123abc", "total_training_samples: 15000000"),
     ):
         assert text in page.text
     captions = ["The sweep at a glance: s_n, projections, recovery.", "Training."]
@@ -64,11 +54,10 @@ def test_everything_is_on_the_page_and_the_same_when_made_again(tmp_path: Path) 
 def test_nothing_in_a_run_becomes_markup(tmp_path: Path) -> None:
     spec_of = write_run(tmp_path / "first").manifest["spec"]
     plain = HOSTILE.replace("/", "")
-    saes = [
-        {**sae, "architecture": HOSTILE, "factors": {HOSTILE: HOSTILE, "k": i}}
-        for i, sae in enumerate(spec_of["saes"])
-    ]
+    factors = {HOSTILE: HOSTILE, "k": 1}
+    saes = [{**sae, "architecture": HOSTILE, "factors": factors} for sae in spec_of["saes"]]
     checks = [{"claim": HOSTILE, "measured": HOSTILE, "holds": False}]
+    origin = dict.fromkeys((HOSTILE, "created", "command"), HOSTILE)
     folder = write_run(
         tmp_path / "run",
         spec={**spec_of, **dict.fromkeys(("name", "title", "claim"), HOSTILE), "saes": saes},
@@ -77,10 +66,7 @@ def test_nothing_in_a_run_becomes_markup(tmp_path: Path) -> None:
         shown_figures=[{"name": plain, "caption": HOSTILE}],
         tables={plain: HOSTILE},
         true_l0={HOSTILE: 1.0},
-        provenance={
-            **dict.fromkeys((HOSTILE, "created", "command"), HOSTILE),
-            "versions": {HOSTILE: HOSTILE},
-        },
+        provenance={**origin, "versions": {HOSTILE: HOSTILE}},
         timings={HOSTILE: 1.0},
     )
     folder.write_table(plain, pd.DataFrame({HOSTILE: [HOSTILE]}))
@@ -94,7 +80,7 @@ def test_nothing_in_a_run_becomes_markup(tmp_path: Path) -> None:
 
 
 def test_what_a_run_lacks_is_left_out(tmp_path: Path) -> None:
-    bare = write_bare_run(tmp_path / "bare", quick=True, status="running", verdict=None)
+    bare = write_bare_run(tmp_path / "bare", quick=True, status="unfinished", verdict=None)
     path = write_report(bare)
     page = Parsed(path)
     for text in ("not judged", "A quick run", "has not finished"):

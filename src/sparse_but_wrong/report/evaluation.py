@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from sparse_but_wrong import atomic
 from sparse_but_wrong.figures.distributions import SHARES, plot_evaluations
-from sparse_but_wrong.figures.style import save_figure
 from sparse_but_wrong.metrics.evaluation import Evaluation
-from sparse_but_wrong.report.page import Image, Section, shown_facts, write_page
+from sparse_but_wrong.report.page import Section, made_section, save_image, write_page
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,43 +37,37 @@ def write_evaluation(
     remarks: Sequence[str],
     not_evaluated: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write evaluations into a folder.
+    """Write evaluations, at least one, into a folder that is empty or made.
 
     Args:
-        evaluations: at least one.
-        place: an empty folder; it is made where there is none.
-        title: of the page: what the activations are.
+        title: of the page, whose path is returned: what the activations are.
         facts: how it was made, by name.
         remarks: what stands out (`metrics.findings.remarks`).
         not_evaluated: why not, by the name of the SAE.
-    Returns:
-        The path of the page.
     Raises:
-        FileExistsError: the folder holds something.
+        OSError: the folder holds something, or cannot be written to.
     """
-    if not atomic.is_free(place):
-        raise FileExistsError(
-            f"{place} already holds something, and nothing is overwritten; choose a new folder."
-        )
+    atomic.check_free(place)
+    errors = "projection_standard_errors"
     tables = {
         "saes": evaluation_table(evaluations),
-        "projections": _per_entry(
-            evaluations, "n", s_n="projections", standard_error="projection_standard_errors"
-        ),
+        "projections": _per_entry(evaluations, "n", s_n="projections", standard_error=errors),
         "latents": _per_entry(evaluations, "latent", density="densities"),
     }
-    _, png = save_figure(plot_evaluations(evaluations), place / "plots/scores")
+    image = save_image(plot_evaluations(evaluations), place, "scores", CAPTION)
     for name, table in tables.items():
         atomic.write_bytes(place / f"{name}.csv", table.to_csv(index=False).encode())
-    image = Image(png.read_bytes(), CAPTION, "plots/scores.pdf")
-    sections = [Section("figure", "All of them together", images=[image])]
-    if not_evaluated:
-        sections.insert(0, Section("not-evaluated", "Not evaluated", facts=not_evaluated))
-    if remarks:
-        sections.insert(0, Section("remarks", "What stands out", points={"": remarks}))
-    more = {"table": tables["saes"], "csv": "saes.csv", "notes": ["A row per SAE."]}
-    sections.append(Section("saes", "The SAEs", **more))
-    sections.append(Section("made", "How it was made", facts=shown_facts(facts)))
+    saes = {"table": tables["saes"], "csv": "saes.csv", "notes": ["A row per SAE."]}
+    optional = [
+        (remarks, Section("remarks", "What stands out", points={"": remarks})),
+        (not_evaluated, Section("not-evaluated", "Not evaluated", facts=not_evaluated or {})),
+    ]
+    sections = [
+        *(section for content, section in optional if content),
+        Section("figure", "All of them together", images=[image]),
+        Section("saes", "The SAEs", **saes),
+        made_section(facts),
+    ]
     above = f"SAEs, evaluated on {max(found.n_samples for found in evaluations):,} samples of"
     return write_page(place / "report.html", title, sections, above=above)
 

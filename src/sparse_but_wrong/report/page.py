@@ -26,6 +26,7 @@ from sparse_but_wrong import atomic
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
+    from matplotlib.figure import Figure
 
 OUTCOMES = {
     "holds": ("✓", "holds"),
@@ -35,15 +36,6 @@ OUTCOMES = {
 """The sign and the words of each: colour alone would not reach everybody."""
 
 _MOST_ROWS, _MOST_COLUMNS = 2000, 60
-
-
-@dataclass(frozen=True)
-class Check:
-    """A part of a claim, what was measured, and what it came to, a key of `OUTCOMES`."""
-
-    claim: str
-    measured: str
-    outcome: str
 
 
 @dataclass(frozen=True)
@@ -71,7 +63,8 @@ class Section:
     """A key of `OUTCOMES`, written beside the title."""
     lead: str = ""
     """A sentence in larger letters."""
-    checks: Sequence[Check] = ()
+    checks: Sequence[Mapping[str, Any]] = ()
+    """Parts of a claim: `claim`, what was `measured`, if it `holds`; None where nothing tells."""
     points: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Lists of sentences by their headings, of which one may be empty."""
     images: Sequence[Image] = ()
@@ -91,11 +84,29 @@ class Section:
 
     @property
     def table_html(self) -> Markup:
-        return Markup("" if self.table is None else _html(self.table))
+        import pandas as pd
+
+        if self.table is None:
+            return Markup()
+        shown = _filled(self.table).iloc[:_MOST_ROWS, :_MOST_COLUMNS].astype(object)
+        with pd.option_context("display.max_colwidth", None):
+            return Markup(shown.map(_cell).to_html(index=False, border=0, classes="sortable"))
 
     @property
     def every_note(self) -> list[str]:
-        return [*self.notes, *([] if self.table is None else _left_out(self.table))]
+        notes = list(self.notes)
+        if self.table is not None:
+            n_rows, n_columns = _filled(self.table).shape
+            empty = [str(name) for name in self.table if name not in _filled(self.table)]
+            if empty:
+                notes.append(f"Not shown, because they have no entry: {', '.join(empty)}.")
+            for kind, count, most in (
+                ("rows", n_rows, _MOST_ROWS),
+                ("columns", n_columns, _MOST_COLUMNS),
+            ):
+                if count > most:
+                    notes.append(f"These are the first {most:,} of {count:,} {kind}.")
+        return notes
 
 
 def write_page(
@@ -106,13 +117,11 @@ def write_page(
     above: str = "",
     notices: Sequence[str] = (),
 ) -> Path:
-    """Write a page; it appears whole or not at all, and replaces an older one.
+    """Write a page to `path`; it appears whole or not at all, and replaces an older one.
 
     Args:
         above: what stands above the title.
         notices: what must not be overlooked.
-    Returns:
-        `path`.
     """
     scripts = [_script(_asset("page.js"))]
     if any(section.plot is not None for section in sections):
@@ -122,8 +131,7 @@ def write_page(
         # Plots set styles as they are drawn.
         "style-src 'unsafe-inline'; img-src data: blob:; base-uri 'none'; form-action 'none'"
     )
-    template = _environment().get_template("page.html.jinja")
-    page = template.render(
+    page = _template().render(
         title=title,
         above=above,
         notices=notices,
@@ -135,6 +143,14 @@ def write_page(
     )
     atomic.write_bytes(path, page.encode())
     return path
+
+
+def save_image(figure: Figure, folder: Path, name: str, caption: str) -> Image:
+    """Write a figure into the `plots` of a folder, for a page in that folder."""
+    from sparse_but_wrong.figures.style import save_figure
+
+    _, png = save_figure(figure, folder / "plots" / name)
+    return Image(png.read_bytes(), caption, f"plots/{name}.pdf")
 
 
 def format_number(value: float | int) -> str:
@@ -153,11 +169,6 @@ def shown_time(iso: object) -> str:
     return f"{time.day} {time:%b %Y, %H:%M} {time.tzname() or ''}".rstrip()
 
 
-def shown_facts(facts: Mapping[str, Any]) -> dict[str, str]:
-    """How something was made, by name."""
-    return {k: shown_time(v) if k == "Started" else str(v) for k, v in facts.items()}
-
-
 def shown_seconds(seconds: float | int) -> str:
     """A duration for people."""
     if seconds < 60:
@@ -167,20 +178,18 @@ def shown_seconds(seconds: float | int) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
+def made_section(facts: Mapping[str, Any], source: str = "") -> Section:
+    """How something was made, by name."""
+    shown = {k: shown_time(v) if k == "Started" else str(v) for k, v in facts.items()}
+    return Section("made", "How it was made", facts=shown, source=source)
+
+
 def with_symbols(text: object) -> Markup:
     """A sentence with s_n^dec, s_12, c_dec and c_enc set as symbols; all else is escaped."""
     safe = str(escape(text))
     safe = re.sub(r"\bs_(n|\d+)\^dec\b", r"s<sub>\1</sub><sup>dec</sup>", safe)
     safe = re.sub(r"\bs_(n|\d+)\b", r"s<sub>\1</sub>", safe)
     return Markup(re.sub(r"\bc_(dec|enc)\b", r"c<sub>\1</sub>", safe))
-
-
-def _html(table: pd.DataFrame) -> str:
-    import pandas as pd
-
-    shown = _filled(table).iloc[:_MOST_ROWS, :_MOST_COLUMNS].astype(object)
-    with pd.option_context("display.max_colwidth", None):
-        return shown.map(_cell).to_html(index=False, border=0, classes="sortable")
 
 
 def _filled(table: pd.DataFrame) -> pd.DataFrame:
@@ -195,17 +204,6 @@ def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return format_number(value) if isinstance(value, int | float) else str(value)
-
-
-def _left_out(table: pd.DataFrame) -> list[str]:
-    filled, notes = _filled(table), []
-    if empty := [str(column) for column in table.columns if column not in filled.columns]:
-        notes.append(f"Not shown, because they have no entry: {', '.join(empty)}.")
-    if len(table) > _MOST_ROWS:
-        notes.append(f"These are the first {_MOST_ROWS:,} of {len(table):,} rows.")
-    if filled.shape[1] > _MOST_COLUMNS:
-        notes.append(f"These are the first {_MOST_COLUMNS} of {filled.shape[1]:,} columns.")
-    return notes
 
 
 def _asset(name: str) -> str:
@@ -230,13 +228,9 @@ def _script(text: str) -> tuple[Markup, str]:
 
 
 @functools.cache
-def _environment() -> jinja2.Environment:
+def _template() -> jinja2.Template:
     environment = jinja2.Environment(
-        loader=jinja2.FunctionLoader(_asset),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["symbols"] = with_symbols
-    return environment
+    return environment.from_string(_asset("page.html.jinja"))

@@ -34,7 +34,6 @@ _GREY = {"color": "#888888", "width": 1.5}
 _TRUTH = {"color": "#e03030", "dash": "dash", "width": 1.5}
 # Viridis without the end that does not show on white.
 _SCALE = ["#443983", "#31688e", "#21918c", "#35b779", "#7ad151"]
-_BAR = {"thickness": 12, "outlinewidth": 0}
 _S_N = "s<sub>n</sub><sup>dec</sup>"
 
 
@@ -51,18 +50,23 @@ def spread(count: int, most: int) -> list[int]:
     return [round(i * (count - 1) / (most - 1)) for i in range(most)]
 
 
+def thinned_n(projections: pd.DataFrame, most: int) -> list[int]:
+    """At most so many of the n, the ends included."""
+    every_n = sorted(projections.columns)
+    return [every_n[i] for i in spread(len(every_n), most)]
+
+
 def varying_factors(table: pd.DataFrame, spec: Mapping[str, Any]) -> pd.DataFrame:
     """What sets the SAEs apart: a row per SAE, worlds and architectures first."""
     import pandas as pd
 
-    specs = {str(sae["sae_id"]): sae for sae in spec.get("saes", ())}
-    rows = []
+    specs, rows = {sae["sae_id"]: sae for sae in spec["saes"]}, []
     for row in table.to_dict("records"):
-        of_spec = specs.get(str(row["sae_id"]), {})
+        of_spec = specs.get(row["sae_id"], {})
         known = {name: row.get(name, of_spec.get(name)) for name in ("world", "architecture")}
-        rows.append({**known, **(of_spec.get("factors") or {})})
+        rows.append({**known, **of_spec.get("factors", {})})
     factors = pd.DataFrame(rows, index=table.index)
-    return factors.loc[:, [factors[name].nunique(dropna=False) > 1 for name in factors]]
+    return factors.loc[:, factors.nunique(dropna=False) > 1]
 
 
 def projections_plot(
@@ -80,11 +84,9 @@ def projections_plot(
             the first above the true L0.
         places: the rows of the SAEs of `saes_plot`, the nearest of which a click on one chooses.
     """
-    every_n = sorted(projections.columns)
     most = max(2, min(_MOST_N, _MOST_PROJECTIONS // len(table)))
     wanted = [n for n in wanted if n in projections.columns]
-    ns = sorted({*wanted, *(every_n[i] for i in spread(len(every_n), most))})
-    truths = [f"{l0:.2f}" for l0 in true_l0.values()]
+    ns = sorted({*wanted, *thinned_n(projections, most)})
     above = max(true_l0.values(), default=0.0)
     steps = []
     for n in ns:
@@ -94,13 +96,14 @@ def projections_plot(
         steps.append(_choice(str(n), {"y": [_plain(projections[n])]}, title))
     few = [name for name in factors if len(set(factors[name].tolist())) <= _MOST_CLASSES]
     main = few[0] if few and {"world", "architecture"} & set(factors) else None
-    colours = [_choice("all alike", {"marker.color": [_PALETTE[0]], "marker.showscale": [False]})]
-    colours += [
-        _choice(f"colour: {_name(name)}", _colours(name, factors[name].tolist()))
-        for name in factors
+    alike = {"marker.color": [_PALETTE[0]], "marker.showscale": [False]}
+    colours = [
+        _choice("all alike", alike),
+        *(_choice(f"colour: {_name(f)}", _colours(f, factors[f].tolist())) for f in factors),
     ]
     added = table["added"].to_numpy(bool) if "added" in table else np.zeros(len(table), bool)
-    figure = _figure(f"L0 (dashed: the true L0, {', '.join(dict.fromkeys(truths))})", bool(truths))
+    truths = ", ".join(dict.fromkeys(f"{l0:.2f}" for l0 in true_l0.values()))
+    figure = _figure(f"L0 (dashed: the true L0, {truths})" if truths else "L0")
     figure.add_scatter(
         x=_plain(table["l0"]),
         mode="markers" if factors.shape[1] > 1 else "lines+markers",
@@ -127,7 +130,7 @@ def projections_plot(
 
 def _colours(name: object, values: Sequence[Any]) -> dict[str, list[Any]]:
     """What tells markers of a factor apart: a scale of many numbers, else classes."""
-    bar: dict[str, Any] = {**_BAR, "title": {"text": _name(name), "side": "right"}}
+    bar = _bar(_name(name))
     numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
     classes = sorted(set(values), key=None if numeric else str)
     count = len(classes)
@@ -162,17 +165,15 @@ def saes_plot(
     titles = ["Decoder against the true features"] * has_cosines
     titles += ["All its projections, sorted"] * has_projections
     figure = make_subplots(1, len(titles), subplot_titles=titles, horizontal_spacing=0.15)
-    every_n = sorted(projections.columns)
-    ns = [every_n[i] for i in spread(len(every_n), _MOST_N)]
-    worlds, l0 = table["world"].astype(str).tolist(), table["l0"].to_numpy(float)
+    ns, l0 = thinned_n(projections, _MOST_N), table["l0"].to_numpy(float)
     distance = np.abs(l0 - next(iter(true_l0.values()), np.nan))
     distance[~np.isfinite(distance)] = np.inf
-    places = [int(frame["sae"]) for frame in frames]
-    known = bool(true_l0) and bool(np.isfinite(distance).any())
-    first = int(distance[places].argmin()) if known else len(frames) // 2
+    known = bool(np.isfinite(distance).any())
+    first = (
+        int(distance[[frame["sae"] for frame in frames]].argmin()) if known else len(frames) // 2
+    )
     if has_cosines:
-        bar = {**_BAR, "title": {"text": "cosine, %", "side": "right"}}
-        bar["x"] = 0.43 if has_projections else 1.0
+        bar = {**_bar("cosine, %"), "x": 0.43 if has_projections else 1.0}
         hover = "latent %{y}<br>feature %{x}<br>cosine %{z} %<extra></extra>"
         look = {"zmin": -100, "zmax": 100, "colorscale": "RdBu", "colorbar": bar}
         figure.add_heatmap(**look, hovertemplate=hover, row=1, col=1)
@@ -186,7 +187,7 @@ def saes_plot(
         hover = "s<sub>%{x}</sub> = %{y:.4g}<extra></extra>"
         look = {"line": {"color": _PALETTE[0], "width": 2.5}, "name": "this SAE", "zorder": 1}
         figure.add_scatter(x=ns, mode="lines", **look, hovertemplate=hover, **at)
-        if known and len(set(worlds)) == 1:
+        if known and len(set(table["world"])) == 1:
             best = int(distance.argmin())
             look = {"line": _GREY, "name": f"nearest to the true L0: {l0[best]:.2f}"}
             y = _plain(projections.iloc[best][ns])
@@ -200,8 +201,10 @@ def saes_plot(
         update: dict[str, list[Any]] = {"x": [], "y": []}
         change: dict[str, Any] = {"title.text": _titled(row, number, len(frames))}
         if has_cosines:
-            labels = ([str(number) for number in frame[name]] for name in ("features", "latents"))
-            update = {name: [text] for name, text in zip("xy", labels, strict=True)}
+            update = {
+                "x": [list(map(str, frame["features"]))],
+                "y": [list(map(str, frame["latents"]))],
+            }
             update["z"] = [frame["cosines"], *([None] * has_projections)]
         if has_projections:
             update["x"].append(ns)
@@ -209,11 +212,10 @@ def saes_plot(
             truth = true_l0.get(str(row["world"]))
             line = {"x0": truth, "x1": truth, "visible": truth is not None}
             change |= {f"shapes[0].{name}": value for name, value in line.items()}
-        traces = list(range(len(titles)))
-        steps.append(_choice(_number(row["l0"]), update, change, traces))
+        steps.append(_choice(_number(row["l0"]), update, change, range(len(titles))))
     _take(figure, steps[first])
-    figure.layout.template = None  # pyright: ignore[reportAttributeAccessIssue]
     return figure.update_layout(
+        template="none",
         height=580,
         margin={"l": 70, "r": 20, "t": 90, "b": 130},
         legend={"x": 1, "xanchor": "right", "y": 1, "yanchor": "top"},
@@ -258,8 +260,7 @@ def _cosines(sae: Any, features: torch.Tensor) -> dict[str, Any]:
 
     match, d_sae = match_latents(sae, features), sae.W_dec.shape[0]
     columns = spread(features.shape[1], MOST_SIDE)
-    pairs = zip(match.latents.tolist(), match.features.tolist(), strict=True)
-    rows = [latent for latent, feature in pairs if feature in set(columns)]
+    rows = match.latents[torch.isin(match.features, torch.tensor(columns))].tolist()
     alone = sorted(set(range(d_sae)) - set(match.latents.tolist()))
     if (room := MOST_SIDE - len(rows)) >= 2:
         rows += [alone[i] for i in spread(len(alone), room)]
@@ -283,7 +284,7 @@ def curves_plot(
         return None, []
     most = int(np.clip(_MOST_CURVE_POINTS // len(shown), _FEWEST_STEPS, _MOST_STEPS))
     logs = [by_id[str(table["sae_id"].iloc[i])].sort_values("step") for i in shown]
-    logged = max(len(log) for log in logs)
+    logged = max(map(len, logs))
     logs = [log.iloc[spread(len(log), most)] for log in logs]
     l0 = table["l0"].to_numpy(float)
     low, high = (np.nanmin(l0), np.nanmax(l0)) if np.isfinite(l0).any() else (0.0, 1.0)
@@ -294,9 +295,8 @@ def curves_plot(
         line = {"color": _shade(l0[i], low, high), "width": 1.3}
         look = {"mode": "lines", "line": line, "hovertemplate": hover, "showlegend": False}
         figure.add_scatter(x=log["step"].astype(int).tolist(), **look)
-    bar = {**_BAR, "title": {"text": "L0 in the results", "side": "right"}}
     marker = {"color": [low], "cmin": low, "cmax": high, "colorscale": _SCALE}
-    marker |= {"showscale": True, "colorbar": bar}
+    marker |= {"showscale": True, "colorbar": _bar("L0 in the results")}
     figure.add_scatter(x=[None], y=[None], mode="markers", marker=marker, showlegend=False)
     truths = set(true_l0.values())
     for truth in truths:
@@ -308,7 +308,7 @@ def curves_plot(
         change: dict[str, Any] = {"yaxis.title.text": f"{_name(column)}{note}"}
         change |= {f"shapes[{i}].visible": has_truth for i in range(len(truths))}
         y = {"y": [_plain(log[column]) for log in logs]}
-        choices.append(_choice(_name(column), y, change, list(range(len(logs)))))
+        choices.append(_choice(_name(column), y, change, range(len(logs))))
     first = columns.index("l0") if "l0" in columns else 0
     _take(figure, choices[first])
     notes = []
@@ -319,14 +319,17 @@ def curves_plot(
     return figure.update_layout(updatemenus=[_menu(choices, first), _linear_or_log()]), notes
 
 
-def _figure(x: str, has_truth: bool = True) -> go.Figure:
+def _figure(x: str) -> go.Figure:
     import plotly.graph_objects as go
 
-    figure = go.Figure()
-    figure.layout.template = None  # pyright: ignore[reportAttributeAccessIssue]
-    figure.update_xaxes(title_text=x if has_truth else x.split(" (")[0], zeroline=False)
     margin = {"l": 70, "r": 20, "t": 60, "b": 60}
-    return figure.update_layout(height=460, margin=margin, hovermode="closest")
+    layout = {"height": 460, "margin": margin, "hovermode": "closest", "template": "none"}
+    figure = go.Figure(layout=layout)
+    return figure.update_xaxes(title_text=x, zeroline=False)
+
+
+def _bar(title: str) -> dict[str, Any]:
+    return {"thickness": 12, "outlinewidth": 0, "title": {"text": title, "side": "right"}}
 
 
 def _choice(
@@ -344,14 +347,9 @@ def _take(figure: go.Figure, choice: Mapping[str, Any]) -> None:
     restyle, relayout, traces = choice["args"]
     for name, values in restyle.items():
         for trace, value in zip(traces, values, strict=True):
-            if value is not None:
-                figure.data[trace][name.replace(".", "_")] = value
-    for name, value in relayout.items():
-        if name.startswith("shapes["):
-            number, _, what = name.removeprefix("shapes[").partition("].")
-            figure.layout.shapes[int(number)][what] = value  # pyright: ignore[reportAttributeAccessIssue]
-        else:
-            figure.update_layout({name.replace(".", "_"): value})
+            if value is not None:  # a property that another trace has
+                figure.plotly_restyle({name: [value]}, [trace])
+    figure.plotly_relayout(relayout)
 
 
 def _slider(steps: Sequence[Mapping[str, Any]], active: int, prefix: str) -> dict[str, Any]:
@@ -365,10 +363,9 @@ def _menu(choices: Sequence[Mapping[str, Any]], active: int) -> dict[str, Any]:
 
 
 def _linear_or_log() -> dict[str, Any]:
-    kinds = {"linear": "linear", "logarithmic": "log"}
     scales = [
         {"method": "relayout", "label": label, "args": [{"yaxis.type": kind}]}
-        for label, kind in kinds.items()
+        for label, kind in (("linear", "linear"), ("logarithmic", "log"))
     ]
     row = {"type": "buttons", "direction": "right", "x": 1, "xanchor": "right"}
     return {**_menu(scales, 0), **row}
