@@ -116,24 +116,15 @@ def test_a_folder_as_the_published_package_saved_it_loads(
     save_file({k: v.contiguous() for k, v in sae.state_dict().items()}, tmp_path / "w")
     (tmp_path / "w").rename(tmp_path / "sae_weights.safetensors")
     # Releases of sae_lens of that time knew no rescale_acts_by_decoder_norm here.
-    config = {
-        **SIZES,
-        "dtype": "float32",
-        "device": "cpu",
-        "apply_b_dec_to_input": True,
-        "normalize_activations": "none",
-        "reshape_activations": "none",
-        "decoder_init_norm": 0.1,
-        "k": 2.5,
-        "topk_threshold_lr": 0.01,
-        "aux_loss_coefficient": 1.0,
-        "normalize_acts_by_decoder_norm": norms_count,
-        "initial_k": 6,
-        "transition_k_duration_steps": 25_000,
-        "transition_k_start_step": 0,
-        "metadata": {"sae_lens_version": "6.6.0", "sae_lens_training_version": "6.6.0"},
-        "architecture": "enhanced_batchtopk",
-    }
+    config = json.loads(
+        '{"dtype": "float32", "device": "cpu", "apply_b_dec_to_input": true, "k": 2.5,'
+        '"normalize_activations": "none", "reshape_activations": "none", "initial_k": 6,'
+        '"decoder_init_norm": 0.1, "topk_threshold_lr": 0.01, "aux_loss_coefficient": 1.0,'
+        '"transition_k_duration_steps": 25000, "transition_k_start_step": 0,'
+        '"metadata": {"sae_lens_version": "6.6.0", "sae_lens_training_version": "6.6.0"},'
+        '"architecture": "enhanced_batchtopk"}'
+    )
+    config |= {**SIZES, "normalize_acts_by_decoder_norm": norms_count}
     (tmp_path / "cfg.json").write_text(json.dumps(config))
     x = activations()
     trained = TrainingSAE.load_from_disk(tmp_path)
@@ -172,25 +163,21 @@ def test_eval_sae_folds_norms_that_count() -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "message"),
+    ("initial_k", "steps", "start", "message"),
     [
-        ({"initial_k": 0.0, "transition_k_duration_steps": 5}, "initial_k .*positive"),
-        ({"initial_k": "5", "transition_k_duration_steps": 5}, "initial_k must be a number"),
-        ({"initial_k": 9.5, "transition_k_duration_steps": 5}, "initial_k .* d_sae = 9, got 9.5"),
-        ({"initial_k": 5.0, "transition_k_duration_steps": 0}, "duration_steps must be at least 1"),
-        (
-            {
-                "initial_k": 5.0,
-                "transition_k_duration_steps": 5,
-                "transition_k_start_step": -1,
-            },
-            "start_step .*-1",
-        ),
+        (0.0, 5, 0, "initial_k .*positive"),
+        ("5", 5, 0, "initial_k must be a number"),
+        (9.5, 5, 0, "initial_k .* d_sae = 9, got 9.5"),
+        (5.0, 0, 0, "duration_steps must be at least 1"),
+        (5.0, 5, -1, "start_step .*-1"),
     ],
 )
-def test_a_transition_that_cannot_be_is_refused(config: dict[str, Any], message: str) -> None:
+def test_a_transition_that_cannot_be_is_refused(
+    initial_k: Any, steps: int, start: int, message: str
+) -> None:
+    transition = {"transition_k_duration_steps": steps, "transition_k_start_step": start}
     with pytest.raises(ValueError, match=message):
-        make_sae(**config)
+        make_sae(initial_k=initial_k, **transition)
 
 
 @pytest.mark.parametrize("half", [{"initial_k": 5.0}, {"transition_k_duration_steps": 9}])

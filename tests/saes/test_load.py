@@ -23,6 +23,7 @@ def test_a_path_that_does_not_exist(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     names = ["nothing-here", "./a/b/c", "~/no/such", "~nobody-here/sae", "results/saes/k_3"]
+    names += ["/abs/no/path", "a//b", "a/b/", ".hidden/b/c", "a\\b/c/d"]
     for where in (tmp_path / "no", str(tmp_path / "no"), Path("user/repo/folder"), *names):
         with pytest.raises(FileNotFoundError, match="no folder or file"):
             load_sae(where)

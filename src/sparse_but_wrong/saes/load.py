@@ -152,7 +152,9 @@ def _ready(sae: sae_lens.SAE[Any], where: str) -> sae_lens.SAE[Any]:
     # NaN in what decides whether latents are active would show in no metric. A threshold of
     # infinity switches a latent off, which some do on purpose; not all of them.
     for name in ("threshold", "b_gate"):
-        gate = getattr(sae, name, torch.zeros(1))
+        gate = getattr(sae, name, None)
+        if gate is None:
+            continue
         n_nan = int(gate.isnan().sum())
         if n_nan or (name == "threshold" and bool(gate.isinf().all())):
             odd = f"NaN in {n_nan}" if n_nan else f"{gate.flatten()[0].item():g} in all"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -252,9 +253,10 @@ def _remembered_sampler(device: torch.device | str, *tensors: Tensor | None) -> 
 # back a wrong sampler. A sampler never changes once made, so threads may share it.
 @lru_cache(maxsize=8)
 def _sampler_of_content(device: str, *contents: _Content | None) -> FeatureSampler:
-    tensors: list[Any] = [
-        content
-        and torch.tensor(bytearray(content[2]), dtype=torch.uint8).view(content[0]).view(content[1])
-        for content in contents
-    ]
+    tensors: list[Any] = [None] * len(contents)
+    for at, content in enumerate(contents):
+        if content is not None:
+            dtype, shape, data = content
+            numbers = torch.from_numpy(np.frombuffer(data, np.uint8).copy())
+            tensors[at] = numbers.view(dtype).view(shape)
     return FeatureSampler(*tensors, device=device)
