@@ -132,12 +132,12 @@ def transitions(down: float, up: float) -> pd.DataFrame:
 
 def judged(table: pd.DataFrame) -> Run:
     """Of a loss that falls over the last tenth of training."""
-    curves = pd.DataFrame(
+    analysis, run = ANALYSES["transition"], found(TRANSITION, TRUE_L0, table)
+    run.curves = pd.DataFrame(
         {"sae_id": sae_id, "step": step, "mse_loss": 2.0 if step < 900 else 0.5}
         for sae_id in table["sae_id"]
         for step in (0, 850, 950, 1000)
     )
-    analysis, run = ANALYSES["transition"], found(TRANSITION, TRUE_L0, table, curves=curves)
     run.tables |= analysis.measure(run)
     run.verdict = analysis.judge(run)
     return run

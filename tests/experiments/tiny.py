@@ -124,15 +124,13 @@ def found(
     true_l0: float,
     table: pd.DataFrame | None = None,
     projections: pd.DataFrame | None = None,
-    curves: pd.DataFrame | None = None,
     **tables: pd.DataFrame,
 ) -> Run:
     """A run whose tables are made by hand, to be judged."""
     run = Run(RunFolder(Path(), {}), spec, SETTINGS)
     run.true_l0 = {ONLY_WORLD: true_l0}
-    empty = pd.DataFrame()
-    given = (empty if frame is None else frame for frame in (table, projections, curves))
-    run.table, run.projections, run.curves = given
+    run.table = run.table if table is None else table
+    run.projections = run.projections if projections is None else projections
     run.tables = {name: MeasuredTable(frame, "") for name, frame in tables.items()}
     return run
 

@@ -77,18 +77,15 @@ class RunSAEs(Mapping[str, Any]):
 class Run:
     """A run of an experiment, and what was found once it is finished."""
 
-    table: pd.DataFrame
-    """A row per SAE: what sets it apart, and its metrics."""
-
-    projections: pd.DataFrame
-    """s_n^dec of the same SAEs, a column per n."""
-
-    curves: pd.DataFrame
-    """A row per SAE and logged step."""
-
     def __init__(self, folder: RunFolder, spec: ExperimentSpec, settings: RunSettings) -> None:
         self.folder, self.spec, self.settings = folder, spec, settings
         self.saes = RunSAEs(folder, settings.device)
+        self.table = pd.DataFrame()
+        """A row per SAE: what sets it apart, and its metrics."""
+        self.projections = pd.DataFrame()
+        """s_n^dec of the same SAEs, a column per n."""
+        self.curves = pd.DataFrame()
+        """A row per SAE and logged step."""
         self.true_l0: dict[str, float] = {}
         """Features active per sample over the evaluation samples, by toy world."""
         self.tables: dict[str, MeasuredTable] = {}

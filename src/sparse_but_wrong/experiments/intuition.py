@@ -1,7 +1,4 @@
-"""Why s_n^dec tells a right SAE from a wrong one, as a drawing: nothing is trained.
-
-Source: the argument of Chanin & Garriga-Alonso 2025, arXiv:2508.16560, for the metric.
-"""
+"""Why s_n^dec tells a right SAE from a wrong one, as a drawing: nothing is trained."""
 
 from __future__ import annotations
 

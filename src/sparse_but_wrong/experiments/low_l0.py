@@ -1,7 +1,4 @@
-"""The low-l0 experiment: what SAEs learn at the right k, at too low ones and at too high ones.
-
-Source: Chanin & Garriga-Alonso 2025, arXiv:2508.16560.
-"""
+"""The low-l0 experiment: what SAEs learn at the right k, at too low ones and at too high ones."""
 
 from __future__ import annotations
 

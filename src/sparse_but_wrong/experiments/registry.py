@@ -5,11 +5,12 @@ Source of all of them: Chanin & Garriga-Alonso 2025, arXiv:2508.16560, and its n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sparse_but_wrong.runs.spec import (
     ONLY_WORLD,
+    ActivationsSpec,
     CorrelatedPairs,
     CorrelationSpec,
     ExperimentSpec,
@@ -36,6 +37,9 @@ BUDGET = TrainOptions(total_training_samples=15_000_000, train_batch_size_sample
 """The published budget of every toy SAE."""
 
 
+_SEEDS, _SIGNS = range(5), (0.4, -0.4)
+
+
 def small_world(correlation: float, *, d_in: int = 20, ortho_num_steps: int = 1000) -> WorldSpec:
     """5 features, 2 of them active at a time; the first is correlated with all others.
 
@@ -55,50 +59,43 @@ def small_world(correlation: float, *, d_in: int = 20, ortho_num_steps: int = 10
     )
 
 
-def batchtopk(sae_id: str, k: float | int, d_sae: int = N_FEATURES, **fields: Any) -> SAESpec:
-    """A BatchTopK SAE of the toy experiments, with k as its factor unless `fields`, others of the
-    `SAESpec`, say otherwise."""
+def _batchtopk(sae_id: str, k: float | int, d_sae: int = N_FEATURES, **fields: Any) -> SAESpec:
+    """A BatchTopK SAE with k as its factor, unless other fields of the `SAESpec` say otherwise."""
     config = {"d_sae": d_sae, "k": k, "normalize_activations": "expected_average_only_in"}
     return SAESpec(sae_id, "batchtopk", config, **{"factors": {"k": k}, **fields})
 
 
-def _on_fifty_features(
+def _experiment(
     name: str,
     title: str,
     claim: str,
     saes: Iterable[SAESpec] = (),
-    worlds: Iterable[str] = (ONLY_WORLD,),
+    worlds: Mapping[str, WorldSpec | ActivationsSpec] | None = None,
     **fields: Any,
 ) -> ExperimentSpec:
-    """An experiment on worlds of 50 features, with an analysis of its own name."""
-    of_names = dict.fromkeys(worlds, FIFTY_FEATURES)
-    return ExperimentSpec(
-        name, title, claim, of_names, tuple(saes), BUDGET, analysis=name, **fields
-    )
+    """An experiment of the published budget, with an analysis of its own name, on the 50 features
+    unless other worlds are given."""
+    worlds = {ONLY_WORLD: FIFTY_FEATURES} if worlds is None else worlds
+    return ExperimentSpec(name, title, claim, worlds, tuple(saes), BUDGET, analysis=name, **fields)
 
 
-INTUITION = _on_fifty_features(
+INTUITION = _experiment(
     "intuition",
     "Why the N-th decoder projection is small for a right SAE: a drawing",
     "none: two idealised SAEs, the true features and a copy that mixes correlated ones",
     evaluation_samples=20_000,
 )
 
-
 TRUE_L0 = 2.0
 """Of every small world: five features of probability 0.4."""
-
-EVALUATION_SAMPLES = 20_000
-"""Of experiments with many SAEs. Mixing is read off the weights; on samples only L0 and error are
-measured, and with 100,000 of them evaluation would take a third of the time of such a run."""
-
-_SEEDS, _SIGNS = range(5), (0.4, -0.4)
 
 # Without orthogonalisation the directions keep what random ones in 20 dimensions have in common,
 # √(2/20π) = 0.18 on average: noise whose strength is no number of ours. A few steps leave about a
 # quarter of it. In both the encoder can still tell features apart exactly. In 4 dimensions it
 # cannot, and all cosines are ±0.25 at best; the claim is not judged there.
 _NOISES = {"": {"ortho_num_steps": 0}, "mild_": {"ortho_num_steps": 8}, "d_in_4_": {"d_in": 4}}
+
+_Cell = tuple[str, WorldSpec, SAESpec]
 
 
 def _cell(
@@ -110,7 +107,7 @@ def _cell(
     noise: str | None = None,
     world: str = "c_{c:+g}_seed_{seed}",
     sae_id: str = "{world}_k_{k:g}",
-) -> tuple[str, WorldSpec, SAESpec]:
+) -> _Cell:
     """A small world with its name, and a BatchTopK SAE that starts at its features.
 
     Args:
@@ -123,7 +120,7 @@ def _cell(
     """
     options: dict[str, int] = {} if noise is None else _NOISES[noise]
     world = (noise or "") + world.format(c=c, seed=seed)
-    sae = batchtopk(
+    sae = _batchtopk(
         sae_id.format(world=world, k=k) + ("_lowered" if lowered else ""),
         k,
         N_SMALL,
@@ -136,18 +133,16 @@ def _cell(
     return world, small_world(c, **options), sae
 
 
-def _experiment(
-    name: str,
-    title: str,
-    claim: str,
-    cells: Sequence[tuple[str, WorldSpec, SAESpec]],
-    evaluation_samples: int = EVALUATION_SAMPLES,
+def _on_small_worlds(
+    name: str, title: str, claim: str, cells: Sequence[_Cell], evaluation_samples: int = 20_000
 ) -> ExperimentSpec:
-    worlds, saes = {name: world for name, world, _ in cells}, tuple(sae for _, _, sae in cells)
-    return ExperimentSpec(name, title, claim, worlds, saes, BUDGET, evaluation_samples, (), name)
+    # Mixing is read off the weights; on samples only L0 and error are measured, and with 100,000 of
+    # them evaluation would take a third of the time of an experiment with many SAEs.
+    saes, worlds = [sae for _, _, sae in cells], {name: world for name, world, _ in cells}
+    return _experiment(name, title, claim, saes, worlds, evaluation_samples=evaluation_samples)
 
 
-SMALL = _experiment(
+SMALL = _on_small_worlds(
     "small",
     "Five features, the first correlated with the others, at the true L0 and below it",
     "at k = 1.8 every latent takes on a component of the correlated feature, of the sign of the "
@@ -156,14 +151,14 @@ SMALL = _experiment(
     100_000,
 )
 
-CORRELATION_STRENGTH = _experiment(
+CORRELATION_STRENGTH = _on_small_worlds(
     "correlation-strength",
     "How much latents mix at k = 1.8, over the strength of the correlation",
     "mixing grows with the correlation and has its sign",
     [_cell(c / 10, seed, 1.8, sae_id="{world}") for c in range(-5, 6) for seed in _SEEDS],
 )
 
-L0_STRENGTH = _experiment(
+L0_STRENGTH = _on_small_worlds(
     "l0-strength",
     "How much latents mix, over how far k is below the true L0",
     "the further k is below the true L0, the more latents mix",
@@ -177,7 +172,7 @@ L0_STRENGTH = _experiment(
     ],
 )
 
-SUPERPOSITION = _experiment(
+SUPERPOSITION = _on_small_worlds(
     "superposition",
     "The same five features with superposition noise",
     "with superposition noise as without, every latent takes on a component of the correlated "
@@ -193,51 +188,49 @@ SUPERPOSITION = _experiment(
     ],
 )
 
-LOW_L0 = _on_fifty_features(
+LOW_L0 = _experiment(
     "low-l0",
     "BatchTopK SAEs at the right k, at two that are too low and at two that are too high",
     "the right k recovers every feature; too low a k mixes correlated features, too high a k loses "
     "some",
-    (batchtopk(f"k_{k}", k) for k in (5, 9, 11, 14, 18)),
+    (_batchtopk(f"k_{k}", k) for k in (5, 9, 11, 14, 18)),
 )
-
 
 RIGHT_K = 11
 
-
-CHEATING = _on_fifty_features(
+CHEATING = _experiment(
     "cheating",
     "Reconstruction of BatchTopK SAEs with k = 1 to 25 against that of the true features",
     "below the true L0 the wrong SAE reconstructs better than the right one held to its k",
-    (batchtopk(f"k_{k}", k) for k in range(1, 26)),
+    (_batchtopk(f"k_{k}", k) for k in range(1, 26)),
 )
+
 # The start is the same for every seed, so what differs is the world: its directions and its data.
 WORLDS = ("first", "second", "third")
 
-GROUND_TRUTH_INIT = _on_fifty_features(
+GROUND_TRUTH_INIT = _experiment(
     "ground-truth-init",
     "BatchTopK SAEs that start at the true features, with the right k and with a low one",
     "trained at a k below the true L0, an SAE leaves the true features to lower its loss",
     (
-        batchtopk(f"k_{k}_{world}_world", k, world=world, init="true_features")
+        _batchtopk(f"k_{k}_{world}_world", k, world=world, init="true_features")
         for world in WORLDS
         for k in (5, RIGHT_K)
     ),
-    WORLDS,
+    dict.fromkeys(WORLDS, FIFTY_FEATURES),
 )
 
-BATCHTOPK = _on_fifty_features(
+BATCHTOPK = _experiment(
     "batchtopk",
     "BatchTopK SAEs on the 50-feature world: k = 1 to 25, five seeds each",
     "for BatchTopK SAEs too, s_n^dec, c_dec and c_enc are smallest at the true L0",
     (
-        batchtopk(f"k_{k}_seed_{seed}", k, factors={"k": k, "seed": seed})
+        _batchtopk(f"k_{k}_seed_{seed}", k, factors={"k": k, "seed": seed})
         for k in range(1, 26)
-        for seed in range(5)
+        for seed in _SEEDS
     ),
     projection_n=tuple(range(12, 26)),
 )
-
 
 PUBLISHED_COEFFICIENTS = (0.05, 0.07, 0.09, 0.1, 0.3, 0.5, 0.75, 1.0, 1.2, 1.3, 1.4, 1.5)
 # sae_lens trains the threshold itself since 2026, not its logarithm, and then the published
@@ -266,7 +259,7 @@ def _jumprelu(coefficient: float) -> SAESpec:
     )
 
 
-JUMPRELU = _on_fifty_features(
+JUMPRELU = _experiment(
     "jumprelu",
     "JumpReLU SAEs on the 50-feature world, over a sweep of L0 coefficients",
     "s_n^dec is smallest at the true L0 for JumpReLU SAEs (n a little above it)",
@@ -278,22 +271,21 @@ INITIAL_KS = {"down": 20, "up": 2, "constant": RIGHT_K}
 # 4,649 steps of the run remain once k is where it ends.
 START_STEP, DURATION_STEPS = 2_000, 8_000
 
-TRANSITION = _on_fifty_features(
+TRANSITION = _experiment(
     "transition",
     "BatchTopK SAEs whose k moves to the true L0 in training, from above and from below",
     "lowering k to the true L0 recovers the features; raising it to the true L0 does not",
     (
-        batchtopk(
+        _batchtopk(
             f"{schedule}_seed_{seed}",
             RIGHT_K,
             factors={"schedule": schedule, "initial_k": k, "seed": seed},
             control=KTransition(float(k), START_STEP, DURATION_STEPS) if k != RIGHT_K else None,
         )
         for schedule, k in INITIAL_KS.items()
-        for seed in range(5)
+        for seed in _SEEDS
     ),
 )
-
 
 PUBLISHED_L0 = ExperimentSpec(
     name="published-l0",
@@ -301,7 +293,6 @@ PUBLISHED_L0 = ExperimentSpec(
     claim="most published SAEs have an L0 below the one that the decoder projection points to",
     analysis="published-l0",
 )
-
 
 EXPERIMENTS: dict[str, ExperimentSpec] = {
     spec.name: spec

@@ -38,7 +38,8 @@ from sparse_but_wrong.runs.stored_world import StoredWorld
 from sparse_but_wrong.untrusted import usable_device
 from sparse_but_wrong.worlds.world import ToyWorld
 
-_OWN_COLUMNS = ("sae_id", "world", "architecture", "added", "diverged_at_step", "l0_change_at_end")
+_OF_SAE = ("sae_id", "world", "architecture", "added")
+_OF_TRAINING = ("diverged_at_step", "l0_change_at_end")
 _TOY_METRICS = (
     *("l0", "dead_latents", "shrinkage", "mse", "variance_explained", "c_dec", "c_enc"),
     *("mean_max_cosine", "mcc"),
@@ -48,15 +49,12 @@ _STORED_METRICS = (
     *("mse", "mse_standard_error", "variance_explained", "variance_explained_standard_error"),
     *("c_dec", "c_enc", "d_sae", "n_samples", "n_batches"),
 )
-"""Columns of the table of results, in this order; between its own and these stand the factors."""
+"""Columns of the table of results, in this order; after those of the SAE stand its factors."""
 
 ANALYSES: dict[str, Analysis] = {
-    **sweep.ANALYSES,
-    **intuition.ANALYSES,
-    **small.ANALYSES,
-    **low_l0.ANALYSES,
-    **true_features.ANALYSES,
-    **published_l0.ANALYSES,
+    name: analysis
+    for module in (sweep, intuition, small, low_l0, true_features, published_l0)
+    for name, analysis in module.ANALYSES.items()
 }
 """What a spec's `analysis` may be; in users' own, only the first two."""
 
@@ -105,12 +103,8 @@ def start_run(
 ) -> Iterator[Run]:
     """A new run folder for a spec, with its manifest and its worlds, to be given to `finish_run`.
 
-    No other process gets the folder while the block runs.
+    No other process gets the folder while the block runs. Arguments as of `run_experiment`.
 
-    Args:
-        spec: the experiment, at full budget.
-        out: the folder; must be empty or not exist.
-        quick: run it at a fiftieth of its budget.
     Raises:
         ValueError: a world or SAEs that cannot be made or trained as asked, an analysis that
             cannot be done with them, or a device that is not there. Nothing is written then.
@@ -166,14 +160,11 @@ def resume_run(path: Path) -> Iterator[Run]:
 
 
 def check_same(folder: RunFolder, spec: ExperimentSpec, **options: object) -> None:
-    """Refuse to resume, or to keep, a run that was started otherwise than is meant now.
+    """Refuse (ValueError) to resume, or to keep, a run that was started otherwise than is meant.
 
     Args:
-        folder: of the run.
         spec: the experiment as it is now, at full budget.
         options: `seed`, `device` and `quick` as they are meant now; None where nothing is said.
-    Raises:
-        ValueError: the run was started with another.
     """
     manifest = folder.manifest
     for option, meant in {"experiment": spec.name, **options}.items():
@@ -273,15 +264,15 @@ def _evaluate(run: Run) -> None:
             row = evaluation.to_row()
             metrics[evaluation.name] = {column: row[column] for column in columns}
             projections[evaluation.name] = evaluation.projections.astype(float)
-    rows, curves = [], [pd.DataFrame()]
+    rows, curves = [], []
     for sae in run.spec.saes:
         log = run.folder.read_log(sae.sae_id)
         rows.append(
             {
-                "sae_id": sae.sae_id,
-                "world": sae.world,
-                "architecture": sae.architecture,
-                "added": sae.added,
+                **{
+                    name: getattr(sae, name)
+                    for name in ("sae_id", "world", "architecture", "added")
+                },
                 **sae.factors,
                 "diverged_at_step": log.diverged_at,
                 "l0_change_at_end": l0_change_at_end(log.steps, log.columns["l0"]),
@@ -290,10 +281,10 @@ def _evaluate(run: Run) -> None:
         )
         curves.append(pd.DataFrame({"sae_id": sae.sae_id, "step": log.steps, **log.columns}))
     run.table = pd.DataFrame(rows)
+    run.projections = pd.DataFrame([projections[sae.sae_id] for sae in run.spec.saes])
     if rows:
         run.table = run.table.astype({"diverged_at_step": "Int64"})
-    run.projections = pd.DataFrame([projections[sae.sae_id] for sae in run.spec.saes])
-    run.curves = pd.concat(curves[1:] or curves, ignore_index=True)
+        run.curves = pd.concat(curves, ignore_index=True)
 
 
 def _judge(run: Run) -> None:
@@ -336,7 +327,7 @@ def _analysis(spec: ExperimentSpec) -> Analysis:
 
 def _check_factors(spec: ExperimentSpec) -> None:
     """Refuse factors that are named as a column of the results."""
-    taken = {*_OWN_COLUMNS, *_TOY_METRICS, *_STORED_METRICS}
+    taken = {*_OF_SAE, *_OF_TRAINING, *_TOY_METRICS, *_STORED_METRICS}
     for sae in spec.saes:
         for name in sae.factors:
             if name in taken or re.fullmatch(r"s_\d+", name):

@@ -2,8 +2,6 @@
 
 Every SAE starts at the true features, so latent i is that of feature i; feature 0 is the one that
 is correlated with all others.
-
-Source: Chanin & Garriga-Alonso 2025, arXiv:2508.16560, the toy model of 5 features.
 """
 
 from __future__ import annotations

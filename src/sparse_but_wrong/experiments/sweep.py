@@ -1,7 +1,4 @@
-"""Sweeps over L0: where is s_n^dec smallest? Those of JumpReLU, of BatchTopK, and of users.
-
-Source: Chanin & Garriga-Alonso 2025, arXiv:2508.16560, and its JumpReLU notebook.
-"""
+"""Sweeps over L0: where is s_n^dec smallest? Those of JumpReLU, of BatchTopK, and of users."""
 
 from __future__ import annotations
 
@@ -109,28 +106,24 @@ def judge_projections(
         for l0 in sorted({f.l0 for f in found})
     )
     missing = " or ".join(missing_sides(found[0].swept, true_l0))
-    remarks = []
-    if flat:
-        widest = max(flat, key=lambda f: f.bottom[-1] - f.bottom[0])
-        but = f", {widest.n_higher_within} between them aside" if widest.n_higher_within else ""
-        remarks.append(
-            f"For n = {ranges(f.n for f in flat)} which of several SAEs is smallest is noise: "
-            f"theirs differ by less than {NOISE:g}, at the widest (n = {widest.n}) from L0 "
-            f"{widest.bottom[0]:.2f} to {widest.bottom[-1]:.2f}{but}. Read off the last SAE before "
-            "the rise towards low L0."
-        )
-    return Verdict(
-        (
-            check(
-                f"for n = {ranges(f.n for f in found)} s_n^dec is smallest within {NEAR:g} of the "
-                f"true L0 {true_l0:.2f} (what is less than {NOISE:g} above it counts too)",
-                f"{len(found) - len(away)} of {len(found)} n; the smallest itself is {where}",
-                not away,
-                unless=missing and f"the sweep has no SAE more than {NEAR:g} {missing} the true L0",
-            ),
-        ),
-        tuple(remarks),
+    judged = check(
+        f"for n = {ranges(f.n for f in found)} s_n^dec is smallest within {NEAR:g} of the true L0 "
+        f"{true_l0:.2f} (what is less than {NOISE:g} above it counts too)",
+        f"{len(found) - len(away)} of {len(found)} n; the smallest itself is {where}",
+        not away,
+        unless=missing and f"the sweep has no SAE more than {NEAR:g} {missing} the true L0",
     )
+    if not flat:
+        return Verdict((judged,))
+    widest = max(flat, key=lambda f: f.bottom[-1] - f.bottom[0])
+    but = f", {widest.n_higher_within} between them aside" if widest.n_higher_within else ""
+    remark = (
+        f"For n = {ranges(f.n for f in flat)} which of several SAEs is smallest is noise: theirs "
+        f"differ by less than {NOISE:g}, at the widest (n = {widest.n}) from L0 "
+        f"{widest.bottom[0]:.2f} to {widest.bottom[-1]:.2f}{but}. Read off the last SAE before the "
+        "rise towards low L0."
+    )
+    return Verdict((judged,), (remark,))
 
 
 def _judge_similarity(mean: pd.DataFrame, column: str, true_l0: float, unless: str) -> Check:
@@ -170,18 +163,16 @@ def judge_over_seeds(run: Run) -> Verdict:
     by_k = table.groupby("k", sort=True)[["l0", "c_dec", "c_enc"]]
     s_by_k = run.projections.groupby(table["k"], sort=True)
     # Where projections are near 0 a single SAE can make the mean the smallest; not the median.
-    mean, median = (by_k.agg(how).reset_index() for how in ("mean", "median"))
     by_mean, by_median = (
-        judge_projections(of_k, s_by_k.agg(how), ns, true_l0)
-        for how, of_k in (("mean", mean), ("median", median))
+        judge_projections(by_k.agg(how).reset_index(), s_by_k.agg(how), ns, true_l0)
+        for how in ("mean", "median")
     )
     (of_mean,), (of_median,) = by_mean.checks, by_median.checks
-    unless = why_not(ns)
-    if unless:
-        of_mean = check(of_mean.claim, of_mean.measured, None, unless=unless)
-    word = {True: "holds", False: "does not hold", None: "is not judged"}[
-        None if unless else of_median.holds
-    ]
+    if unless := why_not(ns):
+        of_mean, of_median = (
+            check(c.claim, c.measured, None, unless=unless) for c in (of_mean, of_median)
+        )
+    word = {True: "holds", False: "does not hold", None: "is not judged"}[of_median.holds]
     off = (table["l0"] - table["k"]).abs().max()
     near = table.loc[(table["k"] - true_l0).abs() <= NEAR].groupby("k")["mcc"]
     counts = ", ".join(f"{int((m > RECOVERED).sum())} of {len(m)} at k = {k:g}" for k, m in near)
@@ -195,16 +186,16 @@ def judge_over_seeds(run: Run) -> Verdict:
         counts and f"The mean matched cosine is above {RECOVERED:g} in {counts}.",
         every and f"SAEs that diverged: {every}.",
     )
-    similarities = (
+    mean = by_k.agg("mean").reset_index()
+    c_dec, c_enc = (
         _judge_similarity(mean, column, true_l0, why_not([column])) for column in ("c_dec", "c_enc")
     )
-    return Verdict((of_mean, *similarities), tuple(filter(None, remarks)))
+    return Verdict((of_mean, c_dec, c_enc), tuple(filter(None, remarks)))
 
 
 def _draw_over_seeds(run: Run) -> Figures:
     ns, true_l0 = run.spec.projection_n, run.only_l0
     shown = spread_out([n for n in ns if n < run.projections.shape[1] / 2])
-    overview = overview_over_seeds(run.table, run.projections, true_l0, ns=shown)
     caption = (
         "Mean over the seeds at every k, and a band of one standard deviation. The k is that of "
         "training; the L0 of the thresholded SAEs is in the table."
@@ -214,12 +205,11 @@ def _draw_over_seeds(run: Run) -> Figures:
         for n in ns
     }
     for part, of in (("dec", "Decoder rows"), ("enc", "Encoder columns")):
-        words = {
-            "ylabel": rf"$c_\mathrm{{{part}}}$",
-            "title": f"{of}: pairwise cosine similarity vs k",
-        }
-        figures[f"similarity/c_{part}"] = over_seeds(run.table, f"c_{part}", true_l0, **words)
-    return {"overview": (overview, caption), **figures, **draw_curves(run)}
+        label, title = rf"$c_\mathrm{{{part}}}$", f"{of}: pairwise cosine similarity vs k"
+        figure = over_seeds(run.table, f"c_{part}", true_l0, ylabel=label, title=title)
+        figures[f"similarity/c_{part}"] = figure
+    drawn = overview_over_seeds(run.table, run.projections, true_l0, ns=shown)
+    return {"overview": (drawn, caption), **figures, **draw_curves(run)}
 
 
 def judge_sweep(run: Run) -> Verdict:
@@ -228,8 +218,8 @@ def judge_sweep(run: Run) -> Verdict:
 
 
 def _draw_sweep(run: Run) -> Figures:
-    overview = _overview(run) if run.spec.projection_n else {}
-    return {**overview, **_draw_projections(run, run.only_l0), **draw_curves(run)}
+    first = _overview(run) if run.spec.projection_n else {}
+    return {**first, **_draw_projections(run, run.only_l0), **draw_curves(run)}
 
 
 def _draw_jumprelu(run: Run) -> Figures:
@@ -288,8 +278,8 @@ def _judge_activations(run: Run) -> Verdict:
 
 
 def _draw_activations(run: Run) -> Figures:
-    overview = (plot_evaluations(run.evaluations), CAPTION)
-    return {"overview": overview, **_draw_projections(run, None), **draw_curves(run)}
+    drawn = (plot_evaluations(run.evaluations), CAPTION)
+    return {"overview": drawn, **_draw_projections(run, None), **draw_curves(run)}
 
 
 def _check(spec: ExperimentSpec, *, on_toy_world: bool) -> None:

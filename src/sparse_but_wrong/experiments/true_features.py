@@ -1,7 +1,4 @@
-"""Experiments that compare SAEs with the true features: cheating, ground-truth-init, transition.
-
-Source: Chanin & Garriga-Alonso 2025, arXiv:2508.16560.
-"""
+"""Experiments that compare SAEs with the true features: cheating, ground-truth-init, transition."""
 
 from __future__ import annotations
 
