@@ -139,24 +139,13 @@ def test_one_call_from_a_model_and_a_folder_of_text(
     assert len(ids.token_ids) == 9 * 15
     assert "null or empty: 1" in ids.said
     assert "The text ended before 600" in ids.said
-    for wrong in ({"dataset": "data"}, {"text": ()}, {"dataset_config": "x"}):
-        with pytest.raises(ValueError, match="dataset"):
-            make("none", **({"text": "text"} | wrong))
+    again = make("ids", text=(), dataset="data", n_tokens=700, resume=True)
+    assert "Nothing was left to do" in again.said
+    assert again.files == ids.files
     with pytest.raises(ValueError, match="hook"):
         make("none", model=str(tiny_model), text="text")
     with pytest.raises(TypeError, match="nonsense"):
         make("none", nonsense=1)
-
-
-def test_the_text_ends_early(make: Make) -> None:
-    made = make(n_tokens=10_000)
-    assert made.manifest["text_ended"]
-    assert made.manifest["complete"]
-    # 5 × 200 words and 4 BOS between them, in sequences of 15 and BOS; the rest is no sequence.
-    assert made.manifest["n_tokens_run"] == 16 * (1004 // 15)
-    again = make(n_tokens=20_000, resume=True)
-    assert "Nothing was left to do" in again.said
-    assert again.files == made.files
 
 
 def stop_after(n: int, error: BaseException) -> Any:

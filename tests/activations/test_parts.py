@@ -315,6 +315,7 @@ def test_datasets_that_are_refused(tmp_path: Path) -> None:
         "ids": two.select_columns(["ids"]),
         "empty": data.select([]),
         "splits": DatasetDict({"test": data, "train": data}),
+        "no_train": DatasetDict({"test": data, "validation": data}),
         "cut": data,
     }.items():
         content.save_to_disk(tmp_path / name)
@@ -322,6 +323,8 @@ def test_datasets_that_are_refused(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:100])
     saved(tmp_path / "first", List(Value("float32")), [None, [1.0]])
     assert open_activations(tmp_path / "two", column="b").read(0, 1).tolist() == [[3.0]]
+    assert is_activations(tmp_path / "splits")
+    assert torch.equal(open_activations(tmp_path / "splits").read(0, 35), FLAT)
     for name, column, message in (
         ("two", None, r"several columns .* a \("),
         ("two", "c", r"no column 'c' .* a \("),
@@ -329,7 +332,7 @@ def test_datasets_that_are_refused(tmp_path: Path) -> None:
         ("two", "cube", r"no column 'cube' .* a \("),
         ("ids", None, r"no column of .* ids \("),
         ("empty", None, "empty is no dataset"),
-        ("splits", None, r"splits \(test, train\)"),
+        ("no_train", None, r"splits \(test, validation\)"),
         ("cut", None, "cut is no dataset"),
         ("first", None, "first row is empty"),
     ):

@@ -158,7 +158,8 @@ def _causal_lm(name: str, dtype: ModelDtype) -> tuple[Any, PreTrainedTokenizerBa
         source = str(gguf.parent)
         options["gguf_file"] = gguf.name
     elif not path.exists():
-        _check_hub_id(name)
+        if name.count("/") > 1 or name.startswith((".", "/", "~")) or "\\" in name:
+            raise FileNotFoundError(f"there is no file or folder {name}.")
     elif not any(path.glob("*.safetensors")) and [*path.glob("*.bin"), *path.glob("*.pth")]:
         raise ValueError(f"{name} cannot be loaded: {_CONVERT}.")
     with _loading(name, path.exists()):
@@ -176,7 +177,6 @@ def _hooked_transformer(name: str, dtype: ModelDtype, device: torch.device) -> H
     instead = "give the path of a module as the hook point, such as model.layers.14"
     if name.lower().endswith(".gguf") or user_path(name).exists():
         raise ValueError(f"TransformerLens loads models of the Hub only, not {name}; {instead}.")
-    _check_hub_id(name)
     try:
         official = get_official_model_name(name)
     except ValueError as error:
@@ -239,11 +239,6 @@ def _check_layers(folder: Path, config: Any) -> None:
     n_bytes = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
     if n_bytes and n_layers > n_bytes // _LAYER:
         raise ValueError(f"its config.json has {n_layers} layers, and its weights {n_bytes} bytes")
-
-
-def _check_hub_id(name: str) -> None:
-    if name.count("/") > 1 or name.startswith((".", "/", "~")) or "\\" in name:
-        raise FileNotFoundError(f"there is no file or folder {name}.")
 
 
 def _check_hook(hook: str, hooks: list[str], name: str) -> None:

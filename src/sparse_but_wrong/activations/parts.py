@@ -202,12 +202,13 @@ def files_in(folder: Path, suffixes: Container[str]) -> list[Path]:
 
 
 def is_dataset(path: Path) -> bool:
-    """Whether a folder holds a dataset that was saved to disk."""
-    return all((path / file).is_file() for file in ("dataset_info.json", "state.json"))
+    """Whether a folder holds a dataset, or several splits of one, that was saved to disk."""
+    one, several = ("dataset_info.json", "state.json"), ("dataset_dict.json",)
+    return any(all((path / file).is_file() for file in files) for files in (one, several))
 
 
 def open_dataset(where: Path | str, column: str | None) -> Part:
-    """A dataset in a folder that `save_to_disk` wrote, or the split "train" of one of the Hub.
+    """The activations in a dataset, a folder or one of the Hub (see `load_dataset`).
 
     It is as sae_lens' CacheActivationsRunner writes it: each row holds a vector [d_in] or a matrix
     [context, d_in], and beside it perhaps the ids of its tokens.
@@ -270,18 +271,18 @@ def _of_dataset(rows: Any, shape: list[int], start: int, stop: int) -> Tensor:
 
 
 def load_dataset(where: Path | str, config: str | None = None, *, streaming: bool = False) -> Any:
-    """The dataset, or dict of them, in a folder; or the split "train" of one of the Hub.
+    """A dataset in a folder that `save_to_disk` wrote, or of the Hub; of several splits, "train".
 
     Raises:
         OSError: it cannot be loaded from the Hub.
-        ValueError: no dataset that `save_to_disk` wrote, or a damaged or empty one.
+        ValueError: no such folder, or a damaged or empty one, or splits without "train".
     """
     import datasets
 
     try:
-        if isinstance(where, Path):
-            return datasets.load_from_disk(str(where))
-        return datasets.load_dataset(where, config, split="train", streaming=streaming)
+        if isinstance(where, str):
+            return datasets.load_dataset(where, config, split="train", streaming=streaming)
+        found = datasets.load_from_disk(str(where))
     except Exception as error:  # each damaged file and each failing connection has its own
         says = f"({type(error).__name__}: {one_line(error)})"
         if isinstance(where, Path):
@@ -292,6 +293,12 @@ def load_dataset(where: Path | str, config: str | None = None, *, streaming: boo
             f"there is no file or folder {where}, and no dataset {where!r} could be loaded from "
             f"the Hugging Face Hub {says}; check the name and the connection."
         ) from error
+    if not isinstance(found, dict):
+        return found
+    if "train" not in found:
+        there = ", ".join(map(str, found))
+        raise ValueError(f"{where} holds a dataset in splits ({there}); name the folder of one.")
+    return found["train"]
 
 
 def _kind(feature: Any) -> tuple[int, str]:

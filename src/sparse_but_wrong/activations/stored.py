@@ -264,9 +264,10 @@ def open_activations(where: str | Path, column: str | None = None) -> StoredActi
             - a folder of such files, taken by name, or a cache that `sbw cache-activations` wrote,
               finished or not;
             - a folder with a Hugging Face dataset (from `save_to_disk` or sae_lens'
-              CacheActivationsRunner): a column of vectors [d_in] or matrices [context, d_in];
-            - "user/name", where there is no folder "user": the split "train" of such a dataset on
-              the Hub, which is downloaded.
+              CacheActivationsRunner): a column of vectors [d_in] or matrices [context, d_in], in
+              the split "train" where there are several;
+            - "user/name", where there is no folder "user": such a dataset on the Hub, which is
+              downloaded.
         column: of a dataset; may be left out where only one fits.
     Raises:
         OSError: a file is not there or cannot be opened, or a dataset not loaded from the Hub.
@@ -282,10 +283,6 @@ def open_activations(where: str | Path, column: str | None = None) -> StoredActi
         raise FileNotFoundError(
             f"there is no {'file' if path.suffix else 'file or folder'} {path}."
         )
-    if (path / "dataset_dict.json").is_file():
-        splits = sorted(folder.name for folder in path.iterdir() if is_dataset(folder))
-        there = ", ".join(splits)
-        raise ValueError(f"{path} holds a dataset in splits ({there}); name the folder of one.")
     if column is not None:
         raise ValueError(f"{path} is no dataset and has no columns; leave out column={column!r}.")
     if (path / MANIFEST).is_file():

@@ -79,8 +79,6 @@ def read_text(paths: Sequence[Path]) -> Text:
     FileNotFoundError or ValueError where there is none; a damaged file is named when it is reached.
     """
     files = [file for path in paths for file in _files(user_path(path))]
-    if not files:
-        raise ValueError("no text was named; name a file or a folder.")
     name = ", ".join(map(str, paths))
     rows = _Documents(tuple(files))
     if all(row["text"] is None for row in rows):
@@ -108,13 +106,9 @@ def open_text_dataset(name: str, config: str | None = None) -> Text:
     path = user_path(name)
     if path.exists():
         rows = load_dataset(path)
-        if isinstance(rows, dict):
-            if "train" not in rows:
-                there = ", ".join(f"{path}/{split}" for split in rows)
-                raise ValueError(f"{path} holds several datasets, none 'train'; name one: {there}.")
-            path, rows = path / "train", rows["train"]
-        fingerprint = read_json(path / "state.json").get("_fingerprint")
-        facts = {"kind": "folder", "n_rows": len(rows), "fingerprint": fingerprint}
+        states = (path / "state.json", path / "train" / "state.json")
+        state = read_json(next(filter(Path.is_file, states)))
+        facts = {"kind": "folder", "n_rows": len(rows), "fingerprint": state.get("_fingerprint")}
     else:
         rows = load_dataset(name, config, streaming=True)
         facts = {"kind": "hub", "id": name, "config": config, "split": "train"}
@@ -382,12 +376,13 @@ def _integers(values: Any, name: str) -> Tensor:
 
 def _unpadded(ids: Tensor, mask: Tensor, name: str) -> Tensor:
     """The ids where the mask is one: run by themselves they get the right positions."""
-    if len(mask) != len(ids) or not bool(((mask == 0) | (mask == 1)).all()):
+    places = mask.nonzero().flatten().tolist()
+    stretch = slice(places[0], places[-1] + 1) if places else slice(0)
+    wanted = torch.zeros_like(ids)
+    wanted[stretch] = 1
+    if not torch.equal(mask, wanted):
         raise ValueError(
-            f"{name}: the attention_mask must have {len(ids)} zeros and ones, one per token, but "
-            f"has {len(mask)} numbers: {mask.unique().tolist()[:5]}."
+            f"{name}: the attention_mask must have {len(ids)} numbers, one stretch of ones and "
+            f"zeros around it, but has {len(mask)}: {mask.tolist()[:20]}."
         )
-    places = mask.nonzero().flatten()
-    if len(places) and int(places[-1] - places[0]) + 1 != len(places):
-        raise ValueError(f"{name}: the attention_mask has zeros between its ones.")
-    return ids[places]
+    return ids[stretch]
