@@ -357,7 +357,7 @@ WEIGHTS = [
     (saved, EMPTY, r"W_(enc|dec) .*\b0\b.*latents"),
     (saved, {"W_dec": torch.zeros(10, 6).char()}, "W_dec in .* is torch.int8"),
     (saved, {"W_dec": torch.zeros(10, 6).bool()}, "W_dec in .* is torch.bool"),
-    (saved, {"W_dec": torch.zeros(10, 6).cfloat()}, "W_dec in .* is torch.complex64"),
+    (saved, {"W_dec": torch.zeros(10, 6).to(torch.complex64)}, "W_dec in .* is torch.complex64"),
     (saved, {"scaling_factor": torch.full((10,), 2.0)}, r"factor = False, .* \[10\]"),
     (batchtopk, {"topk_threshold": MISSING}, "threshold"),
     (batchtopk, {"topk_threshold": torch.tensor(1)}, "threshold"),

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -257,6 +256,6 @@ def _sampler_of_content(device: str, *contents: _Content | None) -> FeatureSampl
     for at, content in enumerate(contents):
         if content is not None:
             dtype, shape, data = content
-            numbers = torch.from_numpy(np.frombuffer(data, np.uint8).copy())
-            tensors[at] = numbers.view(dtype).view(shape)
+            tensors[at] = torch.empty(shape, dtype=dtype)
+            tensors[at].view(-1).view(torch.uint8).numpy()[:] = memoryview(data)
     return FeatureSampler(*tensors, device=device)
