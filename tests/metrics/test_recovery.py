@@ -11,7 +11,6 @@ from sae_lens.synthetic.evals import mean_correlation_coefficient
 from sparse_but_wrong.metrics import recovery
 from sparse_but_wrong.metrics.recovery import (
     feature_components,
-    feature_mixing,
     match_latents,
     matched_cosines,
     mean_abs_cosine,
@@ -144,41 +143,32 @@ def test_similarity_does_not_depend_on_the_tiles(monkeypatch, tile):
 
 # Mixing. Three features in three dimensions as columns; 0 and 1 have a cosine of 0.6.
 OBLIQUE = torch.tensor([[1.0, 0.6, 0.0], [0.0, 0.8, 0.0], [0.0, 0.0, 1.0]])
-SHARED = (1.1 * 0.6 + 0.8 * 0.8) / math.sqrt(1.85)
+NORM = math.sqrt(1.85)
+SHARED = (1.1 * 0.6 + 0.8 * 0.8) / NORM
 
 
 @pytest.mark.parametrize(
-    ("rows", "directions", "components", "own", "elsewhere"),
+    ("rows", "directions", "expected"),
     [
         # Latents that are features hold nothing else, whatever the directions; norms do not count.
-        ((3 * OBLIQUE.T).tolist(), OBLIQUE, [0, 0], [1, 1], 0),
+        ((3 * OBLIQUE.T).tolist(), OBLIQUE, torch.eye(3).tolist()),
         # A component of an orthogonal feature is the cosine, with its sign.
         (
-            [[1.0, 0.0, 0.0], [0.3, 1.0, 0.0], [-0.75, 0.0, 1.0]],
-            *(torch.eye(3), [0.3 / math.sqrt(1.09), -0.6], [1 / math.sqrt(1.09), 0.8], 0),
+            [[1.0, 0.0, 0.0], [0.0, 0.8, -0.6], [-0.75, 0.0, 1.0]],
+            *(torch.eye(3), [[1, 0, 0], [0, 0.8, -0.6], [-0.6, 0, 0.8]]),
         ),
         # What the directions share is subtracted: row 1 is feature 1 + half of 0, of norm √1.85.
         (
             [[1.0, 0.0, 0.0], [1.1, 0.8, 0.0], [0.0, 0.0, 1.0]],
-            *(OBLIQUE, [1.1 / math.sqrt(1.85) - SHARED * 0.6, 0], [SHARED, 1], 0),
+            *(OBLIQUE, [[1, 0, 0], [1.1 / NORM - SHARED * 0.6, SHARED, 0], [0, 0, 1]]),
         ),
-        # Mixing with a third feature is counted elsewhere.
-        (
-            [[1.0, 0.0, 0.0], [0.0, 0.8, -0.6], [0.0, 0.0, 1.0]],
-            *(torch.eye(3), [0, 0], [0.8, 1], 0.6),
-        ),
-        ([[1.0, 0, 0], [NAN] * 3, [0, 0, 1.0]], torch.eye(3), [NAN, 0], [NAN, 1], NAN),
+        ([[1.0, 0, 0], [NAN] * 3, [0, 0, 1.0]], torch.eye(3), [[1, 0, 0], [NAN] * 3, [0, 0, 1]]),
     ],
 )
-def test_mixing_of_worked_examples(rows, directions, components, own, elsewhere):
-    sae = make_sae(torch.tensor(rows))
-    found = feature_mixing(sae, directions)
-    expected = (components, own, [sum(components) / 2, elsewhere])
-    for values, wanted in zip((*found[:2], [found.mean, found.elsewhere]), expected, strict=True):
-        assert list(map(float, values)) == pytest.approx(wanted, abs=1e-6, nan_ok=True)
-    matrix = feature_components(sae, directions)
-    assert matrix[1:, 0].tolist() == pytest.approx(components, abs=1e-6, nan_ok=True)
-    assert matrix[0].tolist() == pytest.approx([1, 0, 0], abs=1e-6)
+def test_mixing_of_worked_examples(rows, directions, expected):
+    found = feature_components(make_sae(torch.tensor(rows)), directions)
+    for row, wanted in zip(found.tolist(), expected, strict=True):
+        assert row == pytest.approx(wanted, abs=1e-6, nan_ok=True)
 
 
 def test_mixing_refuses_other_numbers_of_latents_than_features():

@@ -29,7 +29,7 @@ from sparse_but_wrong.experiments.registry import N_SMALL
 from sparse_but_wrong.experiments.verdict import Check, Verdict, check
 from sparse_but_wrong.figures.heatmaps import feature_components_heatmaps
 from sparse_but_wrong.figures.mixing import mixing_vs_correlation, mixing_vs_k
-from sparse_but_wrong.metrics.recovery import feature_components, feature_mixing, mean_abs_cosine
+from sparse_but_wrong.metrics.recovery import feature_components, mean_abs_cosine
 from sparse_but_wrong.runs.spec import ExperimentSpec
 from sparse_but_wrong.training.controls import KTransition
 from sparse_but_wrong.worlds.correlations import firing_correlation
@@ -91,8 +91,9 @@ def measure_mixing(run: Run) -> pd.DataFrame:
     for sae in run.spec.saes:
         world, directions = run.spec.toy_world(sae.world), run.world(sae.world).directions
         first, *others = world.firing_probabilities
-        mixing = feature_mixing(run.saes[sae.sae_id], directions)
-        c, components = float(sae.factors["correlation"]), mixing.components.tolist()
+        matrix = feature_components(run.saes[sae.sae_id], directions)
+        mixing, own = matrix[1:, 0].contiguous(), matrix.diagonal()[1:]
+        c, components = float(sae.factors["correlation"]), mixing.tolist()
         rows.append(
             {
                 "sae_id": sae.sae_id,
@@ -105,10 +106,10 @@ def measure_mixing(run: Run) -> pd.DataFrame:
                 "true_l0": sum(world.firing_probabilities),
                 **measured.loc[sae.sae_id, ["l0", "mse"]].to_dict(),
                 "mean_abs_cosine": mean_abs_cosine(directions),
-                "mixing": mixing.mean,
+                "mixing": mixing.mean().item(),
                 **{f"{_COMPONENT}{i}": value for i, value in enumerate(components, start=1)},
-                "elsewhere": mixing.elsewhere,
-                "smallest_own_cosine": mixing.own.min().item(),
+                "elsewhere": (matrix[1:, 1:] - own.diag()).abs().max().item(),
+                "smallest_own_cosine": own.min().item(),
             }
         )
     return pd.DataFrame(rows)

@@ -6,7 +6,7 @@ Axes: H latent, F true feature, D width of the activations.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
@@ -147,31 +147,6 @@ def feature_components(
     cosines = cos_sims(rows.T, features)
     between = cos_sims(features, features).fill_diagonal_(0)
     return cosines - cosines.diagonal()[:, None] * between
-
-
-class FeatureMixing(NamedTuple):
-    """What the latents of the other features hold of the first one, in the order of these."""
-
-    components: Float[Tensor, " others"]
-    """0 for a clean latent."""
-    own: Float[Tensor, " others"]
-    """Cosine of each of these latents with its own feature; 1 for a clean latent."""
-    elsewhere: float
-    """The largest |component| that these latents hold of any third feature; 0 if there is none."""
-
-    @property
-    def mean(self) -> float:
-        """Mean of the components, with their signs."""
-        return self.components.mean().item()
-
-
-def feature_mixing(sae: sae_lens.SAE[Any], directions: Float[Tensor, "D F"]) -> FeatureMixing:
-    """How much of the first feature the others' latents hold; all as `feature_components`."""
-    matrix = feature_components(sae, directions)
-    own = matrix.diagonal()[1:]
-    elsewhere = (matrix[1:, 1:] - own.diag()).abs()
-    largest = elsewhere.max().item() if len(own) else 0.0
-    return FeatureMixing(matrix[1:, 0].contiguous(), own, largest)
 
 
 def mean_abs_cosine(directions: Float[Tensor, "D F"]) -> float:
