@@ -144,7 +144,19 @@ def off_diagonal(vectors: Tensor) -> Tensor:
     return cosines[~torch.eye(len(vectors), dtype=torch.bool)]
 
 
-def test_few_steps_leave_the_published_noise() -> None:
+def test_steps_take_noise_away_from_the_random_start() -> None:
+    start = orthogonalize(50, 100, num_steps=0, generator=seeded())
+    expected = torch.nn.functional.normalize(torch.randn(50, 100, generator=seeded()), dim=1)
+    assert torch.allclose(start, expected, atol=1e-6)
+    noise = [
+        float(off_diagonal(orthogonalize(50, 100, num_steps=n, generator=seeded())).abs().max())
+        for n in (0, 3, 10, 30)
+    ]
+    assert noise == sorted(noise, reverse=True)
+    assert noise[-1] > 1e-3
+
+
+def test_few_steps_leave_the_published_noise_and_many_as_good_as_none() -> None:
     noise = [
         float(off_diagonal(orthogonalize(50, 100, num_steps=4, generator=seeded(s))).abs().mean())
         for s in range(25)
@@ -153,9 +165,7 @@ def test_few_steps_leave_the_published_noise() -> None:
     assert sum(noise) / 25 == pytest.approx(0.0492, abs=0.001)
     renormalized = orthogonalize(50, 100, num_steps=4, generator=seeded(), renormalize=True)
     assert float(off_diagonal(renormalized).abs().mean()) == pytest.approx(0.030, abs=0.001)
-    # With many there is as good as none.
-    many = off_diagonal(orthogonalize(50, 100, generator=seeded()))
-    assert float(many.abs().mean()) < 2e-4
+    assert float(off_diagonal(orthogonalize(50, 100, generator=seeded())).abs().mean()) < 2e-4
 
 
 @pytest.mark.parametrize("shape", [(50, 100), (80, 40)])
@@ -169,19 +179,17 @@ def test_agrees_with_sae_lens(shape: tuple[int, int], num_steps: int) -> None:
     assert torch.allclose(vectors, expected, atol=1e-4)
 
 
-def test_default_target_is_met_to_rounding_when_there_is_room() -> None:
-    vectors = orthogonalize(50, 100, generator=seeded(), renormalize=True)
-    assert vectors.shape == (50, 100)
+@pytest.mark.parametrize(
+    ("target", "renormalize", "tolerance"), [(0, True, 1e-5), (0.3, True, 1e-5), (0.3, False, 1e-3)]
+)
+def test_a_target_is_met_when_there_is_room(
+    target: float, renormalize: bool, tolerance: float
+) -> None:
+    vectors = orthogonalize(50, 100, target, generator=seeded(), renormalize=renormalize)
+    cosines = off_diagonal(vectors)
+    assert torch.allclose(cosines, torch.full_like(cosines, target), atol=tolerance)
     assert torch.allclose(vectors.norm(dim=1), torch.ones(50), atol=1e-6)
-    assert float(off_diagonal(vectors).abs().max()) < 1e-5
     assert not vectors.requires_grad
-
-
-def test_a_target_other_than_zero() -> None:
-    cosines = off_diagonal(orthogonalize(20, 40, 0.3, generator=seeded(), renormalize=True))
-    assert torch.allclose(cosines, torch.full_like(cosines, 0.3), atol=1e-5)
-    published = off_diagonal(orthogonalize(20, 40, 0.3, generator=seeded()))
-    assert torch.allclose(published, torch.full_like(cosines, 0.3), atol=1e-3)
 
 
 def test_three_in_the_plane_by_hand() -> None:
@@ -198,18 +206,6 @@ def test_superposition_noise_is_the_least_possible(renormalize: bool) -> None:
     assert welch - 1e-5 < float(cosines.square().mean().sqrt()) < 1.01 * welch
     # Random unit vectors reach 0.158 and about 0.6.
     assert float(cosines.abs().max()) < 0.45
-
-
-def test_no_steps_leave_the_random_start_and_each_takes_noise_away() -> None:
-    start = orthogonalize(50, 100, num_steps=0, generator=seeded())
-    expected = torch.nn.functional.normalize(torch.randn(50, 100, generator=seeded()), dim=1)
-    assert torch.allclose(start, expected, atol=1e-6)
-    noise = [
-        float(off_diagonal(orthogonalize(50, 100, num_steps=n, generator=seeded())).abs().max())
-        for n in (0, 3, 10, 30)
-    ]
-    assert noise == sorted(noise, reverse=True)
-    assert noise[-1] > 1e-3
 
 
 @pytest.mark.parametrize("of_cosines", [False, True])
