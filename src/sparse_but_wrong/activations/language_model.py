@@ -55,11 +55,7 @@ class LanguageModel:
     """A model and the hook point at which it is read; made by `open_language_model`."""
 
     name: str
-    """As the user gave it."""
-
     hook: str
-    """A module path (`model.layers.14`) or a TransformerLens name (`blocks.8.hook_resid_post`)."""
-
     model: HookedRootModule
     model_class: ModelClass
     dtype: ModelDtype

@@ -14,7 +14,7 @@ from pydantic import ConfigDict, Field
 
 from sparse_but_wrong.activations.parts import Part, open_file
 from sparse_but_wrong.atomic import LOCK, write_bytes
-from sparse_but_wrong.untrusted import checked, damaged, read_json, sha256
+from sparse_but_wrong.untrusted import checked, one_line, read_json, sha256
 
 MANIFEST = "manifest.json"
 FORMAT, FORMAT_VERSION = "sparse_but_wrong activations", 2
@@ -24,7 +24,6 @@ _CHECKSUMS_UP_TO = 2 * 2**30
 """Bytes of caches whose checksums are compared when they are opened, at more than 1 GB per second;
 those of larger ones when they are resumed."""
 
-_AGAIN = "`sbw cache-activations --resume` makes it again"
 _FINITE = ConfigDict(allow_inf_nan=False)
 
 # The largest number of which every JSON parser knows all digits; no count or norm comes near.
@@ -35,24 +34,22 @@ _Norm = Annotated[float, Field(ge=0, le=2**53)]
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """An entry of the manifest: a .safetensors file of activations and the ids of their tokens."""
+    """An entry of the manifest: a .safetensors file of activations and the ids of their tokens.
+
+    It has the sequences of the text from the first, from 0, for which `n_tokens` were run, and the
+    L2 norms of its samples as they are stored.
+    """
 
     __pydantic_config__ = _FINITE
 
     file: str
     n_samples: _Count
     first_sequence: _Whole
-    """Its number in the text, from 0."""
-
     n_sequences: _Count
     bytes: _Count
     mean_norm: _Norm
-    """Mean of the samples' L2 norms, as they are stored."""
-
     max_norm: _Norm
     n_tokens: _Count
-    """Tokens that were run for it."""
-
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -192,36 +189,30 @@ def read_cache(folder: Path) -> Cache:
 
 
 def open_shards(folder: Path, cache: Cache) -> tuple[Part, ...]:
-    """The shards of a cache so far.
+    """The shards of a cache so far; ValueError if there is none yet, or one is damaged, or OSError.
 
-    Size and header show that a shard is whole, and in caches of up to 2 GiB the checksum.
-
-    Raises:
-        FileNotFoundError: a shard is missing.
-        ValueError: a shard is damaged, or there is none yet.
+    The header shows that a shard is whole, and in caches of up to 2 GiB the checksum.
     """
     if not cache.shards:
-        raise ValueError(f"the cache in {folder} holds no activations yet; {_AGAIN}.")
+        raise ValueError(
+            f"the cache in {folder} holds no activations yet; continue it with --resume."
+        )
     is_small = sum(shard.bytes for shard in cache.shards) <= _CHECKSUMS_UP_TO
     return tuple(_open_shard(folder, shard, cache.d_in, is_small) for shard in cache.shards)
 
 
 def _open_shard(folder: Path, shard: Shard, d_in: int, with_checksum: bool) -> Part:
     path = folder / shard.file
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing, but {MANIFEST} lists it; {_AGAIN}.")
-    n_bytes, listed = path.stat().st_size, f"{MANIFEST} lists"
-    if n_bytes != shard.bytes:
-        raise damaged(path, f"{n_bytes} bytes; {listed} {shard.bytes}", _AGAIN)
     try:
         part = open_file(path)
-    except ValueError as error:
-        raise ValueError(f"{error} {_AGAIN}.") from error
-    shape, wanted = [part.n_samples, part.d_in], [shard.n_samples, d_in]
-    if shape != wanted:
-        raise damaged(path, f"shape {shape}; {listed} {wanted}", _AGAIN)
-    if with_checksum and shard.sha256 != sha256(path):
-        raise damaged(path, f"its SHA-256 is not the one that {listed}", _AGAIN)
+        shape, wanted = [part.n_samples, part.d_in], [shard.n_samples, d_in]
+        if shape != wanted:
+            raise ValueError(f"{path} has shape {shape}, but {MANIFEST} lists {wanted};")
+        if with_checksum and shard.sha256 != sha256(path):
+            raise ValueError(f"{path} has another SHA-256 than {MANIFEST} lists;")
+    except (OSError, ValueError) as error:
+        says = f"{one_line(error)} `sbw cache-activations --resume` makes it again."
+        raise type(error)(says) from error
     return part
 
 

@@ -106,9 +106,7 @@ def _of_tensor(activations: Tensor, start: int, stop: int) -> Tensor:
 def open_file(path: Path) -> Part:
     """The activations in a .npy or .safetensors file, of which only the header is read here.
 
-    Raises:
-        OSError: it cannot be opened.
-        ValueError: another kind of file, a damaged one, or one without activations.
+    ValueError for another kind of file, a damaged one, or one without activations.
     """
     if path.exists() and not path.is_file():  # a pipe would be waited for without end
         raise ValueError(f"{path} is no regular file.")

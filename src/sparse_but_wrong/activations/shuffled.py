@@ -85,8 +85,7 @@ class ShuffledActivations(Iterator[Tensor]):
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Continue from a place that `state` gave; nothing is read before the next batch.
 
-        Raises:
-            ValueError: it is the state of other activations, or of other arguments.
+        ValueError for the state of other activations, or of other arguments.
         """
         identity = self._order.identity()
         if state["of"].tolist() != identity:

@@ -55,8 +55,6 @@ class StoredActivations:
     """What messages call it."""
 
     parts: tuple[Part, ...]
-    """In order."""
-
     cache: Cache | None = None
     """What is on record about them, where `cache_activations` wrote them."""
 
@@ -110,9 +108,7 @@ class StoredActivations:
     def read(self, start: int, stop: int) -> Float[Tensor, "rows d_in"]:
         """The samples from start up to stop, of `dtype`, in memory of their own.
 
-        Raises:
-            ValueError: they are not all there, or not all finite.
-            OSError: a part cannot be read; the message names it.
+        ValueError if they are not all there, or not all finite; OSError if they cannot be read.
         """
         pieces = [torch.empty(0, self.d_in, dtype=self.dtype)]
         pieces += [part.read(*ends) for part, *ends in self._pieces(start, stop)]
@@ -193,10 +189,8 @@ class StoredActivations:
         """Split into samples to train on and `n_samples` held-out ones.
 
         These are blocks of neighbours, a part each, spread evenly: neighbours are from one text and
-        alike, so single samples between those that are trained on would be half known.
-
-        Raises:
-            ValueError: `n_samples` is below one or more than half of all.
+        alike, so single samples between those that are trained on would be half known. ValueError
+        for less than one or more than half of all.
         """
         if not 1 <= n_samples <= self.n_samples // 2:
             raise ValueError(

@@ -78,7 +78,14 @@ def read_text(paths: Sequence[Path]) -> Text:
     These are .txt files, UTF-8, a document each, and .jsonl or .parquet files with a column "text".
     FileNotFoundError or ValueError where there is none; a damaged file is named when it is reached.
     """
-    files = [file for path in paths for file in _files(user_path(path))]
+    files: list[Path] = []
+    for path in map(user_path, paths):
+        if not path.exists():
+            raise FileNotFoundError(f"there is no file or folder {path}.")
+        found = files_in(path, _READERS) if path.is_dir() else [path]
+        if not found or found[0].suffix not in _READERS:
+            raise ValueError(f"{path} is or holds no file of text ({', '.join(_READERS)}).")
+        files += found
     name = ", ".join(map(str, paths))
     rows = _Documents(tuple(files))
     if all(row["text"] is None for row in rows):
@@ -175,15 +182,6 @@ def _parquet(file: Path) -> Iterator[Any]:
 
 
 _READERS = {".txt": lambda file: [LongText(file)], ".jsonl": _jsonl, ".parquet": _parquet}
-
-
-def _files(path: Path) -> list[Path]:
-    if not path.exists():
-        raise FileNotFoundError(f"there is no file or folder {path}.")
-    files = files_in(path, _READERS) if path.is_dir() else [path]
-    if not files or files[0].suffix not in _READERS:
-        raise ValueError(f"{path} is or holds no file of text ({', '.join(_READERS)}).")
-    return files
 
 
 def _fingerprint(files: Sequence[Path]) -> str:
