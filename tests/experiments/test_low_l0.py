@@ -11,7 +11,7 @@ import pytest
 from sparse_but_wrong.experiments.low_l0 import judge_low_l0, summarise
 from sparse_but_wrong.experiments.registry import LOW_L0
 from sparse_but_wrong.experiments.verdict import Verdict
-from tests.experiments.tiny import assert_run_is_whole, finished, found, holds, shrunk, with_k
+from tests.experiments.tiny import assert_run_is_whole, few, finished, found, holds
 
 TRUE_L0 = 10.95
 GOOD = {5: 10, 9: 30, 11: 50, 14: 40, 18: 20}
@@ -138,17 +138,11 @@ def test_a_side_without_an_sae_is_not_judged(ks: tuple[int, ...], expected: list
 
 
 def test_a_run(tmp_path: Path) -> None:
-    ks = {5: 1, 11: 3, 18: 5}
-    spec = shrunk(
-        LOW_L0,
-        lambda sae: sae.factors["k"] in ks,
-        lambda sae: with_k(sae, ks[int(sae.factors["k"])]),
-    )
-    run = finished(spec, tmp_path / "run")
+    run = finished(few(LOW_L0, "k_5", "k_11", "k_18"), tmp_path / "run")
     assert len(run.verdict.checks) == 4
     assert_run_is_whole(run, ["by_k", "recovery", "mixing"])
     pairs = run.tables["mixing"].frame
-    assert len(pairs) == 3 * 30
+    assert len(pairs) == 3 * 50 * 49
     # The same pair is correlated the same way round.
     between = pairs.groupby(["feature", "other"])["firing_correlation"].first().to_dict()
     assert between[1, 4] == between[4, 1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +29,7 @@ from sparse_but_wrong.experiments.small import (
 from sparse_but_wrong.runs.make import make_world
 from sparse_but_wrong.runs.spec import ExperimentSpec
 from sparse_but_wrong.training.controls import KTransition
-from tests.experiments.tiny import finished
+from tests.experiments.tiny import assert_run_is_whole, few, finished
 
 SPECS = (SMALL, CORRELATION_STRENGTH, L0_STRENGTH, SUPERPOSITION)
 
@@ -225,59 +224,24 @@ def test_rank_correlation_by_hand() -> None:
     assert math.isnan(rank_correlation(x, y * math.nan))
 
 
-def shrunken(spec: ExperimentSpec, *ids: str) -> ExperimentSpec:
-    """The named SAEs with their worlds, and a few batches for each."""
-    saes = tuple(
-        replace(sae, control=replace(sae.control, duration_steps=20))
-        if isinstance(sae.control, KTransition)
-        else sae
-        for sae in spec.saes
-        if sae.sae_id in ids
-    )
-    assert len(saes) == len(ids)
-    worlds = {sae.world: spec.toy_world(sae.world) for sae in saes}
-    training = replace(
-        spec.training,
-        total_training_samples=64 * 50,
-        train_batch_size_samples=64,
-        n_batches_for_norm_estimate=5,
-        log_every=5,
-    )
-    return replace(
-        spec,
-        worlds={
-            name: replace(world, ortho_num_steps=min(world.ortho_num_steps, 50))
-            for name, world in worlds.items()
-        },
-        saes=saes,
-        training=training,
-        evaluation_samples=1000,
-    )
-
-
 @pytest.mark.parametrize(
-    ("spec", "figures", "checks"),
+    ("spec", "ids", "figures", "checks"),
     [
-        (shrunken(SMALL, *(sae.sae_id for sae in SMALL.saes)), ["overview"], 3),
+        (SMALL, [sae.sae_id for sae in SMALL.saes], ["overview"], 3),
         (
-            shrunken(
-                SUPERPOSITION,
-                "c_+0.4_seed_0_k_1.8",
-                "c_+0.4_seed_0_k_1.8_lowered",
-                "mild_c_-0.4_seed_2_k_1.8",
-                "mild_c_-0.4_seed_2_k_2",
-                "d_in_4_c_+0.4_seed_0_k_2",
+            SUPERPOSITION,
+            [
+                *("c_+0.4_seed_0_k_1.8", "c_+0.4_seed_0_k_1.8_lowered", "mild_c_-0.4_seed_2_k_1.8"),
+                *("mild_c_-0.4_seed_2_k_2", "d_in_4_c_+0.4_seed_0_k_2"),
                 "d_in_4_c_+0.4_seed_0_k_1.8",
-            ),
+            ],
             ["overview", "lowered_overview", "weaker_1_overview", "fewer_dimensions_overview"],
             3,
         ),
-        (shrunken(CORRELATION_STRENGTH, "c_-0.5_seed_0", "c_+0.3_seed_1"), ["overview"], 2),
+        (CORRELATION_STRENGTH, ["c_-0.5_seed_0", "c_+0.3_seed_1"], ["overview"], 2),
         (
-            shrunken(
-                L0_STRENGTH,
-                *("c_+0.4_seed_0_k_2", "c_+0.4_seed_0_k_1.7", "c_+0.4_seed_0_k_1.7_lowered"),
-            ),
+            L0_STRENGTH,
+            ["c_+0.4_seed_0_k_2", "c_+0.4_seed_0_k_1.7", "c_+0.4_seed_0_k_1.7_lowered"],
             ["overview"],
             1,
         ),
@@ -285,21 +249,19 @@ def shrunken(spec: ExperimentSpec, *ids: str) -> ExperimentSpec:
     ids=lambda value: value.name if isinstance(value, ExperimentSpec) else "",
 )
 def test_it_runs_from_end_to_end(
-    spec: ExperimentSpec, figures: list[str], checks: int, tmp_path: Path
+    spec: ExperimentSpec, ids: list[str], figures: list[str], checks: int, tmp_path: Path
 ) -> None:
-    run = finished(spec, tmp_path / "run")
+    run = finished(few(spec, *ids), tmp_path / "run")
     table = run.tables["mixing"].frame
-    assert table["sae_id"].tolist() == [sae.sae_id for sae in spec.saes]
-    # 50 steps of Adam at 3e-4 cannot take a latent far from where it starts, at its feature.
+    assert set(table["sae_id"]) == set(ids)
+    # So few steps of Adam at 3e-4 cannot take a latent far from where it starts, at its feature.
     assert floats(table, "smallest_own_cosine").min() > 0.9
     assert floats(table, "mixing").tolist() == pytest.approx(
         table[[f"component_{i}" for i in range(1, 5)]].mean(axis=1).tolist()
     )
     ratio = floats(table, "firing_correlation") / floats(table, "correlation")
-    assert ratio.min() > 0.6
-    assert ratio.max() < 0.7
-    assert sum(run.tables["by_setting"].frame["saes"].tolist()) == len(spec.saes)
+    assert 0.6 < ratio.min() <= ratio.max() < 0.7
+    assert sum(run.tables["by_setting"].frame["saes"].tolist()) == len(ids)
     assert len(run.verdict.checks) == checks
+    assert_run_is_whole(run, ["mixing", "by_setting"])
     assert [shown["name"] for shown in run.folder.manifest["shown_figures"]] == figures
-    for name in figures:
-        assert (run.folder.plots_path / f"{name}.png").stat().st_size > 1000

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from sparse_but_wrong.experiments.true_features import (
 from sparse_but_wrong.experiments.verdict import Verdict
 from sparse_but_wrong.runs.spec import ExperimentSpec
 from sparse_but_wrong.training.controls import KTransition, why_not_controlled
-from tests.experiments.tiny import assert_run_is_whole, finished, found, holds, shrunk, with_k
+from tests.experiments.tiny import assert_run_is_whole, few, finished, found, holds
 
 TRUE_L0 = 10.95
 
@@ -182,43 +181,30 @@ def test_how_the_loss_moved_at_the_end_is_in_the_table() -> None:
 
 
 def test_a_run_of_cheating(tmp_path: Path) -> None:
-    spec = shrunk(
-        CHEATING, lambda sae: sae.config["k"] <= 4, lambda sae: with_k(sae, sae.config["k"])
-    )
-    run = finished(spec, tmp_path / "run")
+    run = finished(few(CHEATING, "k_5", "k_9", "k_11"), tmp_path / "run")
     assert_run_is_whole(run, ["tradeoff"])
     frame = run.tables["tradeoff"].frame
-    assert frame["k"].tolist() == [k for k in range(1, 5) for _ in range(3)]
+    assert frame["k"].tolist() == [k for k in (5, 9, 11) for _ in range(3)]
     # At the right k the two are one SAE.
-    at_right = frame.loc[frame["k"] == 3].set_index("sae")["mse"]
+    at_right = frame.loc[frame["k"] == 11].set_index("sae")["mse"]
     assert at_right[TRAINED] == at_right[RIGHT]
 
 
 def test_a_run_of_ground_truth_init(tmp_path: Path) -> None:
-    ks = {5: 1, 11: 3}
-    spec = shrunk(
-        GROUND_TRUTH_INIT,
-        lambda sae: sae.world != "third",
-        lambda sae: with_k(sae, ks[int(sae.factors["k"])]),
-    )
-    run = finished(spec, tmp_path / "run")
+    ids = [f"k_{k}_{world}_world" for k in (5, 11) for world in ("first", "second")]
+    run = finished(few(GROUND_TRUTH_INIT, *ids), tmp_path / "run")
     assert_run_is_whole(run, ["start_and_end"])
     frame = run.tables["start_and_end"].frame
     assert frame["mcc_start"].tolist() == pytest.approx([1.0] * 4, abs=1e-5)
-    assert max(frame["mcc_end"].tolist()) < min(frame["mcc_start"].tolist())
-    low = frame.loc[frame["k"] == 1]
+    low = frame.loc[frame["k"] == 5]
+    assert max(low["mcc_end"].tolist()) < 0.99
     assert max(low["mse_end"].tolist()) < min(low["mse_start"].tolist())
 
 
 def test_a_run_of_transition(tmp_path: Path) -> None:
-    def smaller(sae):
-        starts = {"down": 5.0, "up": 1.0}
-        control = KTransition(starts[sae.factors["schedule"]], 20, 40) if sae.control else None
-        return replace(with_k(sae, 3), control=control)
-
-    spec = shrunk(TRANSITION, lambda sae: sae.factors["seed"] in (0, 1), smaller)
-    run = finished(spec, tmp_path / "run")
+    ids = [f"{way}_seed_{seed}" for way in ("down", "up", "constant") for seed in (0, 1)]
+    run = finished(few(TRANSITION, *ids), tmp_path / "run")
     assert None not in holds(run.verdict)
     ks = run.curves.loc[run.curves["sae_id"] == "down_seed_0", "k"].tolist()
-    assert (ks[0], ks[-1]) == (5.0, 3.0)
+    assert (ks[0], ks[-1]) == (20.0, 11.0)
     assert_run_is_whole(run, ["by_schedule"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -140,44 +140,18 @@ def holds(verdict: Verdict) -> list[bool | None]:
     return [check.holds for check in verdict.checks]
 
 
-N_FEATURES = 6
-SIX_FEATURES = WorldSpec(
-    d_in=12,
-    firing_probabilities=(0.5, 0.5, 0.5, 0.5, 0.4, 0.6),  # true L0 3
-    std_firing_magnitudes=(0.15,) * N_FEATURES,
-    mean_firing_magnitudes=(1.0,) * N_FEATURES,
-    correlation=CorrelationSpec(seed=1),
-    ortho_num_steps=200,
-)
-
-
-def shrunk(
-    spec: ExperimentSpec,
-    keep: Callable[[SAESpec], bool],
-    change: Callable[[SAESpec], SAESpec],
-    projection_n: Sequence[int] = (),
-) -> ExperimentSpec:
-    """A spec on worlds of six features with some of its SAEs, changed to fit them."""
-    return replace(
-        spec,
-        worlds=dict.fromkeys(spec.worlds, SIX_FEATURES),
-        saes=tuple(change(sae) for sae in spec.saes if keep(sae)),
-        training=replace(
-            TINY.training,
-            total_training_samples=100 * 32,
-            train_batch_size_samples=32,
-            n_batches_for_norm_estimate=5,
-            log_every=10,
-        ),
-        evaluation_samples=500,
-        projection_n=tuple(projection_n),
+def few(spec: ExperimentSpec, *sae_ids: str) -> ExperimentSpec:
+    """Some SAEs of an experiment with their worlds, in as many steps as a quick run, but small."""
+    saes = tuple(sae for sae in spec.saes if sae.sae_id in sae_ids)
+    assert len(saes) == len(sae_ids)
+    used = {sae.world for sae in saes}
+    worlds = {name: world for name, world in spec.worlds.items() if name in used}
+    quick = replace(spec, saes=saes, worlds=worlds).quick()
+    samples = quick.training.total_training_samples // 32
+    small = replace(
+        quick.training, total_training_samples=samples, train_batch_size_samples=1024 // 32
     )
-
-
-def with_k(sae: SAESpec, k: float | int) -> SAESpec:
-    """The SAE with another k, and a latent for each of six features."""
-    factors = {**sae.factors, "k": k} if "k" in sae.factors else sae.factors
-    return replace(sae, config={**sae.config, "k": k, "d_sae": N_FEATURES}, factors=factors)
+    return replace(quick, training=small, evaluation_samples=1000)
 
 
 def assert_run_is_whole(run: Run, tables: Sequence[str] = ()) -> None:
