@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,11 @@ ANALYSES: dict[str, Analysis] = {
     for name, analysis in module.ANALYSES.items()
 }
 """What a spec's `analysis` may be; in users' own, only the first two."""
+
+_KEPT = (
+    "Finished SAEs and the last checkpoint are kept; make room, then continue with `sbw run` and "
+    "--resume."
+)
 
 
 def run_experiment(
@@ -131,7 +136,7 @@ def start_run(
         "provenance": provenance(),
         "timings": {},
     }
-    with _disk_named(out), RunFolder.create(out, manifest) as folder:
+    with atomic.full_disk_named(out, _KEPT), RunFolder.create(out, manifest) as folder:
         for name, world in worlds.items():
             _save_world(folder, name, world)
         folder.write_manifest()
@@ -189,7 +194,7 @@ def finish_run(run: Run) -> Run:
     """
     folder, manifest = run.folder, run.folder.manifest
     _check_device(run.settings.device)
-    with _disk_named(folder.path):
+    with atomic.full_disk_named(folder.path, _KEPT):
         atomic.remove_leftovers(folder.path)
         _check_what_is_there(run)
         train_all(run)
@@ -236,14 +241,6 @@ def _save_world(folder: RunFolder, name: str, world: ToyWorld | StoredWorld) -> 
     # One that is made again must be what the SAEs were trained on.
     folder.check(path, "it is not the world that the run was started with; start a new run")
     folder.seal(path)
-
-
-def _disk_named(path: Path) -> AbstractContextManager[None]:
-    return atomic.full_disk_named(
-        path,
-        "Finished SAEs and the last checkpoint are kept; make room, then continue with `sbw run` "
-        "and --resume.",
-    )
 
 
 def _evaluate(run: Run) -> None:

@@ -29,26 +29,6 @@ def train_all(run: Run) -> None:
         _train_missing(run, name, settings)
 
 
-def _train_missing(run: Run, world: str, settings: RunSettings) -> None:
-    """Train every SAE of a world that is not saved yet, from the checkpoint if it is theirs."""
-    path = run.folder.checkpoint_path
-    by_id = {sae.sae_id: sae for sae in run.spec.of_world(world)}
-    missing = [sae_id for sae_id in by_id if not run.folder.has_sae(sae_id)]
-    checkpoint = Checkpoint.read(path) if path.exists() else None
-    is_ours = checkpoint is not None and set(checkpoint.sae_ids) <= set(by_id)
-    if not missing:
-        if is_ours:
-            path.unlink()
-        return
-    if checkpoint is not None and not (is_ours and set(missing) <= set(checkpoint.sae_ids)):
-        raise ValueError(
-            f"{path} belongs to other SAEs than are missing here; delete it to train them from "
-            "their start."
-        )
-    group = [by_id[sae_id] for sae_id in (checkpoint.sae_ids if checkpoint else missing)]
-    _train_group(run, group, world, settings, checkpoint)
-
-
 def make_training(
     spec: ExperimentSpec,
     group: Sequence[SAESpec],
@@ -71,19 +51,28 @@ def make_training(
     return Training(saes, source, options, [sae.control for sae in group], names=names)
 
 
-def _train_group(
-    run: Run,
-    group: Sequence[SAESpec],
-    world: str,
-    settings: RunSettings,
-    checkpoint: Checkpoint | None,
-) -> None:
-    """Train some SAEs of a world together, from their checkpoint if there is one, and save each.
+def _train_missing(run: Run, world: str, settings: RunSettings) -> None:
+    """Train every SAE of a world that is not saved yet, from the checkpoint if it is theirs.
 
     An SAE's result depends on the spec and the seed, not on the group it is trained in.
     """
-    folder, ids = run.folder, [sae.sae_id for sae in group]
+    folder, path = run.folder, run.folder.checkpoint_path
+    by_id = {sae.sae_id: sae for sae in run.spec.of_world(world)}
+    missing = [sae_id for sae_id in by_id if not folder.has_sae(sae_id)]
+    checkpoint = Checkpoint.read(path) if path.exists() else None
+    is_ours = checkpoint is not None and set(checkpoint.sae_ids) <= set(by_id)
+    if not missing:
+        if is_ours:
+            path.unlink()
+        return
+    if checkpoint is not None and not (is_ours and set(missing) <= set(checkpoint.sae_ids)):
+        raise ValueError(
+            f"{path} belongs to other SAEs than are missing here; delete it to train them from "
+            "their start."
+        )
+    ids = checkpoint.sae_ids if checkpoint else missing
     data = load_data(folder.checked_world_path(world), settings.device)
+    group = [by_id[sae_id] for sae_id in ids]
     training = make_training(run.spec, group, world, data, settings)
     started = time.perf_counter()
     if checkpoint is not None:
@@ -91,7 +80,7 @@ def _train_group(
             training.load_state(checkpoint.state)
         except (KeyError, ValueError, RuntimeError) as error:
             raise ValueError(
-                f"{folder.checkpoint_path} does not fit this run ({error}); delete it to train the "
+                f"{path} does not fit this run ({error}); delete it to train the "
                 "unfinished SAEs from their start."
             ) from error
         started -= checkpoint.seconds
@@ -99,7 +88,7 @@ def _train_group(
     def write_checkpoint(training: Training) -> None:
         if training.can_checkpoint:
             seconds = time.perf_counter() - started
-            Checkpoint(ids, seconds, training.state()).write(folder.checkpoint_path)
+            Checkpoint(ids, seconds, training.state()).write(path)
 
     try:
         training.run(write_checkpoint, every_seconds=CHECKPOINT_EVERY_SECONDS)
@@ -112,7 +101,7 @@ def _train_group(
     for sae_id, sae in zip(ids, training.saes, strict=True):
         if not folder.has_sae(sae_id):
             folder.save_sae(sae_id, sae)
-    folder.checkpoint_path.unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
     folder.manifest.setdefault("steps", {}).update(zip(ids, training.steps, strict=True))
     timings = folder.manifest["timings"]
     seconds = time.perf_counter() - started

@@ -15,7 +15,7 @@ from sparse_but_wrong.runs.spec import (
     SAESpec,
     WorldSpec,
 )
-from sparse_but_wrong.runs.stored_world import StoredWorld, is_stored_world
+from sparse_but_wrong.runs.stored_world import StoredWorld
 from sparse_but_wrong.saes.config_types import field_types, of_type
 from sparse_but_wrong.saes.initialization import init_sae_to_match_model
 from sparse_but_wrong.seeds import derive_seed
@@ -63,7 +63,8 @@ def load_data(folder: Path, device: torch.device | str = "cpu") -> ToyWorld | St
     Raises:
         ValueError, OSError: it is damaged, or stored activations are not what they were.
     """
-    return StoredWorld.load(folder) if is_stored_world(folder) else ToyWorld.load(folder, device)
+    is_toy = ToyWorld.is_saved_in(folder)
+    return ToyWorld.load(folder, device) if is_toy else StoredWorld.load(folder)
 
 
 def make_world(

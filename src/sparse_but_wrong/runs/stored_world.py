@@ -145,8 +145,3 @@ def fingerprint(stored: StoredActivations) -> str:
                 content.seek(at)
                 digest.update(content.read(_LOOK_BYTES))
     return digest.hexdigest()
-
-
-def is_stored_world(folder: Path) -> bool:
-    """Whether a world of a run is one of stored activations."""
-    return (folder / _FILE).is_file()
