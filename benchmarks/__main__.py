@@ -21,9 +21,15 @@ import torch
 
 from benchmarks.machine import LARGE, describe_machine, is_busy
 from benchmarks.measure import Group, Measured, measure
-from benchmarks.report import LEGEND, format_group, format_targets, write_json
+from benchmarks.report import (
+    CPU_TARGETS,
+    CUDA_TARGETS,
+    LEGEND,
+    format_group,
+    format_targets,
+    write_json,
+)
 from benchmarks.sweeps import SWEEPS
-from benchmarks.targets import CPU_TARGETS, CUDA_TARGETS
 from benchmarks.worlds import WORLDS, BenchWorld
 
 SIZES = (1, 4, 12, 32, 125)

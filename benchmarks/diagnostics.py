@@ -29,24 +29,21 @@ from sparse_but_wrong.metrics.projections import (
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="What all n-th decoder projections cost.")
-    parser.add_argument("--d-in", type=int, default=2304)
-    parser.add_argument("--d-sae", type=int, default=32_768)
-    parser.add_argument("--batch", type=int, default=1024)
-    parser.add_argument("--batches", type=int, default=3)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    for name, default in (
+        *(("d-in", 2304), ("d-sae", 32_768), ("batch", 1024), ("batches", 3)),
+        *(("repeats", 5), ("threads", torch.get_num_threads())),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--no-sort", action="store_true", help="leave out the sort, which is slow")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     generator = torch.Generator().manual_seed(0)
-    directions = torch.nn.functional.normalize(
-        torch.randn(options.d_sae, options.d_in, generator=generator), dim=1
-    )
+    decoder = torch.randn(options.d_sae, options.d_in, generator=generator)
+    directions = torch.nn.functional.normalize(decoder, dim=1)
     b_dec = torch.randn(options.d_in, generator=generator)
-    batches = [
-        torch.randn(options.batch, options.d_in, generator=generator)
-        for _ in range(options.batches)
-    ]
+    n_samples = options.batch * options.batches
+    samples = torch.randn(n_samples, options.d_in, generator=generator)
+    batches = samples.split(options.batch)
     ways: dict[str, Callable[[Tensor], object]] = {
         "the product alone": lambda batch: (batch - b_dec) @ directions.T,
         "all n, from counts": lambda batch: sorted_entries(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-import statistics
 import threading
 import time
 from pathlib import Path
@@ -57,9 +56,9 @@ class Products:
     """Products of a [rows, inner] and an [inner, columns] float32 matrix, to be timed in turns."""
 
     def __init__(self, rows: int, inner: int, columns: int, device: torch.device) -> None:
-        self.shape = (rows, inner, columns)
-        self.device = device
+        self.shape, self.device = (rows, inner, columns), device
         self.rates: list[float] = []
+        """Floating-point operations per second, of every time."""
 
     def measure(self, min_seconds: float = 0.1) -> None:
         """Multiply for at least so long (once if one takes longer) and keep the rate."""
@@ -76,11 +75,6 @@ class Products:
             synchronize(self.device)
             n += 1
         self.rates.append(n * 2 * rows * inner * columns / elapsed)
-
-    @property
-    def rate(self) -> float:
-        """The median, in floating-point operations per second."""
-        return statistics.median(self.rates)
 
 
 class PeakMemory:

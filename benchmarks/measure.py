@@ -33,6 +33,7 @@ ENGINE = "this engine"
 FULL_STEPS = -(-15_000_000 // 1024)  # the notebook's budget for each SAE
 NORM_BATCHES = 1000  # drawn first in the notebook, for each SAE
 
+_TOGETHER = {BESIDE: ways.side_by_side, VMAP: ways.vmap_ensemble, ENGINE: ways.engine}
 _VMAP_ARCHITECTURES = ("jumprelu", "batchtopk")
 _MOST_ALONE = 12
 _SAE_STEPS = 12  # per turn, as a multiple of the steps asked for
@@ -56,14 +57,11 @@ class Timing:
     way: str
     n_saes: int
     """In the sweep."""
-
     n_timed: int
     """Of them trained; the others of (a) would take as long, one after the other."""
-
     n_steps: int
     estimates: int
     """How often the whole run draws the batches for the norm."""
-
     seconds: list[float] = field(default_factory=list)
     peak_bytes: int = 0
     batch_seconds: float = 0.0
@@ -89,29 +87,24 @@ class Measured:
     world: str
     product_flops: int
     timings: list[Timing]
-    rate: float = 0.0
+    rate: float
     """Of a large matrix product, in floating-point operations per second."""
-
-    shaped_rate: float = 0.0
+    shaped_rate: float
     """Of a product of the shapes of a step."""
-
     is_stacked: bool = True
     """Whether the engine trains these SAEs itself, and does not leave them to sae_lens."""
 
-    def of(self, way: str, n_saes: int) -> Timing | None:
-        """One timing; None if it was not taken."""
-        found = (t for t in self.timings if t.way == way and t.n_saes == n_saes)
-        return next(found, None)
+    def of(self, way: str, n_saes: int) -> Timing:
+        """One timing; a KeyError if it was not taken."""
+        return {(timing.way, timing.n_saes): timing for timing in self.timings}[way, n_saes]
 
     def fraction_of_floor(self, timing: Timing) -> float:
         """The time of the five matrix products at the large product's rate, of the time taken."""
         return self.product_flops / self.rate / timing.seconds_per_sae_step
 
-    def speedup(self, n_saes: int, against: str) -> float | None:
+    def speedup(self, n_saes: int, against: str) -> float:
         """How many times longer than this engine another way takes for the whole run."""
-        engine, other = self.of(ENGINE, n_saes), self.of(against, n_saes)
-        if engine is None or other is None:
-            return None
+        other, engine = self.of(against, n_saes), self.of(ENGINE, n_saes)
         return other.whole_run_seconds / engine.whole_run_seconds
 
 
@@ -121,6 +114,17 @@ class _Candidate:
     specs: Sequence[SAESpec]
     stream: Iterator[Tensor]
     timing: Timing
+
+    def run(self, world: BenchWorld, n_steps: int) -> tuple[float, int]:
+        """Seconds, and bytes at the peak, to train new SAEs for so many steps."""
+        saes = make_saes(self.specs, world.d_in, seed=0, device=world.device)
+        with _quietly(), PeakMemory(world.device) as peak:
+            synchronize(world.device)
+            start = time.perf_counter()
+            self.train(saes, n_steps, self.stream, world.batch_size)
+            synchronize(world.device)
+            elapsed = time.perf_counter() - start
+        return elapsed, peak.bytes
 
 
 def measure(
@@ -135,33 +139,35 @@ def measure(
         large: size of the matrices whose product sets the floor.
     """
     candidates = _candidates(group, world, -(-steps // world.step_cost))
-    device = world.device
-    large_product = Products(large, large, large, device)
-    shaped_product = Products(world.batch_size, world.d_in, world.d_sae, device)
+    products = [
+        Products(large, large, large, world.device),
+        Products(world.batch_size, world.d_in, world.d_sae, world.device),
+    ]
     draws: dict[int, list[float]] = {id(c.stream): [] for c in candidates}
     for turn in range(-1, repeats):
-        for product in (large_product, shaped_product):
+        for product in products:
             product.measure()
         for candidate in candidates:
             timing = candidate.timing
             n_steps = min(_WARM_UP_STEPS, timing.n_steps) if turn < 0 else timing.n_steps
-            seconds, peak = _train(candidate, world, n_steps)
+            seconds, peak = candidate.run(world, n_steps)
             if turn >= 0:
                 timing.seconds.append(seconds)
                 timing.peak_bytes = max(timing.peak_bytes, peak)
         for stream in {id(c.stream): c.stream for c in candidates}.values():
-            draws[id(stream)].append(_seconds_per_batch(stream, device))
+            draws[id(stream)].append(_seconds_per_batch(stream, world.device))
     for candidate in candidates:
         candidate.timing.batch_seconds = statistics.median(draws[id(candidate.stream)][1:])
-    for product in (large_product, shaped_product):
-        del product.rates[0]
+    # (a) once for each size, then the others as they are, in order of size.
+    alone, *others = (candidate.timing for candidate in candidates)
+    spread = [replace(alone, n_saes=n_saes, estimates=n_saes) for n_saes in group.sizes]
     return Measured(
         group=group,
         world=str(world),
         product_flops=world.product_flops,
-        timings=_spread_alone(group, [c.timing for c in candidates]),
-        rate=large_product.rate,
-        shaped_rate=shaped_product.rate,
+        timings=sorted([*spread, *others], key=lambda timing: timing.n_saes),
+        rate=statistics.median(products[0].rates[1:]),
+        shaped_rate=statistics.median(products[1].rates[1:]),
         is_stacked=_is_stacked(group, world),
     )
 
@@ -170,33 +176,17 @@ def _candidates(group: Group, world: BenchWorld, steps: int) -> list[_Candidate]
     """What takes part in each turn. (a) does so once: an SAE alone does not know the others."""
     largest = max(group.sizes)
     alone = evenly(make_sweep(group.architecture, largest, world.d_sae), _MOST_ALONE)
-    candidates = [
-        _Candidate(
-            ways.one_by_one,
-            alone,
-            world.of_the_notebook,
-            Timing(ALONE, largest, len(alone), steps, estimates=largest),
-        )
-    ]
-    together = [(BESIDE, ways.side_by_side), (ENGINE, ways.engine)]
-    if group.architecture in _VMAP_ARCHITECTURES:
-        together.insert(1, (VMAP, ways.vmap_ensemble))
+    timing = Timing(ALONE, largest, len(alone), steps, estimates=largest)
+    candidates = [_Candidate(ways.one_by_one, alone, world.published or world.fast, timing)]
     for n_saes in group.sizes:
         specs = make_sweep(group.architecture, n_saes, world.d_sae)
         factor = min(4.0, max(_FEWEST_STEPS, _SAE_STEPS / n_saes))
         n_steps = max(1, round(factor * steps))
-        candidates += [
-            _Candidate(train, specs, world.fast, Timing(way, n_saes, n_saes, n_steps, estimates=1))
-            for way, train in together
-        ]
+        for way, train in _TOGETHER.items():
+            if way != VMAP or group.architecture in _VMAP_ARCHITECTURES:
+                timing = Timing(way, n_saes, n_saes, n_steps, estimates=1)
+                candidates.append(_Candidate(train, specs, world.fast, timing))
     return candidates
-
-
-def _spread_alone(group: Group, timings: Sequence[Timing]) -> list[Timing]:
-    """The timing of (a) once for each size, then the others as they are, in order of size."""
-    alone, *others = timings
-    spread = [replace(alone, n_saes=n_saes, estimates=n_saes) for n_saes in group.sizes]
-    return sorted([*spread, *others], key=lambda timing: timing.n_saes)
 
 
 def _is_stacked(group: Group, world: BenchWorld) -> bool:
@@ -205,18 +195,6 @@ def _is_stacked(group: Group, world: BenchWorld) -> bool:
     with _quietly():
         training = Training(saes, world.fast, TrainOptions(progress=False))
     return "sae_lens" not in training.steps
-
-
-def _train(candidate: _Candidate, world: BenchWorld, n_steps: int) -> tuple[float, int]:
-    """Seconds, and bytes at the peak, to train new SAEs for so many steps."""
-    saes = make_saes(candidate.specs, world.d_in, seed=0, device=world.device)
-    with _quietly(), PeakMemory(world.device) as peak:
-        synchronize(world.device)
-        start = time.perf_counter()
-        candidate.train(saes, n_steps, candidate.stream, world.batch_size)
-        synchronize(world.device)
-        elapsed = time.perf_counter() - start
-    return elapsed, peak.bytes
 
 
 def _quietly() -> contextlib.AbstractContextManager[object]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from sparse_but_wrong.experiments.registry import JUMPRELU, PUBLISHED_COEFFICIENTS
@@ -17,41 +16,21 @@ _L1_COEFFICIENTS = (0.3, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0)
 _KS = tuple(range(1, 26))  # of the paper's BatchTopK sweep, which takes five seeds of each
 
 
-def _jumprelu(coefficient: float, d_sae: int) -> dict[str, Any]:
-    notebook = dict(JUMPRELU.saes[0].config)
-    return {**notebook, "l0_coefficient": coefficient, "d_sae": d_sae}
-
-
-def _l1(coefficient: float, d_sae: int) -> dict[str, Any]:
-    return {**_NORMALIZED, "l1_coefficient": coefficient, "d_sae": d_sae}
-
-
-def _k(k: float, d_sae: int) -> dict[str, Any]:
-    return {**_NORMALIZED, "k": k, "d_sae": d_sae}
-
-
-def _nested_k(k: float, d_sae: int) -> dict[str, Any]:
-    return {**_k(k, d_sae), "matryoshka_widths": [d_sae // 4, d_sae // 2, d_sae]}
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """How the SAEs of one architecture differ."""
-
-    values: tuple[float, ...]
-    """Of the setting that decides the L0, in order."""
-
-    config: Callable[[float, int], dict[str, Any]]
-    """From a value and d_sae to the fields of the SAE's config."""
-
-
-SWEEPS: dict[str, Sweep] = {
-    "standard": Sweep(_L1_COEFFICIENTS, _l1),
-    "gated": Sweep(_L1_COEFFICIENTS, _l1),
-    "topk": Sweep(_KS, _k),
-    "batchtopk": Sweep(tuple(float(k) for k in _KS), _k),
-    "matryoshka_batchtopk": Sweep(tuple(float(k) for k in _KS), _nested_k),
-    "jumprelu": Sweep(PUBLISHED_COEFFICIENTS, _jumprelu),
+# Of each architecture the values of the setting that decides the L0, in order, and what one of them
+# and d_sae make of the config.
+SWEEPS: dict[str, tuple[Sequence[float], Callable[[float, int], dict[str, Any]]]] = {
+    "standard": (_L1_COEFFICIENTS, lambda c, _: {"l1_coefficient": c}),
+    "gated": (_L1_COEFFICIENTS, lambda c, _: {"l1_coefficient": c}),
+    "topk": (_KS, lambda k, _: {"k": k}),
+    "batchtopk": (_KS, lambda k, _: {"k": float(k)}),
+    "matryoshka_batchtopk": (
+        _KS,
+        lambda k, d_sae: {"k": float(k), "matryoshka_widths": [d_sae // 4, d_sae // 2, d_sae]},
+    ),
+    "jumprelu": (
+        PUBLISHED_COEFFICIENTS,
+        lambda c, _: {**JUMPRELU.saes[0].config, "l0_coefficient": c},
+    ),
 }
 
 
@@ -60,16 +39,13 @@ def make_sweep(architecture: str, n_saes: int, d_sae: int) -> list[SAESpec]:
 
     A sweep of fewer SAEs than there are values takes some evenly; a larger one more seeds of each.
     """
-    sweep = SWEEPS[architecture]
-    n_values = len(sweep.values)
-    chosen = sorted(
-        (value, seed) for seed in range(-(-n_saes // n_values)) for value in sweep.values
-    )
+    values, config = SWEEPS[architecture]
+    chosen = sorted((value, seed) for seed in range(-(-n_saes // len(values))) for value in values)
     return [
         SAESpec(
             sae_id=f"{architecture}_{value:g}_seed_{seed}",
             architecture=architecture,
-            config=sweep.config(value, d_sae),
+            config={**_NORMALIZED, **config(value, d_sae), "d_sae": d_sae},
         )
         for value, seed in evenly(chosen, n_saes)
     ]

@@ -11,7 +11,7 @@ from sae_lens.training.multi_sae_trainer import MultiSAETrainer
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
-from benchmarks.ensemble import Ensemble
+from benchmarks.ensemble import make_ensemble
 from sparse_but_wrong.training.loop import train_saes
 from sparse_but_wrong.training.options import TrainOptions
 
@@ -38,7 +38,7 @@ def side_by_side(saes: SAEs, n_steps: int, stream: Iterator[Tensor], batch_size:
 
 def vmap_ensemble(saes: SAEs, n_steps: int, stream: Iterator[Tensor], batch_size: int) -> None:
     """The published technique for ensembles: `torch.func.vmap` over the gradient of one SAE."""
-    ensemble = Ensemble(saes, batch_size=batch_size, lr=LR)
+    ensemble = make_ensemble(saes, batch_size, LR)
     ensemble.estimate_scale([next(stream)])
     for _ in range(n_steps):
         ensemble.step(next(stream))

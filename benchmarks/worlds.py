@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
+from scipy.stats import norm
 from torch import Tensor, nn
+from torch.distributions import MultivariateNormal
 
-from benchmarks.published_data import draw_features_afresh
 from sparse_but_wrong.experiments.registry import FIFTY_FEATURES
 from sparse_but_wrong.runs.make import make_world
 from sparse_but_wrong.worlds.features import FeatureSampler
@@ -34,16 +35,11 @@ class BenchWorld:
     fast: Iterator[Tensor]
     """This package's stream: activations [batch, d_in]."""
 
-    published: Iterator[Tensor] | None
-    """The same law at the cost of the published code; None where nobody published one."""
+    published: Iterator[Tensor] | None = None
+    """The same law at the cost of the published code, where somebody published one."""
 
     step_cost: int = 1
     """How many times fewer steps are timed than in the toy world, so that it takes as long."""
-
-    @property
-    def of_the_notebook(self) -> Iterator[Tensor]:
-        """The stream for training as in the notebook."""
-        return self.fast if self.published is None else self.published
 
     @property
     def product_flops(self) -> int:
@@ -74,17 +70,41 @@ def toy(device: torch.device) -> BenchWorld:
         std_firing_magnitudes=world.std_firing_magnitudes.to(device),
         correlation_matrix=regular.to(device),
     )
-    d_in, n_features = world.directions.shape
     return BenchWorld(
-        name="toy",
-        n_features=n_features,
-        d_in=d_in,
-        d_sae=n_features,
+        "toy",
+        n_features=world.directions.shape[1],
+        d_in=world.directions.shape[0],
+        d_sae=world.directions.shape[1],
         batch_size=BATCH,
         device=device,
         fast=embedded(world.model, world.sampler.sample, BATCH),
         published=embedded(world.model, published, BATCH),
     )
+
+
+def draw_features_afresh(
+    batch_size: int,
+    firing_probabilities: Tensor,
+    std_firing_magnitudes: Tensor,
+    correlation_matrix: Tensor,
+) -> Tensor:
+    """Features [batch, F] at the cost of the published code: nothing is kept between batches.
+
+    Only to time the notebook's way of training. They follow the same law, in the same order of
+    draws, as `sparse_but_wrong.worlds.features`.
+    """
+    n_features = len(firing_probabilities)
+    device = firing_probabilities.device
+    copula = MultivariateNormal(
+        torch.zeros(n_features, device=device), covariance_matrix=correlation_matrix
+    )
+    gaussian = copula.sample((batch_size,))
+    fires = torch.zeros(batch_size, n_features, device=device)
+    for i in range(n_features):
+        threshold = float(norm.ppf(1 - firing_probabilities[i].item()))
+        fires[:, i] = (gaussian[:, i] > threshold).float()
+    noise = torch.randn(batch_size, n_features, device=device) * std_firing_magnitudes
+    return fires * (1.0 + noise).relu()
 
 
 def mid_size(device: torch.device) -> BenchWorld:
@@ -103,14 +123,13 @@ def mid_size(device: torch.device) -> BenchWorld:
         device=device,
     )
     return BenchWorld(
-        name="mid-size",
+        "mid-size",
         n_features=MID_FEATURES,
         d_in=MID_D_IN,
         d_sae=MID_D_SAE,
         batch_size=BATCH,
         device=device,
         fast=embedded(embed.to(device), sampler.sample, BATCH),
-        published=None,
         step_cost=10,
     )
 
