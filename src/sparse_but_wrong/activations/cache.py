@@ -312,9 +312,11 @@ class _Writer:
                 kept[i], token_ids[i] = of_sequence, sequences[i][kept_there]
         samples, at = torch.cat(kept), self.sequences.n_given
         if not samples.isfinite().all():
+            is_full = self.model.dtype == "float32"
+            remedy = "its weights may be damaged" if is_full else "try --model-dtype float32"
             raise ValueError(
-                f"the activations at {self.model.hook} are not all finite in the sequences "
-                f"{at - len(sequences)} to {at - 1}; {_REMEDY[self.model.dtype]}"
+                f"the activations of {self.model.name} at {self.model.hook} are not all finite in "
+                f"the sequences {at - len(sequences)} to {at - 1}; {remedy}."
             )
         self._idle = 0 if len(samples) else self._idle + len(sequences)
         if self._idle >= texts.IDLE:
@@ -323,13 +325,6 @@ class _Writer:
                 "are special tokens or skipped positions; use another text or larger context_size."
             )
         return samples, torch.cat(token_ids).to(torch.int32)
-
-
-_REMEDY = {
-    "float16": "float16 overflows; run the model with --model-dtype float32, or bfloat16.",
-    "bfloat16": "run the model with --model-dtype float32 to see whether that helps.",
-    "float32": "the model's weights may be damaged.",
-}
 
 
 def save_shard(file: Path, activations: Tensor, token_ids: Tensor) -> tuple[int, str]:

@@ -7,7 +7,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain, pairwise
 
 import torch
 from jaxtyping import Float, Int
@@ -133,8 +133,8 @@ class _Order:
                 if self.n_buffers > 1:
                     buffer = self._reading(pass_, index, unwanted)
                 first = size - sum(map(len, pieces))
-                for taken in rows.tensor_split(list(range(first, len(rows), size))):
-                    pieces.append(samples[taken].float())
+                for ends in pairwise(chain([0], range(first, len(rows), size), [len(rows)])):
+                    pieces.append(samples[rows[slice(*ends)]].float())
                     if sum(map(len, pieces)) == size:
                         yield pieces[0] if len(pieces) == 1 else torch.cat(pieces)
                         pieces = []
