@@ -94,7 +94,7 @@ def summarise(recovery: pd.DataFrame, mixing: pd.DataFrame) -> pd.DataFrame:
         mixed = clear & (np.abs(cosines) > MIXED)
         rows.append(
             {
-                "k": float(str(k)),
+                "k": float(of_k["k"].iloc[0]),
                 "diverged": not (np.isfinite(own).all() and np.isfinite(cosines).all()),
                 "features": len(own),
                 "recovered": int((own > RECOVERED).sum()),

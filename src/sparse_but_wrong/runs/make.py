@@ -105,9 +105,7 @@ def make_saes(
 
     Args:
         specs: SAEs of one world.
-        d_in: width of its activations.
         seed: of the run.
-        device: where they are put.
         model: the true features, for SAEs that start there.
     Raises:
         ValueError: an architecture that is not registered with sae_lens, a config field that the

@@ -201,11 +201,7 @@ class ExperimentSpec:
                     )
 
     def toy_world(self, name: str) -> WorldSpec:
-        """A toy world by its name.
-
-        Raises:
-            ValueError: it is one of stored activations.
-        """
+        """A toy world by its name; ValueError for one of stored activations."""
         world = self.worlds[name]
         if not isinstance(world, WorldSpec):
             raise ValueError(
@@ -256,37 +252,33 @@ class ExperimentSpec:
 
         Warm-ups and transitions shrink with it. Its numbers mean nothing.
         """
-        return replace(
-            self,
-            training=replace(self.training, **_shrunk(vars(self.training))),
-            saes=tuple(
-                replace(
-                    sae,
-                    config={**sae.config, **_shrunk(sae.config)},
-                    control=replace(sae.control, **_shrunk(vars(sae.control)))
-                    if isinstance(sae.control, KTransition)
-                    else sae.control,
-                )
-                for sae in self.saes
-            ),
-            evaluation_samples=max(1, self.evaluation_samples // 10),
+        saes = (
+            replace(
+                sae,
+                config={**sae.config, **_shrunk(sae.config)},
+                control=sae.control and replace(sae.control, **_shrunk(vars(sae.control))),
+            )
+            for sae in self.saes
         )
+        training = replace(self.training, **_shrunk(vars(self.training)))
+        n_samples = max(1, self.evaluation_samples // 10)
+        return replace(self, training=training, saes=tuple(saes), evaluation_samples=n_samples)
 
 
-_MAY_BE_0 = ("warm_up_steps", "decay_steps", "start_step")
-_AT_LEAST_1 = (
-    *("total_training_samples", "n_batches_for_norm_estimate", "log_every"),
-    "duration_steps",
-)
+_LEAST = {
+    **{"warm_up_steps": 0, "decay_steps": 0, "start_step": 0, "duration_steps": 1},
+    **{"total_training_samples": 1, "n_batches_for_norm_estimate": 1, "log_every": 1},
+}
+"""What shrinks in a quick run, by the ends of names, and how far at most."""
 
 
 def _shrunk(values: Mapping[str, Any]) -> dict[str, int]:
-    """A fiftieth of what counts steps or samples, by the ends of the names."""
-    shrunk = {}
-    for name, value in values.items():
-        if isinstance(value, int) and name.endswith((*_MAY_BE_0, *_AT_LEAST_1)):
-            shrunk[name] = max(int(name.endswith(_AT_LEAST_1)), value // 50)
-    return shrunk
+    return {
+        name: max(least, value // 50)
+        for name, value in values.items()
+        for end, least in _LEAST.items()
+        if name.endswith(end) and isinstance(value, int)
+    }
 
 
 def _whole_numbers(value: Any) -> Any:

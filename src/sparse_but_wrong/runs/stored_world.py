@@ -78,11 +78,7 @@ class StoredWorld:
                 yield block.read(0, stop - start).float()
 
     def save(self, folder: Path) -> None:
-        """Write into a new folder where the activations lie, and what tells them from others.
-
-        Raises:
-            FileExistsError: the folder holds something.
-        """
+        """Write into a new folder where the activations lie, and what tells them from others."""
         with atomic.new_folder(folder) as unfinished:
             content = json.dumps(asdict(self._saved()), indent=2, ensure_ascii=False)
             atomic.write_bytes(unfinished / _FILE, content.encode())
