@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,56 +14,42 @@ from sparse_but_wrong.cli.options import (
     AT_LEAST_0,
     AT_LEAST_1,
     NAME_OR_PATH,
-    RUNS,
     column,
     device,
     made_how,
     out,
+    results,
+    short_name,
     threads,
-    use_threads,
 )
 
 if TYPE_CHECKING:
     import sae_lens
-    import torch
+    from torch import Tensor
 
     from sparse_but_wrong.activations.stored import StoredActivations
     from sparse_but_wrong.metrics.evaluation import Evaluations
     from sparse_but_wrong.runs.folder import RunFolder
 
-N_BATCHES = 16
-LARGEST_BATCH = 4096
+_ACTIVATIONS = (
+    "A cache, a folder of shards, a .npy or .safetensors file, or a dataset of activations."
+)
+_BATCH_SIZE = (
+    "Neighbouring samples per batch; standard errors are over batches. [default: a sixteenth of "
+    "all samples, at most 4096]"
+)
+_TOKEN = "Leave out samples of the token with this id, for example BOS. Can be given several times."
+_OUTLIERS = "Leave out zero samples and those with more than 10 times the median norm."
 
 
 @click.command()
 @click.argument("saes", nargs=-1, required=True, metavar="SAE...", type=NAME_OR_PATH)
-@click.option(
-    "--activations",
-    type=NAME_OR_PATH,
-    required=True,
-    help="A cache, a folder of shards, a .npy or .safetensors file, or a dataset of activations.",
-)
+@click.option("--activations", type=NAME_OR_PATH, required=True, help=_ACTIVATIONS)
 @column
 @click.option("--samples", type=AT_LEAST_1, help="Samples at most. [default: all]")
-@click.option(
-    "--batch-size",
-    type=AT_LEAST_1,
-    help="Neighbouring samples per batch; standard errors are over batches. [default: a sixteenth "
-    "of all samples, at most 4096]",
-)
-@click.option(
-    "--exclude-token",
-    "exclude_tokens",
-    type=AT_LEAST_0,
-    multiple=True,
-    help="Leave out samples of the token with this id, for example BOS. Can be given several "
-    "times.",
-)
-@click.option(
-    "--exclude-outliers",
-    is_flag=True,
-    help="Leave out zero samples and those with more than 10 times the median norm.",
-)
+@click.option("--batch-size", type=AT_LEAST_1, help=_BATCH_SIZE)
+@click.option("--exclude-token", "exclude_tokens", type=AT_LEAST_0, multiple=True, help=_TOKEN)
+@click.option("--exclude-outliers", is_flag=True, help=_OUTLIERS)
 @device("to evaluate")
 @threads
 @out("diagnose")
@@ -76,7 +62,6 @@ def diagnose(
     exclude_tokens: tuple[int, ...],
     exclude_outliers: bool,
     device: str,
-    threads: int | None,
     out: Path | None,
 ) -> None:
     """Evaluate SAEs on activations: L0, dead latents, s_n^dec for every n, similarity, and more.
@@ -89,39 +74,23 @@ def diagnose(
     from sparse_but_wrong.atomic import claimed, full_disk_named
     from sparse_but_wrong.metrics.findings import of_other_activations, origin_of, remarks
     from sparse_but_wrong.report.evaluation import write_evaluation
-    from sparse_but_wrong.runs.folder import fresh_path
 
-    path = out or fresh_path(RUNS, "diagnose")
-    use_threads(threads)
-    advice = (
-        "Nothing is kept there except for the table printed above. Free some space, or name "
-        "a folder on another disk with --out, and run the command again."
-    )
-    # Claimed before the work, which may take hours, so that a bad folder is refused at once.
-    with full_disk_named(path, advice), claimed(path) as place:
+    with results(out, "diagnose") as place:
         started = time.monotonic()
         stored = open_activations(activations, column)
-        loaded, failed = _load(saes, device)
-        for name, sae in list(loaded.items()):
-            if sae.cfg.d_in != stored.d_in:
-                failed[name] = ValueError(
-                    f"{name} reads activations of width {sae.cfg.d_in}, but those of {stored.name} "
-                    f"have {stored.d_in}: they come from another model or hook."
-                )
-                del loaded[name]
-        _tell(failed, anything_left=bool(loaded))
-        n_samples = stored.n_samples if samples is None else min(samples, stored.n_samples)
-        batch_size = batch_size or max(1, min(LARGEST_BATCH, n_samples // N_BATCHES))
+        loaded, failed = _load(saes, device, stored)
+        _tell(failed, loaded)
+        n_samples = min(samples or stored.n_samples, stored.n_samples)
+        batch_size = batch_size or max(1, min(4096, n_samples // 16))
         click.echo(
             f"{len(loaded)} SAE{'s' if len(loaded) > 1 else ''} on {n_samples:,} of "
             f"{stored.n_samples:,} samples of {stored.name}, d_in {stored.d_in}"
         )
         evaluations, of_samples = _evaluate(
-            loaded, stored, batch_size, samples, exclude_tokens, exclude_outliers
+            loaded, stored, batch_size, n_samples, exclude_tokens, exclude_outliers
         )
-        failed.update(evaluations.failed)
-        some = bool(len(evaluations))
-        _tell(evaluations.failed if some else failed, anything_left=some)
+        _tell(evaluations.failed, evaluations)
+        failed |= evaluations.failed
         origins = {name: origin_of(loaded[name]) for name in evaluations.names}
         said = [
             *remarks(evaluations, origins),
@@ -137,13 +106,12 @@ def diagnose(
         }
         reasons = {name: _reason(error) for name, error in failed.items()}
         write_evaluation(evaluations, place, stored.name, facts, said, reasons)
-    click.echo(f"Tables and figures: {path}\nReport: {path / 'report.html'}")
     if failed:
         raise click.exceptions.Exit(1)
 
 
 def _load(
-    names: Sequence[str], device: str
+    names: Sequence[str], device: str, stored: StoredActivations
 ) -> tuple[dict[str, sae_lens.SAE[Any]], dict[str, Exception]]:
     """The SAEs by name, for a run's folder all that it holds; and what went wrong with others."""
     from sparse_but_wrong.runs.folder import RunFolder, is_run
@@ -154,60 +122,51 @@ def _load(
     for name in names:
         try:
             run = RunFolder.open(Path(name)) if is_run(Path(name)) else None
-            short = Path(name).resolve().name if Path(name).exists() else name
-            inside = {short: name} if run is None else _of_run(run)
+            inside = _places_in(run) if run else {short_name(name): name}
         except (ValueError, OSError) as error:
             failed[name] = error
             continue
-        for sae_id, place in inside.items():
+        for short, where in inside.items():
             # Two folders of the same name, from two places, are told apart by their whole paths.
-            key = str(place) if sae_id in saes or sae_id in failed else sae_id
+            key = str(where) if short in saes or short in failed else short
             try:
-                if run is not None:
-                    run.checked_sae_path(sae_id)
-                saes[key] = load_sae(place, device)
+                sae = load_sae(run.checked_sae_path(short) if run else where, device)
+                if sae.cfg.d_in != stored.d_in:
+                    raise ValueError(
+                        f"it reads activations of width {sae.cfg.d_in}, but those of {stored.name} "
+                        f"have {stored.d_in}: they come from another model or hook."
+                    )
+                saes[key] = sae
             # Anything: what others wrote can be wrong in more ways than a loader foresees.
             except Exception as error:
                 failed[key] = error
     return saes, failed
 
 
-def _of_run(folder: RunFolder) -> dict[str, Path]:
-    """Where the SAEs of a run lie, by their names; of a finished run also those that are gone.
-
-    Raises:
-        ValueError: there is no finished SAE.
-    """
-    ids = [sae["sae_id"] for sae in folder.manifest["spec"]["saes"]]
-    there = [sae_id for sae_id in ids if folder.has_sae(sae_id)]
-    if not there:
-        raise ValueError(f"{folder.path} is a run without a finished SAE; finish it first.")
-    if missing := [sae_id for sae_id in ids if sae_id not in there]:
-        click.echo(
-            f"sbw: {len(missing)} of {len(ids)} SAEs of {folder.path} are not there and so not "
-            f"evaluated: {', '.join(missing)}. `sbw run` with --resume trains them.",
-            err=True,
-        )
-    # A run that is finished had all of them: those that are gone count as failures.
-    wanted = ids if folder.manifest["status"] == "finished" else there
-    return {sae_id: folder.sae_path(sae_id) for sae_id in wanted}
+def _places_in(run: RunFolder) -> dict[str, Path]:
+    """Where the SAEs of a run lie, by name; of a finished run, which had all, also those gone."""
+    ids = [sae["sae_id"] for sae in run.manifest["spec"]["saes"]]
+    if run.manifest["status"] != "finished":
+        missing = [sae_id for sae_id in ids if not run.has_sae(sae_id)]
+        if len(missing) == len(ids):
+            raise ValueError(f"{run.path} is a run without a finished SAE; finish it first.")
+        if missing:
+            click.echo(
+                f"sbw: {len(missing)} of {len(ids)} SAEs of {run.path} are not there and so not "
+                f"evaluated: {', '.join(missing)}. `sbw run` with --resume trains them.",
+                err=True,
+            )
+        ids = [sae_id for sae_id in ids if sae_id not in missing]
+    return {sae_id: run.sae_path(sae_id) for sae_id in ids}
 
 
-def _tell(failed: Mapping[str, Exception], anything_left: bool) -> None:
-    """Say on stderr what went wrong.
-
-    Raises:
-        ValueError: no SAE is left.
-    """
-    if anything_left:
-        for name, error in failed.items():
-            click.echo(f"sbw: not evaluated: {name}: {_reason(error)}", err=True)
-    elif len(failed) == 1:
-        (error,) = failed.values()
-        raise ValueError(_reason(error)) from error
-    else:
-        reasons = " ".join(f"{name}: {_reason(error)}" for name, error in failed.items())
-        raise ValueError(f"None of the {len(failed)} SAEs can be evaluated. {reasons}")
+def _tell(failed: Mapping[str, Exception], others: Collection[object]) -> None:
+    """Say on stderr what went wrong with some SAEs; ValueError if there are no others."""
+    reasons = [f"{name}: {_reason(error)}" for name, error in failed.items()]
+    if not others:
+        raise ValueError(" ".join(["No SAE can be evaluated.", *reasons]))
+    for reason in reasons:
+        click.echo(f"sbw: not evaluated: {reason}", err=True)
 
 
 def _reason(error: Exception) -> str:
@@ -230,62 +189,57 @@ def _evaluate(
     saes: Mapping[str, sae_lens.SAE[Any]],
     stored: StoredActivations,
     batch_size: int,
-    samples: int | None,
+    n_samples: int,
     exclude_tokens: Collection[int],
     exclude_outliers: bool,
 ) -> tuple[Evaluations, list[str]]:
     """The evaluations, and remarks on the samples."""
     import torch
+    from tqdm import tqdm
 
     from sparse_but_wrong.activations.stored import without_tokens
     from sparse_but_wrong.metrics.evaluate import evaluate
     from sparse_but_wrong.metrics.row_norms import OUTLIER, NormTally, WithoutOutliers
 
     outliers: WithoutOutliers | None = None
+    of_tokens = without_tokens(exclude_tokens) if exclude_tokens else None
     n_of_tokens = 0
-    tokens = without_tokens(exclude_tokens) if exclude_tokens else None
 
-    def keep(rows: torch.Tensor, token_ids: torch.Tensor | None) -> torch.Tensor:
+    def keep(rows: Tensor, token_ids: Tensor | None) -> Tensor:
         nonlocal n_of_tokens
-        kept = torch.ones(len(rows), dtype=torch.bool)
-        if tokens is not None:
-            kept &= tokens(rows, token_ids)
-            n_of_tokens += int((~kept).sum())
+        kept = of_tokens(rows, token_ids) if of_tokens else torch.ones(len(rows), dtype=torch.bool)
         if outliers is not None:
-            kept[kept.clone()] = outliers(rows[kept])
+            return kept.masked_scatter(kept, outliers(rows[kept]))
+        n_of_tokens += int((~kept).sum())
         return kept
 
-    def batches(what: str) -> Iterator[torch.Tensor]:
-        from tqdm import tqdm
-
-        n_samples = stored.n_samples if samples is None else min(samples, stored.n_samples)
-        leaves_out = tokens is not None or outliers is not None
-        bar = tqdm(
-            stored.batches(batch_size, samples, keep=keep if leaves_out else None),
+    def batches(what: str) -> Iterable[Tensor]:
+        return tqdm(
+            stored.batches(
+                batch_size, n_samples, keep=keep if exclude_tokens or exclude_outliers else None
+            ),
             desc=what,
             unit=" batches",
             total=-(-n_samples // batch_size),
             disable=not sys.stderr.isatty(),
         )
-        return iter(bar)
 
-    tally = NormTally()
+    norms = NormTally()
     if exclude_outliers:
         # Outliers are known only once the norms of all samples are.
         for batch in batches("Reading norms"):
-            tally.add(batch)
-        outliers, tally, n_of_tokens = WithoutOutliers(tally), NormTally(), 0
-    evaluations = evaluate(saes, tally.watch(batches("Evaluating")), skip_failing=True)
-    said = []
-    if exclude_tokens:
-        said.append(f"Left out: {n_of_tokens:,} samples of the tokens to exclude.")
-    if outliers is None:
-        said += tally.in_words()
-    else:
-        said.append(
+            norms.add(batch)
+        outliers = WithoutOutliers(norms)
+        evaluations = evaluate(saes, batches("Evaluating"), skip_failing=True)
+        said = [
             f"Left out: {outliers.n_zero:,} samples of zeros and {outliers.n_outliers:,} with a "
             f"norm of more than {OUTLIER:g} times the median ({outliers.median:.3g})."
-        )
+        ]
+    else:
+        evaluations = evaluate(saes, norms.watch(batches("Evaluating")), skip_failing=True)
+        said = norms.in_words()
+    if exclude_tokens:
+        said.insert(0, f"Left out: {n_of_tokens:,} samples of the tokens to exclude.")
     return evaluations, said
 
 

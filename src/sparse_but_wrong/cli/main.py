@@ -6,47 +6,42 @@ import importlib
 import os
 import signal
 import sys
-from typing import Any
 
 import click
 
 from sparse_but_wrong.training.interrupt import Terminated, terminate
 
+_COMMANDS = {
+    "list": "run.list_experiments",
+    "show": "run.show",
+    "run": "run.run",
+    "paper": "paper.paper",
+    "report": "report.report",
+    "find-l0": "find_l0.find",
+    "diagnose": "diagnose.diagnose",
+    "cache-activations": "cache_activations.cache",
+}
+"""Modules here and functions in them, by the names of the commands, in the order of the help."""
 
-class LazyGroup(click.Group):
-    """Click's documented lazy group: commands by name, as "module.function"."""
 
-    def __init__(self, *args: Any, lazy_subcommands: dict[str, str], **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.lazy_subcommands = lazy_subcommands
-
+class _LazyGroup(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names, in the order given."""
+        """The names, in the order of the help."""
         del ctx
-        return list(self.lazy_subcommands)
+        return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of a name, imported; None if there is none."""
         del ctx
-        if cmd_name not in self.lazy_subcommands:
+        if cmd_name not in _COMMANDS:
             return None
-        module, function = self.lazy_subcommands[cmd_name].split(".")
+        module, function = _COMMANDS[cmd_name].split(".")
         return getattr(importlib.import_module(f"sparse_but_wrong.cli.{module}"), function)
 
 
 @click.group(
-    cls=LazyGroup,
-    lazy_subcommands={
-        "list": "run.list_experiments",
-        "show": "run.show",
-        "run": "run.run",
-        "paper": "paper.paper",
-        "report": "report.report",
-        "find-l0": "find_l0.find",
-        "diagnose": "diagnose.diagnose",
-        "cache-activations": "cache_activations.cache",
-    },
-    context_settings={"help_option_names": ["-h", "--help"]},
+    cls=_LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
 )
 @click.version_option(package_name="sparse_but_wrong", prog_name="sbw")
 def cli() -> None:

@@ -1,9 +1,10 @@
-"""Options that several commands share. Nothing here takes long to import."""
+"""What several commands share: options, names, folders for results. It takes not long to import."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,22 @@ PATH = _Path(path_type=Path)
 NAME_OR_PATH = _Path(path_type=str)
 AT_LEAST_0, AT_LEAST_1 = click.IntRange(min=0), click.IntRange(min=1)
 
-threads = click.option("--threads", type=AT_LEAST_1, help="CPU threads. [default: all cores]")
+
+def _use_threads(ctx: click.Context, param: click.Parameter, value: int | None) -> None:
+    del ctx, param
+    if value is not None:
+        import torch
+
+        torch.set_num_threads(value)
+
+
+threads = click.option(
+    "--threads",
+    type=AT_LEAST_1,
+    callback=_use_threads,
+    expose_value=False,
+    help="CPU threads. [default: all cores]",
+)
 column = click.option("--column", help="Dataset column that holds the activations.")
 quick = click.option(
     "--quick", is_flag=True, help="A fiftieth of the budget: a smoke test, not a result."
@@ -41,17 +57,31 @@ def out(default: str) -> Callable[[Any], Any]:
 
 def device(what: str) -> Callable[[Any], Any]:
     """`--device`, for what happens there."""
-    return click.option(
-        "--device", default="cpu", show_default=True, help=f"Where {what}, for example cuda."
+    return click.option("--device", default="cpu", help=f"Where {what}, for example cuda.")
+
+
+def short_name(source: str) -> str:
+    """What to call a file or folder, or something with a name of its own."""
+    return Path(source).resolve().name if Path(source).exists() else source
+
+
+@contextmanager
+def results(out: Path | None, name: str) -> Iterator[Path]:
+    """A folder to fill, which lies in `out`, or in the next free one below runs/, until it is done.
+
+    That one is claimed before the work, which may take hours, so that a bad one is refused at once.
+    """
+    from sparse_but_wrong.atomic import claimed, full_disk_named
+    from sparse_but_wrong.runs.folder import fresh_path
+
+    path = out or fresh_path(RUNS, name)
+    advice = (
+        "Only what is printed above is kept. Free some space, or name a folder on another disk "
+        "with --out, and run the command again."
     )
-
-
-def use_threads(threads: int | None) -> None:
-    """Have PyTorch use so many threads, if a number was given."""
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
+    with full_disk_named(path, advice), claimed(path) as place:
+        yield place
+    click.echo(f"Report: {path / 'report.html'}")
 
 
 def made_how(started: float) -> dict[str, object]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -16,16 +15,13 @@ from sparse_but_wrong.cli.options import PATH, device, quick, threads
     "--out",
     type=PATH,
     default=Path("runs/paper"),
-    show_default=True,
     help="Folder of the run folders and the index page. Finished runs in it are kept.",
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seeds every run.")
+@click.option("--seed", type=int, default=0, help="Seeds every run.")
 @device("to train")
 @threads
 @quick
-def paper(
-    names: tuple[str, ...], out: Path, seed: int, device: str, threads: int | None, quick: bool
-) -> None:
+def paper(names: tuple[str, ...], out: Path, seed: int, device: str, quick: bool) -> None:
     """Run every experiment of the paper, or those NAMED, and write an index page of verdicts.
 
     Started again, it continues with what is not finished.
@@ -54,7 +50,6 @@ def paper(
             else runner.start_run(spec, path, settings, quick=quick)
         )
         with started as run:
-            run.settings = replace(run.settings, threads=threads)
             runner.finish_run(run)
         click.echo("\n".join(in_lines(run.verdict)))
         _write_index(out)

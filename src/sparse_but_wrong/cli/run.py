@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,7 +60,6 @@ def run(
     out: Path | None,
     seed: int | None,
     device: str | None,
-    threads: int | None,
     resume: bool,
     quick: bool,
 ) -> None:
@@ -85,7 +83,6 @@ def run(
             asked = {"seed": seed, "device": device, "quick": quick or None}
             runner.check_same(of_spec.folder, spec, **asked)
         settings, budget = of_spec.settings, of_spec.spec.training.total_training_samples
-        of_spec.settings = replace(settings, threads=threads)
         click.echo(
             f"{of_spec.spec.title}\n{len(of_spec.spec.saes)} SAEs, {budget:,} samples each, seed "
             f"{settings.seed}, {settings.device} → {of_spec.folder.path}"
@@ -137,25 +134,25 @@ def _table(results: Run) -> str:
 
     spec = results.spec
     table = join_projections(results.table, results.projections).sort_values(by="l0")
-    factors = list(dict.fromkeys(name for sae in spec.saes for name in sae.factors)) or ["sae_id"]
-    formats = {
-        **{name: _COLUMNS.get(name, (name, "")) for name in factors},
-        **{name: column for name, column in _COLUMNS.items() if name in table},
-        **{f"s_{n}": (f"s_{n}", ".4f") for n in spec.projection_n[::3][:3]},
-    }
-    shown = {
-        head: [_formatted(value, form) for value in table[name]]
-        for name, (head, form) in formats.items()
-    }
-    last = formats[factors[-1]][0]
-    is_added = table["added"]
-    shown[last] = [f"{v}*" if a else v for v, a in zip(shown[last], is_added, strict=True)]
+    factors = dict.fromkeys(name for sae in spec.saes for name in sae.factors) or ["sae_id"]
+    formats = {name: _COLUMNS.get(name, (name, "")) for name in factors}
+    marked = list(formats)[-1]
+    formats |= {name: column for name, column in _COLUMNS.items() if name in table}
+    formats |= {f"s_{n}": (f"s_{n}", ".4f") for n in spec.projection_n[::3][:3]}
+    shown = pd.DataFrame(
+        {
+            name: [_formatted(value, form) for value in table[name]]
+            for name, (_, form) in formats.items()
+        }
+    )
+    shown[marked] += ["*" if added else "" for added in table["added"]]
     true_l0 = ", ".join(
         f"True L0: {l0:.2f}" if len(results.true_l0) == 1 else f"{name}: {l0:.2f}"
         for name, l0 in list(results.true_l0.items())[:4]
     )
-    added = "\n* added to the published grid" if any(is_added) else ""
-    return f"{true_l0}\n{pd.DataFrame(shown).to_string(index=False)}{added}\n"
+    note = "\n* added to the published grid" if any(table["added"]) else ""
+    heads = [head for head, _ in formats.values()]
+    return f"{true_l0}\n{shown.to_string(index=False, header=heads)}{note}\n"
 
 
 def _formatted(value: object, form: str) -> str:
