@@ -43,6 +43,11 @@ Keep = Callable[[Float[Tensor, "rows d_in"], Int64[Tensor, " rows"] | None], Boo
 where none are stored."""
 
 
+def neighbours_per_batch(n_samples: int) -> int:
+    """A sixteenth of the samples, at most 4,096: enough batches for a standard error over them."""
+    return max(1, min(LARGEST_BATCH, n_samples // 16))
+
+
 @dataclass(frozen=True, repr=False)
 class StoredActivations:
     """Activations that lie in parts, one after the other; made by `open_activations` or `of`.
@@ -79,7 +84,7 @@ class StoredActivations:
         return f"StoredActivations({self.name!r}: {size}, {dtype}{norm})"
 
     def __iter__(self) -> Iterator[Float[Tensor, "batch d_in"]]:
-        return self.batches(max(1, min(LARGEST_BATCH, self.n_samples // 16)))
+        return self.batches(neighbours_per_batch(self.n_samples))
 
     @functools.cached_property
     def n_samples(self) -> int:

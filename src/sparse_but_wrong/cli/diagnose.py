@@ -70,8 +70,7 @@ def diagnose(
     or the folder of a run, which stands for all of its SAEs. If one cannot be evaluated, the others
     still are, and the exit code is 1.
     """
-    from sparse_but_wrong.activations.stored import open_activations
-    from sparse_but_wrong.atomic import claimed, full_disk_named
+    from sparse_but_wrong.activations.stored import neighbours_per_batch, open_activations
     from sparse_but_wrong.metrics.findings import of_other_activations, origin_of, remarks
     from sparse_but_wrong.report.evaluation import write_evaluation
 
@@ -81,7 +80,7 @@ def diagnose(
         loaded, failed = _load(saes, device, stored)
         _tell(failed, loaded)
         n_samples = min(samples or stored.n_samples, stored.n_samples)
-        batch_size = batch_size or max(1, min(4096, n_samples // 16))
+        batch_size = batch_size or neighbours_per_batch(n_samples)
         click.echo(
             f"{len(loaded)} SAE{'s' if len(loaded) > 1 else ''} on {n_samples:,} of "
             f"{stored.n_samples:,} samples of {stored.name}, d_in {stored.d_in}"
