@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from sparse_but_wrong.l0.curves import Curve, curves_in_words, read_curves, useful_n
 from tests.l0.evidence import D_SAE, sweep, table
+
+
+def curves_of(measured: pd.DataFrame, l0: float | None = None) -> tuple[Curve, ...]:
+    return tuple(read_curves(sweep(curves=measured), l0))
 
 
 @pytest.mark.parametrize(
@@ -34,46 +40,45 @@ def test_useful_n(l0: float, d_sae: int, ns: tuple[int, ...]) -> None:
 
 
 def test_near_is_the_next_above_where_nothing_is_nearer() -> None:
-    c_dec = read_curves(sweep(curves=table([6, 8, 12, 14]).assign(c_dec=[4, 3, 1, 2])), 10.0)[0]
+    c_dec = curves_of(table([6, 8, 12, 14]).assign(c_dec=[4, 3, 1, 2]), 10.0)[0]
     assert (c_dec.near, c_dec.below) == (1, 3)
-    assert math.isnan(read_curves(sweep(curves=table([6, 8, 14])), 10.0)[0].near)
+    assert math.isnan(curves_of(table([6, 8, 14]), 10.0)[0].near)
 
 
 def test_the_elbow() -> None:
     # Two seeds at each L0; one of the SAEs at 10 is in a poor minimum, which does not end the walk.
     l0s = [20, 20.1, 10, 10.1, 5, 5.1, 2, 2.1]
     c_dec = [0.10, 0.11, 0.12, 0.9, 0.12, 0.12, 0.2, 0.3]
-    curve = read_curves(sweep(curves=table(l0s).assign(c_dec=c_dec)), None)[0]
+    curve = curves_of(table(l0s).assign(c_dec=c_dec))[0]
     assert (curve.bottom.smallest_at, curve.bottom.elbow, curve.bottom.risen_at) == (20, 5, 2.1)
     assert curve.verdict == "unknown"
 
 
-def test_a_sweep_that_ends_before_the_rise() -> None:
-    curves = read_curves(sweep(curves=table([20, 14, 11])), None)
-    assert all(curve.bottom.elbow == 11 and math.isnan(curve.bottom.risen_at) for curve in curves)
-    words = curves_in_words(curves)
-    assert "the sweep ends before it rises; extend it to lower L0" in words[1]
+DISAGREEING = {
+    f"s_{n}": [0.9, 0.5, 0.1, 0.1] if n < 19 else [0.9, 0.1, 0.1, 0.1] for n in range(D_SAE)
+}
 
 
-def test_a_sweep_that_ends_where_s_n_is_still_falling() -> None:
-    curves = read_curves(sweep(curves=table([2, 4, 6, 8])), None)
-    words = curves_in_words(curves)
-    assert "For 6 of 6 n the sweep ends there" in words[1]
-    assert "extend it to higher L0" in words[1]
+@pytest.mark.parametrize(
+    ("measured", "said"),
+    [
+        (table([20, 14, 11]), ["the sweep ends before it rises; extend it to lower L0"]),
+        (table([2, 4, 6, 8]), ["For 6 of 6 n the sweep ends there", "extend it to higher L0"]),
+        (
+            table([4, 8, 16, 30]).assign(**DISAGREEING),
+            ["down to L0s of 8 to 16", "risen by more at L0s of 4 to 8", "The n disagree"],
+        ),
+    ],
+)
+def test_what_curves_say(measured: pd.DataFrame, said: Sequence[str]) -> None:
+    curves = curves_of(measured)
+    words = " ".join(curves_in_words(curves))
+    assert all(part in words for part in said)
+    if measured["l0"].min() == 11:
+        assert all(c.bottom.elbow == 11 and math.isnan(c.bottom.risen_at) for c in curves)
 
 
-def test_n_that_disagree() -> None:
-    curves = table([4, 8, 16, 30])
-    for n in range(D_SAE):
-        curves[f"s_{n}"] = [0.9, 0.5, 0.1, 0.1] if n < 19 else [0.9, 0.1, 0.1, 0.1]
-    words = curves_in_words(read_curves(sweep(curves=curves), None))
-    assert "down to L0s of 8 to 16" in words[1]
-    assert "risen by more at L0s of 4 to 8" in words[1]
-    assert "The n disagree" in words[2]
-
-
-@pytest.mark.filterwarnings("error")
 def test_saes_that_all_diverged_say_nothing() -> None:
-    curves = table([4, 8])
-    curves[curves.columns[2:]] = np.nan
-    assert curves_in_words(read_curves(sweep(curves=curves), None)) == ()
+    measured = table([4, 8])
+    measured[measured.columns[2:]] = np.nan
+    assert curves_in_words(curves_of(measured)) == ()

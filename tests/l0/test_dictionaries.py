@@ -9,47 +9,42 @@ from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
 from scipy.optimize import nnls
 
 from sparse_but_wrong.l0.dictionaries import decoder_directions, sparse_codes
-from tests.l0.worlds import samples, small_world, true_directions
+from tests.l0.worlds import known, random_rows
 
 
-def unit_rows(n: int, d: int, seed: int = 0) -> torch.Tensor:
-    rows = torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
-    return torch.nn.functional.normalize(rows, dim=1)
-
-
-def test_orthogonal_directions_by_hand() -> None:
-    # Projections less the penalty, cut off at 0.
-    x = torch.tensor([[3.0, 0.4, -2.0], [0.0, 0.1, 1.0]])
-    codes = sparse_codes(x, torch.eye(3), 0.5, 50)
-    torch.testing.assert_close(codes, torch.tensor([[2.5, 0.0, 0.0], [0.0, 0.0, 0.5]]))
-
-
-def test_overlap_is_not_counted_twice() -> None:
-    # x is the first direction alone; the second, at 60 degrees, must stay silent.
-    rows = torch.tensor([[1.0, 0.0], [0.5, 0.75**0.5]])
-    codes = sparse_codes(torch.tensor([[2.0, 0.0]]), rows, 1e-4, 500)
-    torch.testing.assert_close(codes, torch.tensor([[2.0, 0.0]]), atol=1e-3, rtol=0)
-    assert float((torch.tensor([[2.0, 0.0]]) @ rows.T)[0, 1]) == 1.0
+@pytest.mark.parametrize(
+    ("x", "rows", "penalty", "codes"),
+    [
+        # Orthogonal ones: projections less the penalty, cut off at 0.
+        (
+            [[3.0, 0.4, -2.0], [0.0, 0.1, 1.0]],
+            [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]],
+            0.5,
+            [[2.5, 0.0, 0.0], [0.0, 0.0, 0.5]],
+        ),
+        # x is the first direction alone; the second, at 60 degrees, must stay silent.
+        ([[2.0, 0.0]], [[1.0, 0.0], [0.5, 0.75**0.5]], 1e-4, [[2.0, 0.0]]),
+    ],
+)
+def test_codes_by_hand(x: list, rows: list, penalty: float, codes: list) -> None:
+    found = sparse_codes(torch.tensor(x), torch.tensor(rows), penalty, 500)
+    torch.testing.assert_close(found, torch.tensor(codes), atol=1e-3 * (penalty < 0.5), rtol=1e-6)
 
 
 def test_equals_non_negative_least_squares_where_the_penalty_vanishes() -> None:
-    rows = unit_rows(12, 8)
-    x = (
-        torch.rand(20, 12, generator=torch.Generator().manual_seed(1)).mul_(2).sub_(1).relu_()
-        @ rows
-    )
+    rows = random_rows(12, 8)
+    drawn = torch.rand(20, 12, generator=torch.Generator().manual_seed(1))
+    x = (2 * drawn - 1).relu() @ rows
     codes = sparse_codes(x, rows, 0.0, 5000)
-    wanted = np.stack(
-        [nnls(rows.numpy().T.astype(float), one.astype(float))[0] for one in x.numpy()]
-    )
+    wanted = [nnls(rows.numpy().T.astype(float), one.astype(float))[0] for one in x.numpy()]
     # With 12 directions in 8 dimensions only the fit is unique.
-    fits = codes.numpy() @ rows.numpy(), wanted @ rows.numpy()
+    fits = codes.numpy() @ rows.numpy(), np.stack(wanted) @ rows.numpy()
     np.testing.assert_allclose(fits[0], fits[1], atol=2e-3)
 
 
 def test_optimality() -> None:
     # At the optimum the slope is 0 where a code is positive and not negative where it is 0.
-    rows, penalty = unit_rows(15, 10, seed=2), 0.1
+    rows, penalty = random_rows(15, 10, seed=2), 0.1
     x = torch.randn(30, 10, generator=torch.Generator().manual_seed(3))
     codes = sparse_codes(x, rows, penalty, 3000)
     slope = (codes @ rows - x) @ rows.T + penalty
@@ -73,12 +68,11 @@ def test_decoder_directions() -> None:
 
 
 def test_the_bias_follows_what_is_added_to_all_samples() -> None:
-    true = true_directions(small_world())
+    true, x, _ = known(4_096)
     sae = BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(d_in=30, d_sae=20, k=4))
     with torch.no_grad():
         sae.W_dec.copy_(true.rows)
         sae.b_dec.fill_(100.0)
-    x, _ = samples(small_world(), 4_096)
     offset = torch.linspace(-5, 8, 30)
     plain, moved = decoder_directions(sae, x), decoder_directions(sae, x + offset)
     torch.testing.assert_close(moved.bias, plain.bias + offset, rtol=0, atol=1e-3)

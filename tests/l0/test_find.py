@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from sae_lens import BatchTopKTrainingSAEConfig, JumpReLUTrainingSAE
+from sae_lens import SAE, BatchTopKTrainingSAEConfig, JumpReLUTrainingSAE, TrainingSAE
 
 from sparse_but_wrong.l0 import find
 from sparse_but_wrong.l0.dictionaries import Directions
@@ -23,7 +23,7 @@ from sparse_but_wrong.training.loop import train_saes
 from sparse_but_wrong.training.make import make_saes
 from sparse_but_wrong.training.options import TrainOptions
 from tests.l0.evidence import presence
-from tests.l0.worlds import samples, small_world, stream, true_directions
+from tests.l0.worlds import known, samples, small_world, stream, unit
 
 SMALL = FindOptions(
     coarse_steps=300,
@@ -49,19 +49,22 @@ def search(
     return find_l0(stream(small_world(l0=l0), seed=seed, batch_size=256), d_sae, options)
 
 
+@functools.cache
 def truth(l0: float = 4.0) -> float:
     return samples(small_world(l0=l0), 100_000)[1]
 
 
-def l0_as_used(found: L0Recommendation, n_samples: int) -> float:
-    assert found.sae is not None
-    x, _ = samples(small_world(), n_samples)
+def codes_of(sae: SAE[Any] | TrainingSAE[Any] | None, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Codes and reconstructions, as the SAE is used."""
+    assert sae is not None
+    used = inference_copy(sae)
     with torch.no_grad():
-        return (inference_copy(found.sae).encode(x) > 0).sum(1).float().mean().item()
+        codes = used.encode(x)
+        return codes, used.decode(codes)
 
 
 def test_the_truth_lies_in_the_interval_and_the_sae_has_the_true_features() -> None:
-    found = search()
+    found, true = search(), known(4_096)
     assert found.l0 == pytest.approx(truth(), rel=0.02)
     assert found.interval is not None
     assert found.interval[0] < truth() < found.interval[1]
@@ -70,23 +73,21 @@ def test_the_truth_lies_in_the_interval_and_the_sae_has_the_true_features() -> N
     assert found.sae is not None
     assert found.sae_l0 is not None
     assert found.interval[0] <= found.sae_l0 <= found.interval[1]
-    assert found.sae_l0 in set(found.sweep.table["l0"])
-    assert l0_as_used(found, 4_096) == pytest.approx(found.sae_l0, rel=0.05)
-    rows = torch.nn.functional.normalize(found.sae.W_dec.detach(), dim=1)
-    cosines = rows @ small_world().directions
+    codes, _ = codes_of(found.sae, true.x)
+    assert (codes > 0).sum(1).float().mean().item() == pytest.approx(found.sae_l0, rel=0.05)
+    cosines = unit(found.sae.W_dec.detach()) @ true.true.rows.T
     assert int((cosines.max(0).values > 0.99).sum()) >= 19
-
-
-def test_the_sweep_is_there_as_evidence() -> None:
-    sweep = search().sweep
-    # Four coarse and three fine L0s of two seeds each, and three that start from directions.
-    assert len(sweep.table) == 4 * 2 + 3 * 2 + 3
-    assert set(sweep.table["group"]) == {"seed_0", "seed_1", "directions"}
-    assert sweep.table["sae_id"].is_unique
-    assert bool(sweep.table["l0"].between(0, 20).all())
-    assert sweep.projections.shape == (len(sweep.table), 20)
-    assert {"c_dec", "s_0"} <= set(sweep.wide().columns)
-    assert sweep.wide()["s_19"].tolist() == sweep.projections[19].tolist()
+    # The sweep is there as evidence: four coarse and three fine L0s of two seeds each, and three
+    # that start from directions.
+    table, projections = found.sweep.table, found.sweep.projections
+    assert len(table) == 4 * 2 + 3 * 2 + 3
+    assert found.sae_l0 in set(table["l0"])
+    assert set(table["group"]) == {"seed_0", "seed_1", "directions"}
+    assert table["sae_id"].is_unique
+    assert bool(table["l0"].between(0, 20).all())
+    assert projections.shape == (len(table), 20)
+    assert {"c_dec", "s_0"} <= set(found.sweep.wide().columns)
+    assert found.sweep.wide()["s_19"].tolist() == projections[19].tolist()
 
 
 def test_two_seeds_agree_within_their_intervals() -> None:
@@ -108,7 +109,8 @@ def test_jumprelu() -> None:
     assert isinstance(found.sae, JumpReLUTrainingSAE)
     by_id = found.sweep.table.set_index("sae_id")["l0"]
     assert found.sae_l0 == by_id[f"directions_{found.l0:.2f}"]
-    assert l0_as_used(found, 8_192) == pytest.approx(found.sae_l0, rel=0.05)
+    codes, _ = codes_of(found.sae, known().x)
+    assert (codes > 0).sum(1).float().mean().item() == pytest.approx(found.sae_l0, rel=0.05)
 
 
 def test_matryoshka_saes_have_widths_without_being_told() -> None:
@@ -166,74 +168,44 @@ def test_saes_that_are_too_wide_to_count_are_read_by_their_curves() -> None:
 
 @pytest.mark.parametrize("batch_size", [64, 256])
 def test_steps_are_batches_of_the_source(batch_size: int) -> None:
-    drawn = 0
-
-    def counted() -> Iterator[torch.Tensor]:
-        nonlocal drawn
-        for batch in stream(small_world(), batch_size=batch_size):
-            drawn += 1
-            yield batch
-
+    numbers, source = itertools.count(), stream(small_world(), batch_size=batch_size)
     options = replace(SMALL, count_up_to=2, coarse_steps=40, evaluation_samples=1_024)
-    find_l0(counted(), 20, options)
+    find_l0((next(source) for _ in numbers), 20, options)
     # Those to measure on, those that the norm is estimated on, and the steps.
-    assert drawn == 1_024 // batch_size + 40 + 40
+    assert next(numbers) == 1_024 // batch_size + 40 + 40
+
+
+def small_search(held_out: torch.Tensor, **options: Any) -> find._Search:
+    source = stream(small_world(), batch_size=256)
+    return find._Search(source, held_out, 256, 20, replace(SMALL, **options))
 
 
 def test_l0s_that_are_out_of_reach_are_not_trained_twice() -> None:
-    held_out, _ = samples(small_world(), 256)
-    options = replace(
-        SMALL, n_seeds=1, fine_steps=2, fine_factors=(0.5, 1.0, 1.2, 1.4), progress=False
-    )
-    search_ = find._Search(stream(small_world(), batch_size=256), held_out, 256, 20, options)
-    directions = true_directions(small_world())
-    count = Count("by_hand", "seed_0", directions, presence(17.0), 5.0)
-    fine, started = search_.around(count)
+    true, held_out, _ = known(256)
+    options = {"n_seeds": 1, "fine_steps": 2, "fine_factors": (0.5, 1.0, 1.2, 1.4)}
+    count = Count("by_hand", "seed_0", true, presence(17.0), 5.0)
+    fine, started = small_search(held_out, **options).around(count)
     # 1.2 and 1.4 times 17 are cut to the same.
     assert fine.ids == ["fine_8.50_seed_0", "fine_17.00_seed_0", "fine_19.60_seed_0"]
     assert len(started.saes) == 3
 
 
-def test_saes_without_a_scale_start_in_the_units_of_the_activations() -> None:
-    held_out = samples(small_world(), 256)[0] + 3.0
-    directions = true_directions(small_world())
-    biased = replace(directions, bias=torch.full((30,), 3.0))
-    for normalisation, scale in (
-        ("none", 1.0),
-        ("expected_average_only_in", 30**0.5 / held_out.norm(dim=1).mean().item()),
-    ):
-        config = {"normalize_activations": normalisation}
-        options = replace(SMALL, sae_config=config)
-        search_ = find._Search(stream(small_world()), held_out, 256, 20, options)
-        (sae,) = search_._make([4.0], [0])
-        assert sae.cfg.normalize_activations == normalisation
-        find._start_at(sae, biased, search_._scale())
-        torch.testing.assert_close(sae.b_dec.detach(), torch.full((30,), 3.0 * scale))
-
-
-def test_directions_are_learned_on_as_many_threads_as_asked_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    seen = []
-
-    def count_nothing(*_: object, **__: object) -> tuple[()]:
-        seen.append(torch.get_num_threads())
-        return ()
-
-    monkeypatch.setattr(find, "count_from", count_nothing)
-    before = torch.get_num_threads()
-    options = replace(SMALL, coarse_steps=2, learning_batches=1, threads=before + 1)
-    find_l0(stream(small_world(), batch_size=256), 20, options)
-    assert seen == [before + 1]
-    assert torch.get_num_threads() == before
+@pytest.mark.parametrize("normalisation", ["none", "expected_average_only_in"])
+def test_saes_without_a_scale_start_in_the_units_of_the_activations(normalisation: str) -> None:
+    true, x, _ = known(256)
+    held_out, bias = x + 3.0, torch.full((30,), 3.0)
+    search_ = small_search(held_out, sae_config={"normalize_activations": normalisation})
+    (sae,) = search_._make([4.0], [0])
+    assert sae.cfg.normalize_activations == normalisation
+    find._start_at(sae, replace(true, bias=bias), search_._scale())
+    scale = 1.0 if normalisation == "none" else 30**0.5 / held_out.norm(dim=1).mean().item()
+    torch.testing.assert_close(sae.b_dec.detach(), bias * scale)
 
 
 def test_saes_trained_elsewhere() -> None:
-    world = small_world()
     ks = (2.5, 4.0, 5.5)
-    saes = make_saes(
-        [BatchTopKTrainingSAEConfig(d_in=30, d_sae=20, k=k) for k in ks], seeds=range(3)
-    )
+    cfgs = [BatchTopKTrainingSAEConfig(d_in=30, d_sae=20, k=k) for k in ks]
+    saes = make_saes(cfgs, seeds=range(3))
     options = TrainOptions(
         total_training_samples=400 * 256,
         train_batch_size_samples=256,
@@ -241,20 +213,15 @@ def test_saes_trained_elsewhere() -> None:
         reinit_dead_every=50,
         progress=False,
     )
-    train_saes(saes, stream(world, batch_size=256), options)
+    train_saes(saes, stream(small_world(), batch_size=256), options)
     before = [sae.W_dec.detach().clone() for sae in saes]
-    sweep = evaluate_sweep(
-        saes, stream(world, seed=5), evaluation_samples=8_192, learning_batches=100
-    )
+    source = stream(small_world(), seed=5)
+    sweep = evaluate_sweep(saes, source, evaluation_samples=8_192, learning_batches=100)
     found = recommend_l0(sweep)
     assert found.l0 == pytest.approx(truth(), rel=0.02)
     assert found.sae is None
     assert list(sweep.table["l0"]) == pytest.approx(ks, rel=0.1)
-    for sae, weights in zip(saes, before, strict=True):
-        assert torch.equal(sae.W_dec, weights)
-
-
-NAN = torch.full((9_000, 30), torch.nan)
+    assert all(torch.equal(sae.W_dec, old) for sae, old in zip(saes, before, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -265,7 +232,7 @@ NAN = torch.full((9_000, 30), torch.nan)
         (itertools.repeat(torch.ones(256, 6)), 20, ValueError, "8192 samples .* all the same"),
         (itertools.repeat((torch.rand(3, 30),)), 20, TypeError, "yields tuple objects"),
         ([torch.rand(256, 30)] * 3, 20, ValueError, "the source ended"),
-        ([NAN], 20, ValueError, "not finite"),
+        ([torch.full((9_000, 30), torch.nan)], 20, ValueError, "not finite"),
     ],
 )
 def test_activations_that_nothing_is_found_on(
@@ -275,15 +242,43 @@ def test_activations_that_nothing_is_found_on(
         find_l0(source, d_sae, SMALL)
 
 
-def test_saes_that_are_no_sweep() -> None:
-    cfgs = [BatchTopKTrainingSAEConfig(d_in=30, d_sae=d, k=2) for d in (8, 9)]
-    source = stream(small_world())
-    with pytest.raises(ValueError, match="no SAEs"):
-        evaluate_sweep([], source)
-    with pytest.raises(ValueError, match=r"\(8, 30\), \(9, 30\)"):
-        evaluate_sweep(make_saes(cfgs, seeds=[0, 0]), source)
-    with pytest.raises(ValueError, match="1 SAEs but 2 ids"):
-        evaluate_sweep(make_saes(cfgs[:1], seeds=[0]), source, ids=["a", "b"])
+@pytest.mark.parametrize(
+    ("widths", "ids", "message"),
+    [
+        ([], None, "no SAEs"),
+        ([8, 9], None, r"\(8, 30\), \(9, 30\)"),
+        ([8], ["a", "b"], "1 SAEs but 2 ids"),
+    ],
+)
+def test_saes_that_are_no_sweep(widths: list[int], ids: list[str] | None, message: str) -> None:
+    cfgs = [BatchTopKTrainingSAEConfig(d_in=30, d_sae=d, k=2) for d in widths]
+    with pytest.raises(ValueError, match=message):
+        evaluate_sweep([make_saes([cfg], seeds=[0])[0] for cfg in cfgs], stream(small_world()), ids)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        *(
+            ({"sae_config": {name: 3}}, f"sae_config: '{name}' is set by the search")
+            for name in ("d_sae", "d_in", "k", "l0_coefficient", "l1_warm_up_steps")
+        ),
+        *(
+            ({name: 0}, rf"FindOptions\.{name} must be at least 1, got 0")
+            for name in ("n_coarse", "count_up_to", "threads", "reinit_dead_every")
+        ),
+        ({"sae_config": {"foo": 1}}, "sae_config: .*'foo'; they have .*decoder_init_norm"),
+        ({"sae_config": {"jumprelu_bandwidth": 1.0}}, "batchtopk SAEs have no field"),
+        ({"sae_config": {"normalize_activations": "layer_norm"}}, "sae_config: .*layer_norm"),
+        ({"fine_factors": (0.5, 2.0)}, r"1\.0 among them"),
+        ({"architecture": "temporal"}, "'temporal' SAEs cannot be set; use one of batchtopk"),
+    ],
+)
+def test_options_that_are_refused(given: dict[str, Any], message: str) -> None:
+    FindOptions(architecture="jumprelu", sae_config={"jumprelu_bandwidth": 1.0})
+    FindOptions(sae_config={"normalize_activations": "none", "decoder_init_norm": 0.2}, threads=2)
+    with pytest.raises(ValueError, match=message):
+        FindOptions(**given)
 
 
 @pytest.mark.parametrize(
@@ -298,7 +293,7 @@ def test_a_vector_added_to_all_activations_changes_nothing(
     architecture: str, config: dict[str, object]
 ) -> None:
     # Five times as long as the activations themselves.
-    added = 10 * torch.nn.functional.normalize(torch.linspace(-1, 2, 30), dim=0)
+    added = 10 * unit(torch.linspace(-1, 2, 30)[None])[0]
     options = replace(SMALL, architecture=architecture, sae_config=config)
 
     def source() -> Iterator[torch.Tensor]:
@@ -308,17 +303,14 @@ def test_a_vector_added_to_all_activations_changes_nothing(
     moved = find_l0((batch + added for batch in source()), 20, options)
     assert plain.l0 is not None
     assert plain.sae is not None
-    assert moved.sae is not None
     assert moved.l0 == pytest.approx(plain.l0, rel=0.01)
     biases = [found.sweep.counts[0].directions.bias for found in (plain, moved)]
     torch.testing.assert_close(biases[1], biases[0] + added, rtol=0, atol=0.1)
     # The SAE that is given is for the activations as they are.
-    x, _ = samples(small_world(), 4_096)
-    used = inference_copy(moved.sae)
-    with torch.no_grad():
-        codes = used.encode(x + added)
-        residual = x + added - used.decode(codes)
+    x = known(4_096).x
+    codes, reconstructed = codes_of(moved.sae, x + added)
     assert float((codes > 0).sum(1).float().mean()) == pytest.approx(moved.sae_l0, rel=0.03)
+    residual = x + added - reconstructed
     assert float(residual.square().sum() / (x - x.mean(0)).square().sum()) < 0.05
 
 
@@ -331,10 +323,17 @@ def test_noise_is_not_recommended_from() -> None:
     assert "there is no sign of features" in found.doubts[0]
 
 
-def test_training_reports_nothing_on_single_saes(monkeypatch: pytest.MonkeyPatch) -> None:
-    training, levels = logging.getLogger("sparse_but_wrong.training"), []
-    monkeypatch.setattr(find, "_find", lambda *_: levels.append(training.level))
-    before = training.level
-    find_l0(torch.rand(300, 30), 20, SMALL)
-    assert levels == [logging.ERROR]
-    assert training.level == before
+def test_a_search_has_its_threads_and_training_reports_nothing_on_single_saes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    training = logging.getLogger("sparse_but_wrong.training")
+    seen: list[tuple[int, int]] = []
+
+    def settings(*_: object) -> tuple[int, int]:
+        return torch.get_num_threads(), training.level
+
+    monkeypatch.setattr(find, "_find", lambda *_: seen.append(settings()))
+    before = settings()
+    find_l0(torch.rand(300, 30), 20, replace(SMALL, threads=before[0] + 1))
+    assert seen == [(before[0] + 1, logging.ERROR)]
+    assert settings() == before

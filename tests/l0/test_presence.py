@@ -10,7 +10,7 @@ import torch
 
 from sparse_but_wrong.l0.dictionaries import Directions
 from sparse_but_wrong.l0.presence import cost_on_noise, count_present, featureless
-from tests.l0.worlds import samples, small_world, true_directions
+from tests.l0.worlds import known, unit
 
 
 def test_by_hand() -> None:
@@ -27,43 +27,33 @@ def test_by_hand() -> None:
     assert presence.standard_error == pytest.approx(math.sqrt(0.25 / 99), rel=1e-3)
 
 
-@pytest.mark.parametrize("sigma", [0.15, 0.5])
-def test_true_directions_count_the_truth(sigma: float) -> None:
-    world = small_world(sigma=sigma)
-    x, truth = samples(world, 10_000)
-    presence = count_present(true_directions(world), x)
-    # Wide magnitudes reach down to where codes are noise; what is there has to be extrapolated.
-    assert presence.l0 == pytest.approx(truth, rel=0.003 if sigma == 0.15 else 0.015)
+# Wide magnitudes reach down to where codes are noise; what is there has to be extrapolated.
+@pytest.mark.parametrize(("sigma", "rel"), [(0.15, 0.003), (0.5, 0.015)])
+def test_true_directions_count_the_truth(sigma: float, rel: float) -> None:
+    true, x, truth = known(10_000, sigma=sigma)
+    presence = count_present(true, x)
+    assert presence.l0 == pytest.approx(truth, rel=rel)
     assert presence.score < 0.03
 
 
 def test_with_wide_magnitudes_what_lies_below_the_cut_is_counted() -> None:
-    world = small_world(sigma=0.5)
-    x, truth = samples(world, 10_000)
     # A larger penalty hides small magnitudes.
-    presence = count_present(true_directions(world, penalty=0.05), x)
+    true, x, truth = known(10_000, penalty=0.05, sigma=0.5)
+    presence = count_present(true, x)
     assert presence.above_cut < truth * 0.995
     assert abs(presence.l0 - truth) < abs(presence.above_cut - truth)
 
 
-def test_mixed_directions_score_worse() -> None:
-    world = small_world()
-    x, _ = samples(world, 5_000)
-    true = true_directions(world)
-    mixed = true.rows.clone()
-    mixed[:10] = torch.nn.functional.normalize(mixed[:10] + 0.4 * mixed[10:], dim=1)
-    right, wrong = (count_present(d, x) for d in (true, replace(true, rows=mixed)))
+def test_directions_that_are_mixed_or_too_few_score_worse() -> None:
+    true, x, _ = known(5_000)
+    mixed = torch.cat([unit(true.rows[:10] + 0.4 * true.rows[10:]), true.rows[10:]])
+    right, wrong, missing = (
+        count_present(replace(true, rows=rows), x) for rows in (true.rows, mixed, true.rows[1:])
+    )
     assert wrong.score > 5 * right.score
     assert wrong.cost > right.cost
-
-
-def test_one_direction_too_few_leaves_a_residual() -> None:
-    world = small_world()
-    x, _ = samples(world, 5_000)
-    true = true_directions(world)
-    missing = count_present(replace(true, rows=true.rows[1:]), x)
     assert missing.residual > 0.02
-    assert count_present(true, x).residual < 0.002
+    assert right.residual < 0.002
 
 
 def test_neighbours_that_are_alike_tell_less() -> None:
@@ -71,18 +61,16 @@ def test_neighbours_that_are_alike_tell_less() -> None:
     directions = Directions(torch.eye(2), torch.zeros(2), penalty=1e-4)
     alike = torch.tensor([[1.0, 0.0], [1.0, 1.0]]).repeat_interleave(100, 0).repeat(32, 1)
     mixed = alike[torch.randperm(6_400, generator=torch.Generator().manual_seed(0))]
-    apart = math.sqrt(0.25 / 6_400)
-    assert count_present(directions, mixed).standard_error == pytest.approx(apart, rel=0.3)
-    assert count_present(directions, mixed).standard_error >= 0.999 * apart
+    apart, together = (count_present(directions, x).standard_error for x in (mixed, alike))
+    expected = math.sqrt(0.25 / 6_400)
+    assert apart == pytest.approx(expected, rel=0.3)
+    assert apart >= 0.999 * expected
     # Of the 64 blocks, each of which holds one kind.
-    assert count_present(directions, alike).standard_error == pytest.approx(
-        math.sqrt(0.25 / 63), rel=1e-3
-    )
+    assert together == pytest.approx(math.sqrt(0.25 / 63), rel=1e-3)
 
 
 def test_featureless_samples_have_mean_and_covariance_and_no_more() -> None:
-    x, _ = samples(small_world(), 40_000)
-    x = x + 3
+    x = known(40_000).x + 3
     noise = featureless(x, seed=0)
     torch.testing.assert_close(noise.mean(0), x.mean(0), rtol=0, atol=0.02)
     torch.testing.assert_close(torch.cov(noise.T), torch.cov(x.T), rtol=0, atol=0.01)
@@ -98,11 +86,9 @@ def test_samples_in_fewer_dimensions_than_they_have() -> None:
 
 
 def test_features_cost_less_than_noise() -> None:
-    x, _ = samples(small_world(), 8_192)
-    directions = true_directions(small_world())
-    here = count_present(directions, x).cost
-    assert cost_on_noise(directions, x, seed=0) > 5 * here
+    true, x, _ = known()
+    assert cost_on_noise(true, x, seed=0) > 5 * count_present(true, x).cost
     # And on noise, as much as on other noise.
     noise = featureless(x, seed=1)
-    there = count_present(directions, noise).cost
-    assert cost_on_noise(directions, noise, seed=0) == pytest.approx(there, rel=0.02)
+    there = count_present(true, noise).cost
+    assert cost_on_noise(true, noise, seed=0) == pytest.approx(there, rel=0.02)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+from typing import NamedTuple
+
 import torch
+from torch import Tensor
 
 from sparse_but_wrong.l0.dictionaries import Directions
 from sparse_but_wrong.worlds.correlations import generate_random_correlation_matrix
@@ -10,6 +14,7 @@ from sparse_but_wrong.worlds.toy_model import ToyModel
 from sparse_but_wrong.worlds.world import ToyActivations, ToyWorld
 
 
+@functools.cache
 def small_world(
     n: int = 20, d_in: int = 30, l0: float = 4.0, sigma: float = 0.15, common: float | None = None
 ) -> ToyWorld:
@@ -22,14 +27,9 @@ def small_world(
     probabilities *= l0 / probabilities.sum()
     if common is not None:
         probabilities[0] = common
+    generator = torch.Generator().manual_seed(0)
     return ToyWorld.of_model(
-        ToyModel(
-            n,
-            d_in,
-            ortho_num_steps=300,
-            generator=torch.Generator().manual_seed(0),
-            ortho_renormalize=True,
-        ),
+        ToyModel(n, d_in, ortho_num_steps=300, generator=generator, ortho_renormalize=True),
         probabilities,
         torch.full((n,), sigma),
         torch.ones(n),
@@ -41,19 +41,44 @@ def stream(world: ToyWorld, seed: int = 0, batch_size: int = 512) -> ToyActivati
     return ToyActivations(world.model, world.sampler, batch_size, seed=seed)
 
 
-def samples(world: ToyWorld, n: int, seed: int = 99) -> tuple[torch.Tensor, float]:
+def samples(world: ToyWorld, n: int, seed: int = 99) -> tuple[Tensor, float]:
     """Activations, and the features active in them per sample."""
     features = world.sampler.sample(n, torch.Generator().manual_seed(seed))
     with torch.no_grad():
         return world.model.embed(features), (features > 0).sum(1).double().mean().item()
 
 
+def unit(rows: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(rows, dim=1)
+
+
+def random_rows(n: int, d: int, seed: int = 0) -> Tensor:
+    return unit(torch.randn(n, d, generator=torch.Generator().manual_seed(seed)))
+
+
 def true_directions(world: ToyWorld, penalty: float = 0.01) -> Directions:
-    rows = torch.nn.functional.normalize(world.directions.T.contiguous(), dim=1)
+    rows = unit(world.directions.T.contiguous())
     return Directions(rows, torch.zeros(rows.shape[1]), penalty)
 
 
-def found(directions: Directions, true: torch.Tensor) -> int:
-    """How many of the directions in the columns of `true` are among those learned."""
-    cosines = directions.rows @ torch.nn.functional.normalize(true, dim=0)
-    return int((cosines.max(0).values > 0.99).sum())
+class Known(NamedTuple):
+    true: Directions
+    x: Tensor
+    l0: float
+    """Features active per sample of x."""
+
+
+def known(
+    n_samples: int = 8_192,
+    penalty: float = 0.01,
+    sigma: float = 0.15,
+    common: float | None = None,
+) -> Known:
+    """The directions of a small world, and samples of it."""
+    world = small_world(sigma=sigma, common=common)
+    return Known(true_directions(world, penalty), *samples(world, n_samples))
+
+
+def found(directions: Directions, true: Directions) -> int:
+    """How many of the true directions are among those learned."""
+    return int(((directions.rows @ true.rows.T).max(0).values > 0.99).sum())
