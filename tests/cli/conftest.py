@@ -38,7 +38,8 @@ class Sbw:
             main()
         except SystemExit as finished:
             ended = finished.code or 0
-        done = Done(*self._capsys.readouterr())
+        printed = self._capsys.readouterr()
+        done = Done(printed.out, printed.err)
         assert ended == code, done
         return done
 

@@ -254,13 +254,13 @@ def test_what_the_metrics_say_of_training_is_remarked(diagnose: Diagnose) -> Non
     saes = {f"c{c:g}": jumprelu(c, t) for c, t in ((1.0, 0.0), (10.0, 0.1), (100.0, 0.1))}
     save_run("run", {**saes, "bad": bad})
     found = diagnose("early exported settled run")
-    l0 = found.table["l0"]
+    l0 = found.table["l0"].to_dict()
     assert l0["early"] > 5
     assert found.says(
         rf"{l0['early']:.3g} at k = 3 \(early\), {l0['exported']:.3g} at k = 3 \(exported\)"
     )
     assert not found.says(r"at k = 3 \(settled\)")
-    explained = found.table["variance_explained"]["bad"]
+    explained = found.table["variance_explained"].to_dict()["bad"]
     assert explained < -1
     assert found.says(rf"below 0.* {explained:.3g} \(bad\)")
     assert found.says(
@@ -304,7 +304,8 @@ def test_zeros_and_outliers_are_counted_and_can_be_left_out(diagnose: Diagnose, 
     assert not rest.says("Outliers:")
     assert rest.table["n_samples"].to_dict() == {"sae": 125, "rescaled": 125}
     # The huge sample alone had made latents look alive.
-    assert whole.table["dead_latents"]["sae"] < H == rest.table["dead_latents"]["sae"]
+    dead = [found.table["dead_latents"].to_dict()["sae"] for found in (whole, rest)]
+    assert dead[0] < H == dead[1]
 
 
 def test_special_tokens_of_a_sae_lens_cache_can_be_left_out(diagnose: Diagnose) -> None:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from sparse_but_wrong.experiments import registry, runner
-from sparse_but_wrong.experiments.sweep import JUMPRELU
+from sparse_but_wrong.experiments.registry import JUMPRELU
 from tests.cli.conftest import Sbw
 from tests.experiments import tiny
 
