@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import sha256
-from itertools import repeat
+from itertools import islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,16 @@ import pytest
 import torch
 from datasets import Dataset
 from torch import Tensor
-from transformers import AutoTokenizer, LlamaForCausalLM
 
 from sparse_but_wrong import atomic
 from sparse_but_wrong.activations import cache as writing, manifest as manifests
 from sparse_but_wrong.activations.cache import cache_activations, human_bytes
 from sparse_but_wrong.activations.language_model import LanguageModel, open_language_model
 from sparse_but_wrong.activations.stored import open_activations
-from sparse_but_wrong.activations.texts import Text, read_text
+from sparse_but_wrong.activations.texts import Sequences, Text, read_text
 from tests.activations.caches import Written, write_cache
 from tests.activations.conftest import SMALL, Make
-from tests.activations.tiny_model import BOS, D_IN, WORDS, write_text
+from tests.activations.tiny_model import BOS, D_IN, WORDS, after_first_layer, write_text
 
 
 @pytest.fixture(scope="module")
@@ -45,33 +44,20 @@ def cached(finished: Written, tmp_path: Path) -> Path:
 
 
 def expected(
-    tiny_model: Path, text: Text, n: int, *, skip: int = 1, keep_all: bool = False
+    tiny_model: Path, model: LanguageModel, text: Text, n: int, *, skip: int, lowest: int
 ) -> tuple[Tensor, Tensor]:
-    """What transformers gives for the first n sequences of 16, and the ids of its tokens.
-
-    They are BOS and the words of all files, strung together with BOS between them.
-    """
-    tokenizer = AutoTokenizer.from_pretrained(str(tiny_model))
-    rows: list[list[int]] = [[BOS]]
-    for row in text.rows:
-        words = tokenizer("".join(row["text"]), add_special_tokens=False)["input_ids"]
-        for token in [*([BOS] if len(rows) > 1 else []), *words]:
-            if len(rows[-1]) == 16:
-                rows.append([BOS])
-            if token != BOS or len(rows[-1]) > 1:
-                rows[-1].append(token)
-    tokens = torch.tensor(rows[:n])
-    hf_model = LlamaForCausalLM.from_pretrained(str(tiny_model))
-    with torch.no_grad():
-        states = hf_model(tokens, output_hidden_states=True).hidden_states[1]  # 0: the embedding
-    kept = torch.ones_like(tokens, dtype=torch.bool) if keep_all else tokens > 2
+    """The activations of the first n sequences of 16, and the ids of their tokens from `lowest`."""
+    tokens = torch.stack(list(islice(Sequences(model, text, 16, prepend_bos=True), n)))
+    kept = tokens >= lowest
     kept[:, :skip] = False
-    return states[kept], tokens[kept]
+    return after_first_layer(tiny_model, tokens)[kept], tokens[kept]
 
 
-def test_it_holds_the_residual_stream(tiny_model: Path, text: Text, finished: Written) -> None:
+def test_it_holds_the_residual_stream(
+    tiny_model: Path, model: LanguageModel, text: Text, finished: Written
+) -> None:
     manifest = finished.manifest
-    activations, token_ids = expected(tiny_model, text, 42)
+    activations, token_ids = expected(tiny_model, model, text, 42, skip=1, lowest=3)
     assert torch.equal(finished.token_ids.long(), token_ids)
     # The same sums in batches of another size.
     torch.testing.assert_close(finished.activations, activations, rtol=1e-5, atol=1e-5)
@@ -104,10 +90,12 @@ def test_it_holds_the_residual_stream(tiny_model: Path, text: Text, finished: Wr
     assert torch.equal(stored.read(0, stored.n_samples), finished.activations)
 
 
-def test_special_tokens_and_positions(tiny_model: Path, text: Text, make: Make) -> None:
+def test_special_tokens_and_positions(
+    tiny_model: Path, model: LanguageModel, text: Text, make: Make
+) -> None:
     all_ = make("all", n_tokens=100, exclude_special_tokens=False, skip_positions=0)
     n = all_.manifest["n_tokens_run"] // 16
-    activations, token_ids = expected(tiny_model, text, n, skip=0, keep_all=True)
+    activations, token_ids = expected(tiny_model, model, text, n, skip=0, lowest=0)
     assert torch.equal(all_.token_ids.long(), token_ids)
     torch.testing.assert_close(all_.activations, activations, rtol=1e-5, atol=1e-5)
     assert all_.manifest["excluded_token_ids"] == []

@@ -19,7 +19,6 @@ from sae_lens.training.activations_store import ActivationsStore
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
-from transformers import LlamaForCausalLM
 
 from sparse_but_wrong.activations import texts
 from sparse_but_wrong.activations.language_model import LanguageModel
@@ -32,7 +31,7 @@ from sparse_but_wrong.activations.texts import (
     read_text,
 )
 from tests.activations.conftest import Make
-from tests.activations.tiny_model import BOS, EOS, WORDS
+from tests.activations.tiny_model import BOS, EOS, WORDS, after_first_layer
 
 ALL: Any = {"n_tokens": 10_000, "batch_size": 4}
 
@@ -64,11 +63,9 @@ def ids(n: int, seed: int = 0) -> list[int]:
     return torch.randint(4, 64, (n,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
-@torch.no_grad()
 def by_itself(folder: Path, row: list[int]) -> Tensor:
     """What transformers gives for a row after the first layer, but for its first position."""
-    hf_model = LlamaForCausalLM.from_pretrained(str(folder))
-    return hf_model(torch.tensor([row]), output_hidden_states=True).hidden_states[1][0, 1:]
+    return after_first_layer(folder, torch.tensor([row]))[0, 1:]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])

@@ -54,6 +54,13 @@ def make_tiny_model(folder: Path) -> Path:
     return folder
 
 
+@torch.no_grad()
+def after_first_layer(folder: Path, tokens: torch.Tensor) -> torch.Tensor:
+    """What transformers gives for sequences of ids, [sequences, tokens, D_IN]."""
+    hf_model = LlamaForCausalLM.from_pretrained(str(folder))
+    return hf_model(tokens, output_hidden_states=True).hidden_states[1]  # 0: the embedding
+
+
 def write_text(folder: Path, n_words: int = 200, n_documents: int = 5, seed: int = 0) -> Path:
     """Fill a folder with .txt files of words that the model knows; a word is a token."""
     folder.mkdir(parents=True, exist_ok=True)
