@@ -230,8 +230,8 @@ def test_saes_trained_elsewhere() -> None:
         ([torch.rand(3, 30)], 1, ValueError, "d_sae must be at least 2, got 1"),
         (torch.rand(300, 30), None, ValueError, "d_sae"),
         (itertools.repeat(torch.ones(256, 6)), 20, ValueError, "8192 samples .* all the same"),
-        (itertools.repeat((torch.rand(3, 30),)), 20, TypeError, "yields tuple objects"),
-        ([torch.rand(256, 30)] * 3, 20, ValueError, "the source ended"),
+        (itertools.repeat((torch.rand(3, 30),)), 20, TypeError, "is a tuple"),
+        ([torch.rand(256, 30)] * 3, 20, ValueError, "ran out"),
         ([torch.full((9_000, 30), torch.nan)], 20, ValueError, "not finite"),
     ],
 )

@@ -189,7 +189,7 @@ def broken() -> Iterator[Tensor]:
 @pytest.mark.parametrize(
     ("source", "error", "message"),
     [
-        (lambda: iter(oracle.recorded_batches(7)), ValueError, "ran out after 7 batches"),
+        (lambda: iter(oracle.recorded_batches(7)), ValueError, "ran out before batch 7"),
         (lambda: iter([torch.zeros(4, 5)]), ValueError, r"shape \[4, 5\].*d_in = 12"),
         (lambda: iter([torch.zeros(12)]), ValueError, r"shape \[12\]"),
         (lambda: iter([torch.zeros(0, 12)]), ValueError, r"shape \[0, 12\]"),

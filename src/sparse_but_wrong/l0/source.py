@@ -13,6 +13,7 @@ from torch import Tensor
 from sparse_but_wrong.activations.shuffled import ShuffledActivations
 from sparse_but_wrong.activations.stored import StoredActivations, open_activations
 from sparse_but_wrong.metrics.samples import check_activations
+from sparse_but_wrong.training.batches import next_batch
 from sparse_but_wrong.worlds.world import ToyWorld
 
 BATCH_SIZE = 1024
@@ -83,26 +84,8 @@ def draw_batch(source: Iterator[Tensor], d_in: int | None = None) -> Float[Tenso
     """The next batch of a stream, on the CPU, in float32, in memory of its own.
 
     Raises:
-        TypeError: a source that yields something else than tensors.
-        ValueError: the stream ends, or the batch is not finite or of another shape.
+        TypeError, ValueError: as `next_batch`; ValueError also where it is not finite.
     """
-    try:
-        batch = next(source)
-    except StopIteration:
-        raise ValueError(
-            "the source ended before there was enough to learn from; give one that goes on, for "
-            "example itertools.cycle(…) over batches, or lower the budgets."
-        ) from None
-    if not isinstance(batch, Tensor):
-        raise TypeError(
-            f"the source yields {type(batch).__name__} objects; give one that yields tensors of "
-            "shape [batch, d_in]."
-        )
-    if batch.ndim != 2:
-        raise ValueError(
-            f"the source yields activations of shape {list(batch.shape)}; give one that yields "
-            "tensors of shape [batch, d_in]."
-        )
-    check_activations(batch, batch.shape[1] if d_in is None else d_in)
-    # A copy: a source may fill the same tensor anew.
-    return batch.detach().to("cpu", torch.float32, copy=True)
+    batch = next_batch(source, d_in, "cpu")
+    check_activations(batch, batch.shape[1])
+    return batch

@@ -93,28 +93,43 @@ class BatchReader:
         return block
 
     def _next(self) -> Float[Tensor, "B D"]:
-        what = f"batch {self.n_drawn} of the source"
-        try:
-            batch = next(self.source)
-        except StopIteration:
-            raise ValueError(
-                f"the source of activations ran out after {self.n_drawn} batches; give one that "
-                "goes on (itertools.cycle repeats a finite one) or lower total_training_samples."
-            ) from None
-        if not isinstance(batch, Tensor):
-            raise TypeError(
-                f"{what} is a {type(batch).__name__}; the source must yield tensors of shape "
-                "[batch, d_in]."
-            )
-        if batch.ndim != 2 or batch.shape[1] != self.d_in or batch.shape[0] == 0:
-            raise ValueError(
-                f"{what} has shape {list(batch.shape)}, but the SAEs take [batch, d_in = "
-                f"{self.d_in}]."
-            )
-        given = batch.detach()
-        batch = given.to(self.device, torch.float32)
-        # Several batches are held at a time, and a source may fill the same tensor anew.
-        return batch.clone() if batch.data_ptr() == given.data_ptr() else batch
+        return next_batch(self.source, self.d_in, self.device, f"batch {self.n_drawn}")
+
+
+def next_batch(
+    source: Iterator[Tensor], d_in: int | None, device: torch.device | str, what: str = "a batch"
+) -> Float[Tensor, "B D"]:
+    """The next batch of a source, in float32, in memory of its own; not yet checked to be finite.
+
+    Args:
+        d_in: its width; any for None.
+        what: it is, for messages.
+    Raises:
+        TypeError: something else than a tensor.
+        ValueError: the stream ends, or the batch has another shape.
+    """
+    try:
+        batch = next(source)
+    except StopIteration:
+        raise ValueError(
+            f"the source of activations ran out before {what}; give one that goes on "
+            "(itertools.cycle repeats a finite one) or lower the number of samples or steps."
+        ) from None
+    if not isinstance(batch, Tensor):
+        raise TypeError(
+            f"{what} of the source is a {type(batch).__name__}; the source must yield tensors of "
+            "shape [batch, d_in]."
+        )
+    if batch.ndim != 2 or batch.shape[1] != (d_in or batch.shape[1]) or batch.shape[0] == 0:
+        width = "" if d_in is None else f" = {d_in}"
+        raise ValueError(
+            f"{what} of the source has shape {list(batch.shape)}, but the SAEs take "
+            f"activations of shape [batch, d_in{width}]."
+        )
+    given = batch.detach()
+    batch = given.to(device, torch.float32)
+    # Several batches are held at a time, and a source may fill the same tensor anew.
+    return batch.clone() if batch.data_ptr() == given.data_ptr() else batch
 
 
 def _ask_whether_finite(batches: list[Tensor]) -> Callable[[], list[bool]]:
