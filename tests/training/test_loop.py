@@ -17,10 +17,10 @@ from torch import Tensor
 
 from sparse_but_wrong.training import compiled_step, memory
 from sparse_but_wrong.training.architectures.jumprelu import JumpReLU
+from sparse_but_wrong.training.batches import Block
 from sparse_but_wrong.training.interrupt import Terminated, terminate
 from sparse_but_wrong.training.loop import Training, TrainingState, train_saes
 from sparse_but_wrong.training.options import TrainOptions
-from sparse_but_wrong.training.workers import PendingBlock
 from tests.training import oracle
 from tests.training.oracle import (
     NORMALISED,
@@ -139,12 +139,12 @@ def test_signals_wait_for_the_step_and_the_run_can_be_taken_up(
                 signal_at(60)
             return super().__next__()
 
-    wait = PendingBlock.wait
+    wait = Block.wait
     options = oracle.options_for(200)
     training = Training(make_saes(), Signalling(), options)
     with monkeypatch.context() as patch:
         if where == "step":
-            patch.setattr(PendingBlock, "wait", lambda block: (signal_at(5), wait(block)))
+            patch.setattr(Block, "wait", lambda block: (signal_at(5), wait(block)))
         with pytest.raises(KeyboardInterrupt) as stopped:
             training.run()
     assert (stopped.type is Terminated) == (signum == signal.SIGTERM)

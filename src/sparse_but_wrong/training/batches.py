@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from sparse_but_wrong.training.group import Group
 
 _BLOCK_BYTES = 4 * 2**20
 _MAX_BLOCK = 16
@@ -33,15 +37,21 @@ class ResumableSource(Protocol):
 
 @dataclass
 class Block:
-    """A few batches that follow each other in the stream."""
+    """A few batches that follow each other in the stream, until every SAE is through with them."""
 
     first: int
     """Index in the stream of the first batch."""
+    source_state: dict[str, Tensor]
+    """Where the source stood before the block was drawn."""
+    groups: list[Group]
+    """Those that train on it; the others have not begun, or are through."""
     batches: list[Tensor] = field(default_factory=list)
     """Each [B, d_in] float32, finite, on the training device."""
     error: Exception | None = None
     """Why the stream cannot go on after these batches; they themselves are good, once settled."""
     are_finite: Callable[[], list[bool]] = list
+    futures: dict[tuple[Group, int], Future[None]] = field(default_factory=dict)
+    """The work on it, by group and chunk."""
 
     def settle(self) -> None:
         """Drop what is not finite, and all after it; only then may the batches be trained on."""
@@ -57,6 +67,10 @@ class Block:
         """Samples in all batches."""
         return sum(batch.shape[0] for batch in self.batches)
 
+    def wait(self) -> None:
+        """Until every group is through with it, or has failed."""
+        wait(self.futures.values())
+
 
 class BatchReader:
     """Reads the stream of activations that all SAEs of a run share.
@@ -71,15 +85,14 @@ class BatchReader:
         self.device = device
         self.n_drawn = 0
 
-    def draw(self, n_samples: int | None, n_batches: int | None) -> Block:
-        """The next block, of at most so many batches, that ends once it has so many samples.
+    def draw(self, block: Block, n_samples: float, n_batches: float) -> None:
+        """Fill a block with at most so many batches; it ends once it has so many samples.
 
         An exception of the source is kept as its `error`, so that the good batches before it still
-        count. It has to be settled before use.
+        count. The block has to be settled before use.
         """
-        block = Block(first=self.n_drawn)
-        room = _MAX_BLOCK if n_batches is None else min(n_batches, _MAX_BLOCK)
-        while len(block.batches) < room and (n_samples is None or block.n_samples < n_samples):
+        room = min(n_batches, _MAX_BLOCK)
+        while len(block.batches) < room and block.n_samples < n_samples:
             try:
                 batch = self._next()
             except Exception as error:
@@ -90,7 +103,6 @@ class BatchReader:
             room = min(room, max(1, _BLOCK_BYTES // (batch.numel() * batch.element_size())))
         if block.batches:
             block.are_finite = _ask_whether_finite(block.batches)
-        return block
 
     def _next(self) -> Float[Tensor, "B D"]:
         return next_batch(self.source, self.d_in, self.device, f"batch {self.n_drawn}")

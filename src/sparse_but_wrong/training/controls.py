@@ -29,10 +29,10 @@ class KTransition:
             raise ValueError(f"KTransition.initial_k must be positive, got {self.initial_k}.")
         for name, least in (("start_step", 0), ("duration_steps", 1)):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise ValueError(f"KTransition.{name} must be a whole number, got {value!r}.")
-            if value < least:
-                raise ValueError(f"KTransition.{name} must be at least {least}, got {value}.")
+            if type(value) is not int or value < least:
+                raise ValueError(
+                    f"KTransition.{name} must be at least {least} and whole, got {value!r}."
+                )
 
     @property
     def end_step(self) -> int:
@@ -80,31 +80,24 @@ def why_not_controlled(
 ) -> str | None:
     """Why a control cannot move an SAE's sparsity, in words that follow the SAE's name; or None.
 
-    Args:
-        control: what is to move it.
-        sparsity: ``k``, the name of its coefficient, or None for sae_lens' own trainer.
-        options: of the run.
+    `sparsity` is ``k``, the name of its coefficient, or None for sae_lens' own trainer.
     """
+    name, last_step = type(control).__name__, options.n_steps - 1
     if control is None:
         return None
-    name = type(control).__name__
     if sparsity is None:
         return f"is trained by sae_lens' own trainer, which has no {name}; give it None"
     if isinstance(control, TargetL0):
-        if sparsity == "k":
-            return (
-                "has a k and no coefficient that a TargetL0 could move; give it None, and the L0 "
-                "as its k"
-            )
-        return None
+        no_coefficient = "has a k and no coefficient that a TargetL0 could move; give it None, and "
+        return f"{no_coefficient}the L0 as its k" if sparsity == "k" else None
     if sparsity != "k":
         return (
             f"has no k that a KTransition could move, but the coefficient {sparsity!r}; give it "
             "None or a TargetL0"
         )
-    if control.end_step >= options.n_steps:
+    if control.end_step > last_step:
         return (
             f"reaches its k at step {control.end_step}, but the last step of the run is "
-            f"{options.n_steps - 1}; shorten the KTransition or raise total_training_samples"
+            f"{last_step}; shorten the KTransition or raise total_training_samples"
         )
     return None

@@ -65,16 +65,11 @@ class EnhancedBatchTopKTrainingSAEConfig(BatchTopKTrainingSAEConfig):
         """How k moves in training; None if it stays."""
         if self.initial_k is None or self.transition_k_duration_steps is None:
             return None
-        if not isinstance(self.initial_k, Real) or self.initial_k > self.d_sae:
-            raise ValueError(
-                f"initial_k must be a number up to d_sae = {self.d_sae}, got {self.initial_k!r}."
-            )
+        k, duration = self.initial_k, self.transition_k_duration_steps
+        if not isinstance(k, Real) or k > self.d_sae:
+            raise ValueError(f"initial_k must be a number up to d_sae = {self.d_sae}, got {k!r}.")
         try:
-            return KTransition(
-                float(self.initial_k),
-                self.transition_k_start_step,
-                self.transition_k_duration_steps,
-            )
+            return KTransition(float(k), self.transition_k_start_step, duration)
         except ValueError as error:
             raise ValueError(f"initial_k or transition_k_…: {error}") from error
 

@@ -19,7 +19,7 @@ from sparse_but_wrong import sae_lens_compat
 from sparse_but_wrong.training import compiled_step
 from sparse_but_wrong.training.architectures.base import Architecture
 from sparse_but_wrong.training.architectures.jumprelu import JumpReLU
-from sparse_but_wrong.training.controls import Control, KTransition
+from sparse_but_wrong.training.controls import Control, KTransition, TargetL0
 from sparse_but_wrong.training.log import SAELog
 from sparse_but_wrong.training.options import TrainOptions
 from sparse_but_wrong.training.reinitialize import is_due, reinitialize_dead
@@ -47,6 +47,7 @@ class Group(ABC):
         self, saes: Sequence[sae_lens.TrainingSAE[Any]], places: list[int], options: TrainOptions
     ) -> None:
         self.saes = saes
+        self.cfg = saes[0].cfg
         self.places = places
         """Where they stand in the caller's list."""
         self.options = options
@@ -56,7 +57,7 @@ class Group(ABC):
         self.n_samples = 0
         """Samples trained on."""
         observes = ("expected_average_only_in", "covariance_whitening")
-        is_scaled = saes[0].cfg.normalize_activations in observes
+        is_scaled = self.cfg.normalize_activations in observes
         self.n_norm_batches = options.n_batches_for_norm_estimate if is_scaled else 0
         """Batches at the head of the stream that are looked at, not trained on."""
         self.n_observed = 0
@@ -82,8 +83,7 @@ class Group(ABC):
                     "The activations are all zero, so they cannot be normalised "
                     '(normalize_activations="expected_average_only_in"); fix the source.'
                 )
-            d_in = self.saes[0].cfg.d_in
-            self.set_scale(math.sqrt(d_in) * self._n_norms / self._total_norm)
+            self.set_scale(math.sqrt(self.cfg.d_in) * self._n_norms / self._total_norm)
 
     @abstractmethod
     def set_scale(self, factor: float) -> None:
@@ -98,16 +98,24 @@ class Group(ABC):
         """Train one chunk on scaled batches; the last step of the run is logged."""
 
     @abstractmethod
-    def write_back(self) -> None:
-        """Bring the caller's SAEs up to the last finished step."""
+    def write_back(self, saes: Sequence[sae_lens.TrainingSAE[Any]]) -> None:
+        """Bring the caller's SAEs, or copies of them, up to the last finished step."""
 
     @abstractmethod
+    def complete(self, saes: Sequence[sae_lens.TrainingSAE[Any]]) -> None:
+        """Fold the scale into SAEs that are written back, and record metadata."""
+
     def finish(self) -> None:
-        """After the last step: write back, fold the scale, record metadata."""
+        """After the last step."""
+        self.write_back(self.saes)
+        self.complete(self.saes)
 
-    @abstractmethod
     def snapshot(self) -> list[sae_lens.TrainingSAE[Any]]:
         """Copies of the SAEs, as `finish` would leave them now."""
+        saes = [copy.deepcopy(sae) for sae in self.saes]
+        self.write_back(saes)
+        self.complete(saes)
+        return saes
 
     def state(self) -> dict[str, Tensor]:
         """All that a later process needs to continue from here, bit for bit."""
@@ -129,19 +137,18 @@ class SAELensGroup(Group):
         self, saes: Sequence[sae_lens.TrainingSAE[Any]], places: list[int], options: TrainOptions
     ) -> None:
         super().__init__(saes, places, options)
-        (self.sae,) = saes
         self.logs = [SAELog(trained_by="sae_lens")]
-        self.trainer = sae_lens_compat.make_trainer(self.sae, options.trainer_settings())
+        self.trainer = sae_lens_compat.make_trainer(saes[0], options.trainer_settings())
         # sae_lens estimates a whitening from all batches in one go, so they must be kept till then.
         self._observed: list[Tensor] = []
 
     def observe(self, batches: Sequence[Tensor]) -> None:
-        if self.sae.cfg.normalize_activations != "covariance_whitening":
+        if self.cfg.normalize_activations != "covariance_whitening":
             return super().observe(batches)
         self._observed += batches
         if len(self._observed) == self.n_norm_batches:
             self.trainer.activation_scaler.estimate_whitening(
-                self.sae.cfg.d_in, iter(self._observed), self.n_norm_batches
+                self.cfg.d_in, iter(self._observed), self.n_norm_batches
             )
             self._observed.clear()
         return None
@@ -150,8 +157,7 @@ class SAELensGroup(Group):
         self.trainer.activation_scaler.scaling_factor = factor
 
     def scaled(self, batches: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The batches as they are: sae_lens' trainer scales them itself."""
-        return batches
+        return batches  # sae_lens' trainer scales them itself
 
     def advance(self, chunk: int, steps: Steps) -> None:  # noqa: ARG002
         last = len(steps.batches) - 1
@@ -165,16 +171,12 @@ class SAELensGroup(Group):
                 self.logs[0].append(step, {**metrics, "lr": steps.rates[i]})
             self.trainer.n_training_steps += 1
 
-    def write_back(self) -> None:
+    def write_back(self, saes: Sequence[sae_lens.TrainingSAE[Any]]) -> None:
         """Nothing to do: sae_lens trains the caller's own object."""
 
-    def finish(self) -> None:
-        sae_lens_compat.complete(self.trainer, self.sae)
-
-    def snapshot(self) -> list[sae_lens.TrainingSAE[Any]]:
-        sae = copy.deepcopy(self.sae)
-        sae_lens_compat.complete(self.trainer, sae)
-        return [sae]
+    def complete(self, saes: Sequence[sae_lens.TrainingSAE[Any]]) -> None:
+        for sae in saes:
+            sae_lens_compat.complete(self.trainer, sae)
 
 
 class StackedGroup(Group):
@@ -304,21 +306,20 @@ class StackedGroup(Group):
             self._write_log(*entry)
         self._unread.clear()
 
-    def write_back(self) -> None:
+    def write_back(self, saes: Sequence[sae_lens.TrainingSAE[Any]]) -> None:
         self._read_log()
-        self.stack.write_into(self.saes)
+        self.stack.write_into(saes)
         for log, step in zip(self.logs, self.stack.diverged_at.tolist(), strict=True):
             log.diverged_at = None if step < 0 else step
 
     def finish(self) -> None:
-        self.write_back()
+        self.write_back(self.saes)
         self._note_thresholds()
         controller = self.schedule.l0_controller
-        if controller is not None:
-            for i, target in enumerate(controller.target.tolist()):
-                if not math.isnan(target):
-                    self.logs[i].note = controller.note(i)
-        self._complete(self.saes)
+        for i, control in enumerate(self.controls):
+            if controller is not None and isinstance(control, TargetL0):
+                self.logs[i].note = controller.note(i)
+        self.complete(self.saes)
 
     def _note_thresholds(self) -> None:
         """Note which JumpReLU SAEs did not end where their coefficients lead."""
@@ -337,13 +338,7 @@ class StackedGroup(Group):
         """Each SAE's coefficient or k as of the last step."""
         return self.schedule.between(slice(0, len(self.saes)), self.n_steps - 1, 1)[0].tolist()
 
-    def snapshot(self) -> list[sae_lens.TrainingSAE[Any]]:
-        saes = [copy.deepcopy(sae) for sae in self.saes]
-        self.stack.write_into(saes)
-        self._complete(saes)
-        return saes
-
-    def _complete(self, saes: Sequence[sae_lens.TrainingSAE[Any]]) -> None:
+    def complete(self, saes: Sequence[sae_lens.TrainingSAE[Any]]) -> None:
         n_in_window = (self.n_steps - 1) % self.options.feature_sampling_window + 1
         n_samples = n_in_window * self.options.train_batch_size_samples
         window = self.options.dead_feature_window

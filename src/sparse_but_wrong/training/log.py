@@ -43,23 +43,16 @@ class SAELog:
 
     def state(self) -> dict[str, Tensor]:
         """The log as tensors, for a checkpoint."""
-        return {
-            "steps": torch.tensor(self.steps, dtype=torch.int64),
-            # Numbered, because a file does not keep the order of what it holds.
-            **{
-                f"columns.{i:03d}.{name}": torch.tensor(values, dtype=torch.float64)
-                for i, (name, values) in enumerate(self.columns.items())
-            },
-        }
+        # Numbered, because a file does not keep the order of what it holds.
+        columns = {f"columns.{i:03d}.{name}": v for i, (name, v) in enumerate(self.columns.items())}
+        tensors = {name: torch.tensor(v, dtype=torch.float64) for name, v in columns.items()}
+        return {"steps": torch.tensor(self.steps, dtype=torch.int64), **tensors}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Continue a log from a checkpoint."""
-        self.steps = [int(step) for step in state["steps"]]
-        self.columns = {
-            name.split(".", 2)[2]: [float(v) for v in state[name]]
-            for name in sorted(state)
-            if name.startswith("columns.")
-        }
+        self.steps = state["steps"].tolist()
+        columns = (name for name in sorted(state) if name.startswith("columns."))
+        self.columns = {name.split(".", 2)[2]: state[name].tolist() for name in columns}
 
 
 @dataclass
@@ -72,8 +65,5 @@ class TrainingLog:
         """A long table: a row per SAE and logged step; `sae` is the index in the caller's list."""
         import pandas as pd
 
-        frames = [
-            pd.DataFrame({"sae": i, "step": log.steps, **log.columns})
-            for i, log in enumerate(self.saes)
-        ]
-        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+        frames = [{"sae": i, "step": log.steps, **log.columns} for i, log in enumerate(self.saes)]
+        return pd.concat(map(pd.DataFrame, frames), ignore_index=True) if frames else pd.DataFrame()

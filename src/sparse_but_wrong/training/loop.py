@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import nullcontext
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +25,7 @@ from sparse_but_wrong.training.interrupt import DeferredInterrupt
 from sparse_but_wrong.training.log import TrainingLog
 from sparse_but_wrong.training.options import TrainOptions
 from sparse_but_wrong.training.stack import Steps
-from sparse_but_wrong.training.workers import PendingBlock, in_turn, make_workers
+from sparse_but_wrong.training.workers import in_turn, make_workers
 
 if TYPE_CHECKING:
     import sae_lens
@@ -132,14 +134,14 @@ class Training:
         self.on_snapshot = on_snapshot
         self.groups = make_groups(saes, options, controls, self._names)
         self.device = saes[0].W_dec.device
-        of_place = {
-            place: (log, group.step)
+        placed = [
+            (place, log, group.step)
             for group in self.groups
             for place, log in zip(group.places, group.logs, strict=True)
-        }
-        in_order = [of_place[place] for place in range(len(saes))]
-        self.log = TrainingLog([log for log, _ in in_order])
-        self.steps = [step for _, step in in_order]
+        ]
+        placed.sort(key=itemgetter(0))
+        self.log = TrainingLog([log for _, log, _ in placed])
+        self.steps = [step for *_, step in placed]
         """What takes the steps of each SAE."""
         self._reader = BatchReader(source, saes[0].cfg.d_in, self.device)
         self._learning_rates = sae_lens_compat.LearningRates(
@@ -153,8 +155,8 @@ class Training:
         )
         # Every block that is drawn, until all its groups are through with it: those handed out to
         # the workers, and those that came after. A resumed run reads on from the first of them.
-        self._at_work: list[PendingBlock] = []
-        self._drawn: list[PendingBlock] = []
+        self._at_work: list[Block] = []
+        self._drawn: list[Block] = []
 
     @property
     def n_samples(self) -> int:
@@ -207,12 +209,11 @@ class Training:
                     while current is not None:
                         # Before the block at hand is handed out: a GPU has that to work on while
                         # the one drawn is looked at, and no worker waits for the slowest.
-                        ends = current.block.error is not None
-                        upcoming = None if ends else self._draw(interrupt)
-                        current.block.settle()
+                        upcoming = None if current.error else self._draw(interrupt)
+                        current.settle()
                         self._hand_out(workers)
-                        if current.block.error is not None:
-                            raise current.block.error
+                        if current.error is not None:
+                            raise current.error
                         self._finish_blocks(bar, n_left=1)
                         if due := self._groups_to_snapshot(current):
                             self._finish_blocks(bar)
@@ -230,7 +231,7 @@ class Training:
                         self._finish_first()
         except BaseException:
             for group in self.groups:
-                group.write_back()
+                group.write_back(group.saes)
             raise
         with DeferredInterrupt() as closing:
             for group in self.groups:
@@ -239,67 +240,63 @@ class Training:
         interrupt.raise_pending()
         closing.raise_pending()
 
-    def _draw(self, interrupt: DeferredInterrupt) -> PendingBlock | None:
+    def _draw(self, interrupt: DeferredInterrupt) -> Block | None:
         """The next block, cut so that each SAE does one thing throughout it; None at the end."""
         at, total = self._reader.n_drawn, self.options.total_training_samples
         begun = [group for group in self.groups if at >= group.n_norm_batches]
-        drawn = {group: self._steps_of(group, [*self._at_work, *self._drawn]) for group in begun}
+        blocks = [*self._at_work, *self._drawn]
+        drawn = {group: self._steps_of(group, blocks) for group in begun}
         training = [group for group, (_, n_samples) in drawn.items() if n_samples < total]
         to_observe = [g.n_norm_batches - at for g in self.groups if g not in begun]
         if not to_observe and not training:
             return None
         left = [step - drawn[g][0] for g in training for step in self.options.snapshot_steps]
-        to_train = min((total - drawn[g][1] for g in training), default=None)
+        n_samples = min((total - drawn[g][1] for g in training), default=math.inf)
+        n_batches = min([*to_observe, *(n for n in left if n > 0)], default=math.inf)
         source = self.source
+        source_state = source.state() if isinstance(source, ResumableSource) else {}
         # Taken in first: if drawing is interrupted, a resumed run has to begin here.
-        pending = PendingBlock(
-            block=Block(first=at),
-            source_state=source.state() if isinstance(source, ResumableSource) else {},
-            groups=training,
-        )
-        self._drawn.append(pending)
+        block = Block(at, source_state, training)
+        self._drawn.append(block)
         # The source may take its time, or hang; nothing is lost if it is interrupted.
         interrupt.is_safe = True
         try:
-            most = min([*to_observe, *(n for n in left if n > 0)], default=None)
-            pending.block = self._reader.draw(to_train, most)
+            self._reader.draw(block, n_samples, n_batches)
         finally:
             interrupt.is_safe = False
-        return pending
+        return block
 
-    def _steps_of(self, group: Group, blocks: Sequence[PendingBlock]) -> tuple[int, int]:
+    def _steps_of(self, group: Group, blocks: Sequence[Block]) -> tuple[int, int]:
         """Steps and samples of a group once it is through with some blocks."""
-        own = [pending.block for pending in blocks if group in pending.groups]
+        own = [block for block in blocks if group in block.groups]
         n_steps = sum(len(block.batches) for block in own)
         return group.n_steps + n_steps, group.n_samples + sum(block.n_samples for block in own)
 
     def _hand_out(self, workers: Executor) -> None:
         """Start to train on the next block, each SAE once it is through with the block before."""
-        pending = self._drawn[0]
-        block = pending.block
+        block = self._drawn[0]
         earlier = self._at_work[-1].futures if self._at_work else {}
         for group in self.groups:
             if block.first < group.n_norm_batches:
                 group.observe(block.batches)
-        for group in pending.groups if block.batches else ():
+        for group in block.groups if block.batches else ():
             first, n_samples = self._steps_of(group, self._at_work)
             rates = self._learning_rates.between(first, first + len(block.batches))
             is_last = n_samples + block.n_samples >= self.options.total_training_samples
             steps = Steps(group.scaled(block.batches), first, rates, is_last)
             for chunk in range(group.n_chunks):
                 before = earlier.get((group, chunk))
-                future = workers.submit(in_turn, before, group, chunk, steps)
-                pending.futures[group, chunk] = future
+                block.futures[group, chunk] = workers.submit(in_turn, before, group, chunk, steps)
         self._at_work.append(self._drawn.pop(0))
 
-    def _finish_first(self) -> PendingBlock:
+    def _finish_first(self) -> Block:
         """Wait for the first block at work, and count it as done."""
         self._at_work[0].wait()
-        pending = self._at_work.pop(0)
-        for group in pending.groups:
-            group.n_steps += len(pending.block.batches)
-            group.n_samples += pending.block.n_samples
-        return pending
+        block = self._at_work.pop(0)
+        for group in block.groups:
+            group.n_steps += len(block.batches)
+            group.n_samples += block.n_samples
+        return block
 
     def _finish_blocks(self, bar: Any, n_left: int = 0) -> None:
         while len(self._at_work) > n_left:
@@ -308,9 +305,9 @@ class Training:
                 future.result()
             bar.update(self.n_samples - before)
 
-    def _groups_to_snapshot(self, pending: PendingBlock) -> list[Group]:
+    def _groups_to_snapshot(self, block: Block) -> list[Group]:
         """Those that a block brings to a step to keep, once everything at work is finished."""
-        steps = {group: self._steps_of(group, self._at_work)[0] for group in pending.groups}
+        steps = {group: self._steps_of(group, self._at_work)[0] for group in block.groups}
         return [group for group, step in steps.items() if step in self.options.snapshot_steps]
 
     def _take_snapshots(self, groups: Sequence[Group]) -> None:
@@ -351,7 +348,7 @@ class Training:
             tensors.update({f"group.{i}.{name}": v for name, v in group.state().items()})
         return TrainingState(
             tensors=tensors,
-            n_drawn=self._reader.n_drawn if first is None else first.block.first,
+            n_drawn=self._reader.n_drawn if first is None else first.first,
             n_steps=[group.n_steps for group in self.groups],
             n_samples=[group.n_samples for group in self.groups],
         )

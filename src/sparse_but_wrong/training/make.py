@@ -30,9 +30,8 @@ def make_saes(
 ) -> list[sae_lens.TrainingSAE[Any]]:
     """Untrained SAEs of any architectures registered with sae_lens, one per config.
 
-    Each SAE gets a copy of its config, so that the same one may be given several times. Its
-    initial weights follow from its config and its own seed alone, on every device. PyTorch's
-    global generator is left as it was.
+    Each SAE gets a copy of its config. Its initial weights follow from its config and its own seed
+    alone, on every device. PyTorch's global generator is left as it was.
 
     From an SAE to start from, everything is copied that both have by name, thresholds and buffers
     included, whatever the seed and fields like `decoder_init_norm` say. Between architectures, what
@@ -121,17 +120,17 @@ def _copy_weights(sae: sae_lens.TrainingSAE[Any], start: sae_lens.SAE[Any]) -> l
             )
         target.copy_(given[name])
 
-    pair = f"a {type(sae).__name__} that starts from a {type(start).__name__}"
     remarks = []
     if left_out := sorted(given.keys() - mine.keys()):
-        remarks.append(f"{pair} leaves out its {', '.join(left_out)}")
+        remarks.append(f"leaves out its {', '.join(left_out)}")
     if own := sorted(mine.keys() - given.keys()):
-        remarks.append(f"{pair} begins with its config's own {', '.join(own)}")
-    scales = sae.cfg.normalize_activations, start.cfg.normalize_activations
-    if scales[0] != scales[1]:
+        remarks.append(f"begins with its config's own {', '.join(own)}")
+    wanted, used = sae.cfg.normalize_activations, start.cfg.normalize_activations
+    if wanted != used:
         remarks.append(
-            f"{pair} uses weights made for activations of another scale, with "
-            f"normalize_activations={scales[1]!r}, not {scales[0]!r} (sae_lens folds the scale "
-            "into the weights when training ends)"
+            "uses weights made for activations of another scale, with normalize_activations="
+            f"{used!r}, not {wanted!r} (sae_lens folds the scale into the weights when training "
+            "ends)"
         )
-    return remarks
+    pair = f"a {type(sae).__name__} that starts from a {type(start).__name__}"
+    return [f"{pair} {remark}" for remark in remarks]

@@ -38,24 +38,16 @@ from sparse_but_wrong.training.controls import Control, KTransition, TargetL0
 INTERVAL = 50
 """Steps between two moves of a coefficient."""
 
-GAIN = 8.0
-"""Drift for each unit of log(L0 / aim)."""
-
-LEAD = 0.03
-"""How far the outer loop extrapolates L0, in runs."""
-
-RATE_MEMORY = 5
-"""Intervals over which the rate of L0 is smoothed."""
+GAIN, LEAD, RATE_MEMORY = 8.0, 0.03, 5
+"""Drift for each unit of log(L0 / aim), how far the outer loop extrapolates L0, in runs, and the
+intervals over which the rate of L0 is smoothed."""
 
 MARGIN, MARGIN_SHRINKS, MARGIN_GONE = 0.3, 0.2, 0.85
 """Part of the target that is aimed above it, and the parts of the run in which that shrinks."""
 
-STIFFNESS, SOFTEST, STIFFEST = 0.3, 0.03, 0.6
-"""Change of the log coefficient for each unit of drift that is missing: where it begins, and
-between what it stays."""
-
-STIFFENS, SOFTENS = 1.1, 0.7
-"""Factors of the stiffness: while drift is missing on one side, and where the side changes."""
+STIFFNESS, SOFTEST, STIFFEST, STIFFENS, SOFTENS = 0.3, 0.03, 0.6, 1.1, 0.7
+"""Change of the log coefficient for each unit of drift that is missing: where it begins, between
+what it stays, and its factors while drift is missing on one side and where the side changes."""
 
 FASTEST_DOWN, FASTEST_UP = -0.5, 0.3
 """Change of the log coefficient in one interval at most."""
@@ -71,12 +63,8 @@ START, LOWEST, HIGHEST = 0.02, 3e-4, 1.0
 class SparsitySchedule:
     """The coefficients or ks of a stack, from step to step.
 
-    Args:
-        settings: each SAE's coefficient or k once all schedules are over, and the steps over which
-            a coefficient rises linearly from 0: what its config says.
-        controls: what else moves it.
-        n_steps: of the run.
-        device: where the values are needed.
+    `settings` are each SAE's coefficient or k once all schedules are over, and the steps over which
+    a coefficient rises linearly from 0: what its config says. `controls` are what else moves it.
     """
 
     def __init__(
@@ -120,12 +108,7 @@ class L0Controller:
     """The coefficients of a stack's SAEs that have a target L0.
 
     All of it is arithmetic on one SAE's own numbers, at steps that do not depend on how the stream
-    is cut, and nothing is read back from the device.
-
-    Args:
-        targets: the L0 wanted of each SAE; NaN where none is.
-        n_steps: of the run.
-        device: where the stack is.
+    is cut, and nothing is read back from the device. `targets` are NaN where there is none.
     """
 
     def __init__(self, targets: Sequence[float], n_steps: int, device: torch.device) -> None:
@@ -194,18 +177,13 @@ class L0Controller:
         now["n_active"] += n_active
         now["n_samples"] += n_samples
         now["way"] += way
-        if n_steps % INTERVAL == 0:
-            self._move(now, self.target[rows], n_steps, level.double())
-
-    def _move(
-        self, now: dict[str, Tensor], target: Tensor, n_steps: int, level: Float[Tensor, " C"]
-    ) -> None:
-        progress = n_steps / self.n_steps
+        if n_steps % INTERVAL != 0:
+            return
+        level, progress = level.double(), n_steps / self.n_steps
         l0 = now["n_active"] / now["n_samples"]
         # Before the first interval nothing is known of the drift.
         drift = (level - now["level"]) / now["way"].clamp_min(1e-30)
-        wanted = self._wanted(now, target, progress, l0)
-        missing = wanted - drift.nan_to_num(nan=0.0)
+        missing = self._wanted(now, self.target[rows], progress, l0) - drift.nan_to_num(nan=0.0)
         for name in ("n_active", "n_samples", "way"):
             now[name].zero_()
         now["level"].copy_(level)
@@ -220,10 +198,8 @@ class L0Controller:
             now["log_coefficient"].copy_(now["mean_log_coefficient"])
             return
         move = (now["stiffness"] * missing).clamp_(FASTEST_DOWN, FASTEST_UP)
-        unit = now["log_unit"]
-        moved = (now["log_coefficient"] + move).clamp(
-            unit + math.log(LOWEST), unit + math.log(HIGHEST)
-        )
+        bounds = (now["log_unit"] + math.log(bound) for bound in (LOWEST, HIGHEST))
+        moved = (now["log_coefficient"] + move).clamp(*bounds)
         # An SAE that diverged has no L0 to go by.
         moved = torch.where(moved.isnan(), now["log_coefficient"], moved)
         now["log_coefficient"].copy_(moved)

@@ -104,8 +104,8 @@ class TorchStepper:
             raise MemoryError(
                 f"There is not enough memory on {self.device} to train SAEs with d_in "
                 f"{self.cfg.d_in} and d_sae {self.cfg.d_sae} on batches of "
-                f"{self.options.train_batch_size_samples}; "
-                "lower train_batch_size_samples or d_sae, or train fewer SAEs at a time."
+                f"{self.options.train_batch_size_samples}; lower train_batch_size_samples or "
+                "d_sae, or train fewer SAEs at a time."
             ) from error
 
     def prepared(self, batches: Sequence[Tensor], scale: float) -> list[Tensor]:

@@ -28,9 +28,7 @@ def train_toy_sae(
     device: torch.device | str = DEFAULT_DEVICE,
     train_batch_size_tokens: int = 1024,
 ) -> None:
-    """Train an SAE, in place, on the activations of a toy model.
-
-    To train several, give them to `sparse_but_wrong.train_saes` together: it takes much less time.
+    """Train an SAE, in place, on a toy model's activations; `train_saes` trains several faster.
 
     Args:
         sae: a sae_lens training SAE with d_in equal to the toy model's width.

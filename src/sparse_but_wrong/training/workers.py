@@ -3,33 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from sparse_but_wrong.training.batches import Block
 from sparse_but_wrong.training.group import Group
 from sparse_but_wrong.training.stack import Steps
-
-
-@dataclass
-class PendingBlock:
-    """A block that is drawn and not yet trained on by all."""
-
-    block: Block
-    source_state: dict[str, Tensor]
-    """Where the source stood before the block was drawn."""
-    groups: list[Group]
-    """Those that train on it; the others have not begun, or are through."""
-    futures: dict[tuple[Group, int], Future[None]] = field(default_factory=dict)
-    """By group and chunk."""
-
-    def wait(self) -> None:
-        """Until every group is through with it, or has failed."""
-        wait(self.futures.values())
 
 
 def in_turn(before: Future[None] | None, group: Group, chunk: int, steps: Steps) -> None:

@@ -26,10 +26,12 @@ from sparse_but_wrong.untrusted import sha256
 # Not a child of the training's logger: a search keeps that quiet, and this concerns it, too.
 logger = logging.getLogger("sparse_but_wrong.native")
 
+Flags = tuple[str, ...]
+
 _SOURCE = Path(__file__).with_name("kernels.cpp")
 _FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
 # What this machine's processor can do; compilers differ in how they want to be asked.
-_FOR_THIS_MACHINE = (("-march=native",), ("-mcpu=native",), ())
+_FOR_THIS_MACHINE = (("-march=native",), ("-mcpu=native",))
 _TIMEOUT = 300.0
 # How old what is swept must be, in seconds: folders of compilations that were killed (one that is
 # running is younger than its timeout), and libraries, of which other versions and other machines
@@ -65,7 +67,7 @@ def say_without(reason: Exception) -> None:
 
 
 def source_of(declarations: str) -> bytes:
-    """What is compiled; the compiler's messages count the lines of kernels.cpp."""
+    """What is compiled; messages count the lines of kernels.cpp."""
     return f'{declarations}#line 1 "kernels.cpp"\n'.encode() + _SOURCE.read_bytes()
 
 
@@ -76,13 +78,18 @@ def _built(source: bytes, private: Path) -> Path:
     compiler = find_compiler()
     machine, target = _target(compiler)
     key = hashlib.sha256(source + repr((_FLAGS, machine)).encode() + target).hexdigest()[:20]
+
+    def name(file: Path) -> str:
+        """What it was made from, and what it holds."""
+        return f"kernels-{key}-{sha256(file)[:20]}.so"
+
     where = "once for this machine"
     try:
         folder = _cache_folder()
         _sweep(folder)
         for kept in folder.glob(f"kernels-{key}-*.so"):
             is_safe = kept.is_file() and _why_unsafe(kept.lstat()) is None
-            if is_safe and kept.name == _name(key, kept):
+            if is_safe and kept.name == name(kept):
                 return kept
             where = f"again, because {kept} was damaged or could have been changed by others"
             _remove(kept)
@@ -96,22 +103,15 @@ def _built(source: bytes, private: Path) -> Path:
         fresh = Path(work) / "kernels.so"
         build(source, compiler, machine, fresh)
         fresh.chmod(0o700)  # whatever the umask, or it would not be trusted
-        return fresh.replace(folder / _name(key, fresh))
+        return fresh.replace(folder / name(fresh))
 
 
-def _name(key: str, file: Path) -> str:
-    """The name that a library is kept under: what it was made from, and what it holds."""
-    return f"kernels-{key}-{sha256(file)[:20]}.so"
-
-
-def build(
-    source: bytes, compiler: tuple[str, ...], machine_flags: tuple[str, ...], to: Path
-) -> None:
+def build(source: bytes, compiler: Flags, machine_flags: Flags, to: Path) -> None:
     """Compile the loops for a processor; a CannotBuildError has the compiler's own message."""
     _run([*compiler, *_FLAGS, *machine_flags, "-x", "c++", "-", "-o", str(to)], source)
 
 
-def find_compiler() -> tuple[str, ...]:
+def find_compiler() -> Flags:
     """The command of a C++ compiler: what CXX says, or else the first of the usual ones."""
     if chosen := shlex.split(os.environ.get("CXX", "")):
         if shutil.which(chosen[0]) is None:
@@ -123,19 +123,13 @@ def find_compiler() -> tuple[str, ...]:
     raise CannotBuildError("no C++ compiler was found; install g++ or clang++, or name one in CXX")
 
 
-def _target(compiler: tuple[str, ...]) -> tuple[tuple[str, ...], bytes]:
+def _target(compiler: Flags) -> tuple[Flags, bytes]:
     """The flags for this machine, and what the compiler then says of it: homes may be shared."""
-    *attempts, last = _FOR_THIS_MACHINE
-    for flags in attempts:
-        try:
-            return flags, _macros(compiler, flags)
-        except CannotBuildError:  # this compiler wants to be asked in another way
-            continue
-    return last, _macros(compiler, last)
-
-
-def _macros(compiler: tuple[str, ...], flags: tuple[str, ...]) -> bytes:
-    return _run([*compiler, *flags, "-dM", "-E", "-x", "c++", os.devnull])
+    asks = [*compiler, "-dM", "-E", "-x", "c++", os.devnull]
+    for flags in _FOR_THIS_MACHINE:
+        with suppress(CannotBuildError):  # this compiler wants to be asked in another way
+            return flags, _run([*asks, *flags])
+    return (), _run(asks)
 
 
 def _cache_folder() -> Path:
@@ -183,8 +177,7 @@ def _sweep(folder: Path) -> None:
 
 
 def _remove(place: Path) -> None:
-    is_folder = place.is_dir() and not place.is_symlink()
-    shutil.rmtree(place) if is_folder else place.unlink()
+    shutil.rmtree(place) if place.is_dir() and not place.is_symlink() else place.unlink()
 
 
 def _run(command: list[str], given: bytes = b"") -> bytes:

@@ -96,41 +96,44 @@ constexpr int rows_at_once(int nr) {
     return REGISTERS == 32 ? (nr == 4 ? 6 : nr == 3 ? 8 : nr == 2 ? 12 : 14) : (nr == 2 ? 5 : 10);
 }
 
-// c[MR × NR vectors] = init + onto + a[MR × K] · panel[K × NR vectors]
-template <int MR, int NR>
-static void product_tile(const float* a, int64_t lda, const float* panel, int64_t K, float* c,
-                         int64_t ldc, const float* init, const float* onto, int64_t ldonto) {
+// c[MR × NR vectors] = init + onto + a[MR × K] · b[K × NR vectors], b one panel; OUTER: a lies
+// across, as [K × MR], and b has rows of ldb
+template <bool OUTER, int MR, int NR>
+static void product_tile(int64_t K, const float* a, int64_t lda, const float* b, int64_t ldb,
+                         float* c, int64_t ldc, const float* init, const float* onto) {
     vec acc[MR][NR];
     for (int i = 0; i < MR; i++)
         for (int j = 0; j < NR; j++) {
             acc[i][j] = init ? load(init + j * W) : vec{};
-            if (onto) acc[i][j] += load(onto + i * ldonto + j * W);
+            if (onto) acc[i][j] += load(onto + i * ldc + j * W);
         }
     for (int64_t k = 0; k < K; k++) {
-        vec b[NR];
-        for (int j = 0; j < NR; j++) b[j] = load(panel + k * NR * W + j * W);
+        vec row[NR];
+        for (int j = 0; j < NR; j++) row[j] = load(b + k * (OUTER ? ldb : NR * W) + j * W);
         for (int i = 0; i < MR; i++) {
-            vec value = all(a[i * lda + k]);
-            for (int j = 0; j < NR; j++) acc[i][j] += value * b[j];
+            vec value = all(OUTER ? a[k * lda + i] : a[i * lda + k]);
+            for (int j = 0; j < NR; j++) acc[i][j] += value * row[j];
         }
     }
     for (int i = 0; i < MR; i++)
         for (int j = 0; j < NR; j++) store(c + i * ldc + j * W, acc[i][j]);
 }
 
-// c[M × N vectors] = init + onto + a[M × K] · b, with b packed into panels of NR_MAX vectors;
-// init is one row for all, onto a row each, and either may be missing
+// c[M × N vectors] = init + onto + a · b, with b packed into panels of NR_MAX vectors unless OUTER;
+// init is one row for all, onto laid out as c, and either may be missing
+template <bool OUTER = false>
 static void product(int64_t M, int64_t n_vectors, int64_t K, const float* a, int64_t lda,
-                    const float* panels, float* c, int64_t ldc, const float* init,
-                    const float* onto, int64_t ldonto) {
+                    const float* b, float* c, int64_t ldc, const float* init, const float* onto,
+                    int64_t ldb = 0) {
     for (int64_t j = 0; j < n_vectors * W; j += NR_MAX * W)
         with_constant<NR_MAX>(std::min<int64_t>(NR_MAX, n_vectors - j / W), [&](auto nr) {
             constexpr int NR = decltype(nr)::value, MR = rows_at_once(NR);
             for (int64_t m = 0; m < M; m += MR)
                 with_constant<MR>(std::min<int64_t>(MR, M - m), [&](auto mr) {
-                    product_tile<decltype(mr)::value, NR>(
-                        a + m * lda, lda, panels + j * K, K, c + m * ldc + j, ldc,
-                        init ? init + j : nullptr, onto ? onto + m * ldonto + j : nullptr, ldonto);
+                    product_tile<OUTER, decltype(mr)::value, NR>(
+                        K, OUTER ? a + m : a + m * lda, lda, OUTER ? b + j : b + j * K, ldb,
+                        c + m * ldc + j, ldc, init ? init + j : nullptr,
+                        onto ? onto + m * ldc + j : nullptr);
                 });
         });
 }
@@ -152,37 +155,10 @@ static void pack(const float* m, int64_t stride_k, int64_t stride_n, int64_t K, 
     }
 }
 
-// g[i, :] += Σ_t a[t, i] · x[t, :] for MI columns of a
-template <int MI, int NR>
-static void outer_tile(int64_t T, const float* a, int64_t lda, const float* x, int64_t ldx,
-                       float* g, int64_t ldg) {
-    vec acc[MI][NR];
-    for (int i = 0; i < MI; i++)
-        for (int j = 0; j < NR; j++) acc[i][j] = load(g + i * ldg + j * W);
-    for (int64_t t = 0; t < T; t++) {
-        vec b[NR];
-        for (int j = 0; j < NR; j++) b[j] = load(x + t * ldx + j * W);
-        for (int i = 0; i < MI; i++) {
-            vec value = all(a[t * lda + i]);
-            for (int j = 0; j < NR; j++) acc[i][j] += value * b[j];
-        }
-    }
-    for (int i = 0; i < MI; i++)
-        for (int j = 0; j < NR; j++) store(g + i * ldg + j * W, acc[i][j]);
-}
-
-// g[n × Dp] += aᵀ · x
+// g[n × D] += a[T × n]ᵀ · x[T × D]
 static void outer(int64_t T, int64_t n, int64_t d_vectors, const float* a, int64_t lda,
-                  const float* x, int64_t ldx, float* g, int64_t ldg) {
-    constexpr int MI = REGISTERS == 32 ? 6 : 4;
-    for (int64_t j = 0; j < d_vectors * W; j += NR_MAX * W)
-        with_constant<NR_MAX>(std::min<int64_t>(NR_MAX, d_vectors - j / W), [&](auto nr) {
-            constexpr int NR = decltype(nr)::value;
-            int64_t i = 0;
-            for (; i + MI <= n; i += MI)
-                outer_tile<MI, NR>(T, a + i, lda, x + j, ldx, g + i * ldg + j, ldg);
-            for (; i < n; i++) outer_tile<1, NR>(T, a + i, lda, x + j, ldx, g + i * ldg + j, ldg);
-        });
+                  const float* x, int64_t ldx, float* g) {
+    product<true>(n, d_vectors, T, a, lda, x, g, ldx, nullptr, g, ldx);
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -394,22 +370,6 @@ enum Mode : int64_t { STEP = 0, TANH = 1, QUADRATIC = 2 };
 // dense one per latent.
 constexpr double DENSE = 0.75;
 
-class Arena {
-  public:
-    explicit Arena(float* start) : start_(start) {}
-    float* floats(int64_t n) {
-        float* at = start_ ? start_ + used_ : nullptr;
-        used_ += (n + 31) / 32 * 32;  // each on cache lines of its own
-        return at;
-    }
-    int32_t* ints(int64_t n) { return reinterpret_cast<int32_t*>(floats(n)); }
-    int64_t used() const { return used_; }
-
-  private:
-    float* start_;
-    int64_t used_ = 0;
-};
-
 struct Scratch {
     float *enc_panels, *dec_rows, *dec_panels, *dec_t_panels;
     float *dec_norm, *bias, *b_dec, *threshold;
@@ -427,42 +387,37 @@ struct Scratch {
 
     // Returns how many floats it takes; from nowhere it only counts them.
     int64_t lay_out(const Config& c, bool selects, bool over_batch, float* start) {
-        Arena a(start);
-        int64_t D = padded(c.d_in), H = padded(c.d_sae);
+        int64_t used = 0, D = padded(c.d_in), H = padded(c.d_sae);
         int64_t rows = selects ? c.max_batch + TILE : TILE;
-        enc_panels = a.floats(c.d_in * H);
-        dec_rows = a.floats(c.d_sae * D);
-        dec_panels = a.floats(c.d_sae * D);
-        dec_t_panels = a.floats(c.d_in * H);
-        for (float** row : {&dec_norm, &bias, &threshold, &g_bias, &g_threshold, &g_norm, &n_fired})
-            *row = a.floats(H);
-        b_dec = a.floats(D);
-        g_b_dec = a.floats(D);
-        g_enc = a.floats(H * D);
-        g_dec = a.floats(H * D);
-        grads = a.floats(c.n_parameters);
-        pre = a.floats(rows * H);
-        acts = a.floats(rows * H);
-        errors = a.floats(TILE * D);
-        grad = a.floats(TILE * H);
-        values = a.floats(H + W);
-        index = a.ints(H + W);
-        masks = reinterpret_cast<mask_t*>(a.floats(H / W * TILE / 2));
-        samples = reinterpret_cast<uint64_t*>(a.floats(H * 2));
-        n_in_sample = a.ints(TILE);
-        if (!selects) return a.used();
-        rank = a.floats(over_batch ? rows * H : H);
-        candidates = a.floats((over_batch ? rows * H : H) + W);
-        last_places = a.floats(H);
-        dead = a.ints(H);
-        for (float** matrix : {&dead_rows, &dead_panels, &g_dead_enc, &g_dead_dec})
-            *matrix = a.floats(c.d_sae * D);
-        dead_t_panels = a.floats(c.d_in * H);
-        dead_acts = a.floats(TILE * H);
-        dead_grad = a.floats(TILE * H);
-        dead_error = a.floats(TILE * D);
-        dead_rank = a.floats(H);
-        return a.used();
+        // floats, each array on cache lines of its own
+        auto take = [&](int64_t n, auto&... places) {
+            ((places = reinterpret_cast<std::remove_reference_t<decltype(places)>>(
+                  start ? start + used : nullptr),
+              used += (n + 31) / 32 * 32),
+             ...);
+        };
+        take(c.d_in * H, enc_panels, dec_t_panels);
+        take(c.d_sae * D, dec_rows, dec_panels);
+        take(H, dec_norm, bias, threshold, g_bias, g_threshold, g_norm, n_fired);
+        take(D, b_dec, g_b_dec);
+        take(H * D, g_enc, g_dec);
+        take(c.n_parameters, grads);
+        take(rows * H, pre, acts);
+        take(TILE * D, errors);
+        take(TILE * H, grad);
+        take(H + W, values, index);
+        take(H / W * TILE / 2, masks);
+        take(H * 2, samples);
+        take(TILE, n_in_sample);
+        if (!selects) return used;
+        take(over_batch ? rows * H : H, rank);
+        take((over_batch ? rows * H : H) + W, candidates);
+        take(H, last_places, dead, dead_rank);
+        take(c.d_sae * D, dead_rows, dead_panels, g_dead_enc, g_dead_dec);
+        take(c.d_in * H, dead_t_panels);
+        take(TILE * H, dead_acts, dead_grad);
+        take(TILE * D, dead_error);
+        return used;
     }
 };
 
@@ -479,7 +434,8 @@ class Step {
              double sparsity, bool with_metrics) {
         this->x = x, this->B = B, this->step = step, this->sparsity = sparsity;
         this->with_metrics = with_metrics;
-        s.mse_loss = s.l0_loss = s.pre_act_loss = s.auxiliary_reconstruction_loss = s.n_active_last = 0;
+        s.mse_loss = s.l0_loss = s.pre_act_loss = s.auxiliary_reconstruction_loss = 0;
+        s.n_active_last = 0;
         prepare();
         policy().begin();
         for (int64_t t = 0; t < B; t += TILE) tile(t, std::min(TILE, B - t));
@@ -514,12 +470,12 @@ class Step {
     }
 
     void encode(int64_t n, const float* rows, float* pre) {
-        product(n, H / W, c.d_in, rows, D, w.enc_panels, pre, H, w.bias, nullptr, 0);
+        product(n, H / W, c.d_in, rows, D, w.enc_panels, pre, H, w.bias, nullptr);
     }
 
     // ∂L/∂acts of all latents: errors · W_decᵀ, here as everywhere B/2 times what it is called
     void decoder_gradient(int64_t T) {
-        product(T, H / W, c.d_in, w.errors, D, w.dec_t_panels, w.grad, H, nullptr, nullptr, 0);
+        product(T, H / W, c.d_in, w.errors, D, w.dec_t_panels, w.grad, H, nullptr, nullptr);
     }
 
   private:
@@ -587,7 +543,7 @@ class Step {
                 store(w.errors + t * D + d, load(w.b_dec + d) - load(xt + t * D + d));
         is_dense = double(n_active) > DENSE * double(T * c.d_sae);
         if (is_dense) {
-            product(T, D / W, c.d_sae, acts, H, w.dec_panels, w.errors, D, nullptr, w.errors, D);
+            product(T, D / W, c.d_sae, acts, H, w.dec_panels, w.errors, D, nullptr, w.errors);
             return n_active;
         }
         for (int64_t t = 0; t < T; t++) {
@@ -600,8 +556,8 @@ class Step {
     void outer_products(int64_t T, const float* xt, const float* acts) {
         // Beyond what is active the encoder's gradient is 0, unless a loss reaches past thresholds.
         if (is_dense || c.ste_to_input || c.has_pre_act_loss) {
-            outer(T, c.d_sae, D / W, w.grad, H, xt, D, w.g_enc, D);
-            outer(T, c.d_sae, D / W, acts, H, w.errors, D, w.g_dec, D);
+            outer(T, c.d_sae, D / W, w.grad, H, xt, D, w.g_enc);
+            outer(T, c.d_sae, D / W, acts, H, w.errors, D, w.g_dec);
             return;
         }
         for (int64_t h = 0; h < c.d_sae; h++)
@@ -709,15 +665,11 @@ class JumpReLU : public Step<JumpReLU> {
 
     void gradient(int64_t T, const float*, const float* pre, const float* acts, int64_t) {
         decoder_gradient(T);
-        if (c.mode == TANH)
-            c.ste_to_input ? at_latents<TANH, true>(T, pre, acts)
-                           : at_latents<TANH, false>(T, pre, acts);
-        else if (c.mode == STEP)
-            c.ste_to_input ? at_latents<STEP, true>(T, pre, acts)
-                           : at_latents<STEP, false>(T, pre, acts);
-        else
-            c.ste_to_input ? at_latents<QUADRATIC, true>(T, pre, acts)
-                           : at_latents<QUADRATIC, false>(T, pre, acts);
+        with_constant<3>(c.mode + 1, [&](auto mode) {
+            constexpr int MODE = decltype(mode)::value - 1;
+            c.ste_to_input ? at_latents<MODE, true>(T, pre, acts)
+                           : at_latents<MODE, false>(T, pre, acts);
+        });
         if (c.has_pre_act_loss) pre_act_gradient(T, pre);
     }
 
@@ -901,13 +853,14 @@ class Selecting : public Step<Policy> {
         pack(w.dead_rows, D, 1, n, c.d_in, w.dead_panels);
         pack(w.dead_rows, 1, D, c.d_in, n, w.dead_t_panels);
         // The error of their reconstruction: z · W_dec − residual, and the residual is −error.
-        product(T, D / W, n, w.dead_acts, N, w.dead_panels, w.dead_error, D, nullptr, w.errors, D);
+        product(T, D / W, n, w.dead_acts, N, w.dead_panels, w.dead_error, D, nullptr, w.errors);
         if (this->with_metrics)
-            s.auxiliary_reconstruction_loss += scale / double(B) * Base::squares(w.dead_error, T * D);
+            s.auxiliary_reconstruction_loss +=
+                scale / double(B) * Base::squares(w.dead_error, T * D);
         for (int64_t i = 0; i < T * D; i += W)
             store(w.dead_error + i, all(float(scale)) * load(w.dead_error + i));
         product(T, N / W, c.d_in, w.dead_error, D, w.dead_t_panels, w.dead_grad, N, nullptr,
-                nullptr, 0);
+                nullptr);
         for (int64_t i = 0; i < n; i++) {
             float sum = 0;
             for (int64_t t = 0; t < T; t++) {
@@ -917,8 +870,8 @@ class Selecting : public Step<Policy> {
             }
             w.g_bias[w.dead[i]] += sum;
         }
-        outer(T, n, D / W, w.dead_acts, N, w.dead_error, D, w.g_dead_dec, D);
-        outer(T, n, D / W, w.dead_grad, N, xt, D, w.g_dead_enc, D);
+        outer(T, n, D / W, w.dead_acts, N, w.dead_error, D, w.g_dead_dec);
+        outer(T, n, D / W, w.dead_grad, N, xt, D, w.g_dead_enc);
     }
 
     // The k largest of the dead latents of each sample. Decoder norms rank them, and cancel after.
@@ -996,23 +949,25 @@ class BatchTopK : public Selecting<BatchTopK> {
 // ---------------------------------------------------------------------------------------------
 
 template <class Policy>
-static int64_t lay_out(const Config& config, Scratch& scratch, float* start) {
-    return scratch.lay_out(config, Policy::SELECTS, Policy::OVER_BATCH, start);
+struct Type {
+    using type = Policy;
+};
+
+// f of the policy that the caller named
+template <class F>
+static auto with_policy(const Config& config, F f) {
+    switch (config.policy) {
+        case 0: return f(Type<JumpReLU>{});
+        case 1: return f(Type<TopK>{});
+        default: return f(Type<BatchTopK>{});
+    }
 }
 
-template <class Policy>
-static void advance_all(const Config& config, Sae* saes, int64_t n_saes, int64_t n_steps,
-                        const float* const* x, const int64_t* batch, int64_t first_step,
-                        const double* step_sizes, const double* root_corrections,
-                        const double* sparsity, int64_t with_metrics, float* memory) {
-    Scratch scratch;
-    lay_out<Policy>(config, scratch, memory);
-    for (int64_t i = 0; i < n_saes; i++) {
-        Policy step(config, saes[i], scratch);
-        for (int64_t n = 0; n < n_steps; n++)
-            step.run(x[n], batch[n], first_step + n, step_sizes[n], root_corrections[n],
-                     sparsity[n * n_saes + i], with_metrics && n == n_steps - 1);
-    }
+static int64_t lay_out(const Config& config, Scratch& scratch, float* start) {
+    return with_policy(config, [&](auto of) {
+        using Policy = typename decltype(of)::type;
+        return scratch.lay_out(config, Policy::SELECTS, Policy::OVER_BATCH, start);
+    });
 }
 
 extern "C" {
@@ -1022,11 +977,7 @@ int64_t vector_floats() { return W; }
 // Floats of scratch memory that `advance` needs.
 int64_t scratch_floats(const Config* config) {
     Scratch scratch;
-    switch (config->policy) {
-        case 0: return lay_out<JumpReLU>(*config, scratch, nullptr);
-        case 1: return lay_out<TopK>(*config, scratch, nullptr);
-        default: return lay_out<BatchTopK>(*config, scratch, nullptr);
-    }
+    return lay_out(*config, scratch, nullptr);
 }
 
 // Take n_steps steps with each of some SAEs.
@@ -1036,10 +987,15 @@ void advance(const Config* config, Sae* saes, int64_t n_saes, int64_t n_steps,
              const float* const* x, const int64_t* batch, int64_t first_step,
              const double* step_sizes, const double* root_corrections, const double* sparsity,
              int64_t with_metrics, float* memory) {
-    auto take = config->policy == 0   ? advance_all<JumpReLU>
-                : config->policy == 1 ? advance_all<TopK>
-                                      : advance_all<BatchTopK>;
-    take(*config, saes, n_saes, n_steps, x, batch, first_step, step_sizes, root_corrections,
-         sparsity, with_metrics, memory);
+    Scratch scratch;
+    lay_out(*config, scratch, memory);
+    with_policy(*config, [&](auto of) {
+        for (int64_t i = 0; i < n_saes; i++) {
+            typename decltype(of)::type step(*config, saes[i], scratch);
+            for (int64_t n = 0; n < n_steps; n++)
+                step.run(x[n], batch[n], first_step + n, step_sizes[n], root_corrections[n],
+                         sparsity[n * n_saes + i], with_metrics && n == n_steps - 1);
+        }
+    });
 }
 }
