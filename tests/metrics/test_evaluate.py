@@ -96,8 +96,8 @@ def test_a_stream_gives_what_the_tensor_gives(sae, batch_size):
         assert found.to_row()[name] == exact.to_row()[name], name
     for name in ("mse", "variance_explained", "shrinkage"):
         assert found.to_row()[name] == pytest.approx(exact.to_row()[name], rel=1e-5)
-    assert np.array_equal(found.densities, exact.densities)
-    assert np.array_equal(found.l0_counts, exact.l0_counts)
+    for name in ("densities", "l0_counts"):
+        assert np.array_equal(getattr(found, name), getattr(exact, name))
     assert found.projection_relative_error == RELATIVE_ERROR
     off = np.abs(found.projections.astype(float) - exact.projections)
     assert (off <= (RELATIVE_ERROR + 1e-6) * np.abs(exact.projections)).all()
@@ -166,10 +166,8 @@ def test_saes_are_evaluated_together_as_alone_and_by_name(sae):
 
 def test_the_row_begins_with_the_columns_of_a_table_of_results(sae):
     row = evaluate(sae, samples(50), FEATURES).to_row()
-    assert list(row)[:9] == [
-        *("l0", "dead_latents", "shrinkage", "mse", "variance_explained"),
-        *("c_dec", "c_enc", "mean_max_cosine", "mcc"),
-    ]
+    first = "l0 dead_latents shrinkage mse variance_explained c_dec c_enc mean_max_cosine mcc"
+    assert list(row)[:9] == first.split()
     assert {type(value) for value in row.values()} == {float, int}
     without = evaluate(sae, samples(50))
     assert f"l0={row['l0']:.4g}" in repr(without)
@@ -181,11 +179,9 @@ def test_the_true_sae_scores_full_marks_and_falls_off_at_the_true_l0():
     fires = (torch.rand(400, 6, generator=torch.Generator().manual_seed(1)) < 0.4).float()
     found = evaluate(make_sae(torch.eye(6)), fires, torch.eye(6))
     assert found.l0 == fires.sum().item() / 400
-    expected = {
-        "dead_latents": 0, "shrinkage": 1, "mse": 0, "variance_explained": 1,
-        "c_dec": 0, "c_enc": 0, "mean_max_cosine": 1, "mcc": 1,
-    }  # fmt: skip
-    assert {name: found.to_row()[name] for name in expected} == pytest.approx(expected)
+    scores = (found.shrinkage, found.variance_explained, found.mean_max_cosine, found.mcc)
+    assert scores == pytest.approx((1, 1, 1, 1))
+    assert (found.dead_latents, found.mse, found.c_dec, found.c_enc) == pytest.approx((0, 0, 0, 0))
     # Orthogonal features are their own projections: the share that fires is above zero.
     assert 2 < found.l0 < 3
     assert found.projections.tolist() == [1, 1, 1, 0, 0, 0]
@@ -203,9 +199,7 @@ def test_training_saes_are_evaluated_by_their_export():
 
 @as_stream_or_not
 def test_a_diverged_sae_is_nan_and_leaves_others_alone(sae, as_stream):
-    broken = make_sae(torch.full((3, D), torch.nan))
-    for weights in broken.parameters():
-        weights.data.fill_(math.nan)
+    broken = make_sae(torch.full((3, D), torch.nan), b_dec=torch.tensor(torch.nan))
     x = samples(200)
     found, fine = evaluate([broken, sae], x.split(100) if as_stream else x, FEATURES)
     for name in ("l0", "mse", "variance_explained", "shrinkage", "c_dec", "c_enc", "mcc"):
@@ -303,12 +297,11 @@ def test_evaluations_are_the_same_at_every_scale(scale, as_stream):
     assert found.shrinkage == pytest.approx(expected.shrinkage, rel=1e-3)
     assert (found.c_dec, found.c_enc) == pytest.approx((expected.c_dec, expected.c_enc), rel=1e-5)
     # Where both are counted, each is to the bound.
-    rel = 3 * RELATIVE_ERROR if as_stream else 1e-3
-    for name in ("projections", "projection_standard_errors", "histogram_edges"):
-        loose = name != "projections"
-        assert (getattr(found, name).astype(float) / scale).tolist() == pytest.approx(
-            getattr(expected, name).tolist(),
-            rel=0.1 if loose else rel,
-            abs=1e-2 if loose else 1e-5,
-            nan_ok=not as_stream,
-        )
+    tolerances = {
+        "projections": (3 * RELATIVE_ERROR if as_stream else 1e-3, 1e-5),
+        "projection_standard_errors": (0.1, 1e-2),
+        "histogram_edges": (0.1, 1e-2),
+    }
+    for name, (rel, abs_) in tolerances.items():
+        values, wanted = getattr(found, name).astype(float) / scale, getattr(expected, name)
+        assert np.allclose(values, wanted, rel, abs_, equal_nan=not as_stream), name

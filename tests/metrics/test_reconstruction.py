@@ -64,50 +64,40 @@ def test_without_variance_there_is_no_standard_error_of_what_is_explained():
     assert math.isnan(found.variance_explained_standard_error)
 
 
-def test_a_small_variance_far_from_the_origin_is_still_measured():
-    # Spread 1 around 1000: a one-pass sum of squares in float32 would lose most of it.
-    centre = torch.full((3,), 1000.0)
-    x = centre + draw(20_000, 3)
-    error, variance = (x - centre).double().square().sum(), x.double().var(0, correction=0).sum()
-    found = evaluate(make_sae(torch.zeros(1, 3), b_dec=centre), x)
-    assert found.variance_explained == pytest.approx(
-        1 - (error / 20_000 / variance).item(), abs=1e-6
-    )
-    assert found.mse == pytest.approx(error.item() / 20_000, rel=1e-5)
-
-
-def test_the_order_of_samples_does_not_matter():
-    # The first chunk, whose mean serves as origin, is then far from the mean of all.
-    x = draw(20_000, 3)
-    sae = make_sae(EYE3, b_enc=torch.full((3,), 0.1))
-    mixed, *in_order = (
-        evaluate(sae, samples) for samples in (x, x[x.norm(dim=1).argsort()], x[x[:, 0].argsort()])
-    )
-    for found in in_order:
-        assert found.mse == pytest.approx(mixed.mse, rel=1e-5)
-        assert found.variance_explained == pytest.approx(mixed.variance_explained, abs=1e-5)
-        assert found.shrinkage == pytest.approx(mixed.shrinkage, rel=1e-5)
+X = draw(20_000, 3)
+TENTHS = torch.full((3,), 0.1)
 
 
 @pytest.mark.parametrize("as_stream", [True, False])
-def test_one_huge_sample_has_its_true_share_of_the_error(as_stream):
-    x, b_dec = 2 * draw(400, 3) + 0.5, draw(3, seed=1)
-    x[17] *= 1e25
-    sae = make_sae(EYE3, W_enc=torch.zeros(3, 3), b_dec=b_dec)
-    found = evaluate(sae, x.split(100) if as_stream else x)
-    expected = (x - b_dec).double().square().sum(1).mean().item()
-    assert found.mse == pytest.approx(expected, rel=1e-5)
-    variance = x.double().var(0, correction=0).sum().item()
-    assert found.variance_explained == pytest.approx(1 - expected / variance, abs=1e-3)
+@pytest.mark.parametrize(
+    ("x", "b_dec"),
+    [
+        # Spread 1 around 1000: a one-pass sum of squares in float32 would lose most of it.
+        (X + 1000, torch.full((3,), 1000.0)),
+        # The first chunk, whose mean serves as origin, is far from the mean of all.
+        (X[X.norm(dim=1).argsort()], TENTHS),
+        (X[X[:, 0].argsort()], TENTHS),
+        # One sample is huge.
+        (torch.cat([X[:400], 1e25 * X[400:401]]), TENTHS),
+    ],
+)
+def test_numbers_are_those_of_double_precision(x, b_dec, as_stream):
+    found = evaluate(make_sae(torch.zeros(1, 3), b_dec=b_dec), x.split(5000) if as_stream else x)
+    error = (x - b_dec).double().square().sum(1).mean().item()
+    explained = 1 - error / x.double().var(0, correction=0).sum().item()
+    assert found.mse == pytest.approx(error, rel=1e-6)
+    assert found.variance_explained == pytest.approx(explained, abs=1e-6)
+    ratios = b_dec.norm().item() / x.double().norm(dim=1)
+    assert found.shrinkage == pytest.approx(ratios.mean().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("weight", [math.inf, 3e38])
-@pytest.mark.parametrize("n_batches", [1, 4])
-def test_without_a_finite_error_there_is_no_variance_explained(weight, n_batches):
-    x = 10 * draw(400, 3).abs()
-    found = evaluate(make_sae(torch.full((3, 3), weight), W_enc=EYE3), x.chunk(n_batches))
-    assert not math.isfinite(found.mse)
-    assert math.isnan(found.variance_explained)
+def test_without_a_finite_error_there_is_no_variance_explained(weight):
+    sae = make_sae(torch.full((3, 3), weight), W_enc=EYE3)
+    for x in (10 * X.abs(), [10 * X.abs(), X.abs()]):
+        found = evaluate(sae, x)
+        assert not math.isfinite(found.mse)
+        assert math.isnan(found.variance_explained)
 
 
 def test_mse_is_the_loss_sae_lens_trains():

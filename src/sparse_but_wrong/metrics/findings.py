@@ -96,9 +96,7 @@ def unsettled_thresholds(saes: Iterable[_Point]) -> str | None:
     which is a running mean that begins at 0 and is too low until it has settled.
 
     Args:
-        saes: name, k, and L0 by the threshold. Where one of these is not finite, nothing is said.
-    Returns:
-        A sentence or two; None where all are within `UNSETTLED`.
+        saes: name, k, and L0 by the threshold; those that are not finite are left out.
     """
     off = [(name, k, l0) for name, k, l0 in saes if k > 0 and abs(l0 - k) > UNSETTLED * k]
     if not off:
@@ -116,11 +114,11 @@ def saturated(saes: Iterable[_Point]) -> str | None:
     """Whether the largest sparsity coefficients of a sweep all give one L0.
 
     Args:
-        saes: name, coefficient and L0 of SAEs that differ in nothing else, unless in their seed.
-            Those that are not finite are left out.
+        saes: name, coefficient and L0 of SAEs that differ in nothing else, unless in their seed;
+            those that are not finite are left out.
     Returns:
-        A sentence or two; None where the largest coefficient has its own L0, or shares it only with
-        those within a factor of 4, as neighbours in a sweep may.
+        None where the largest coefficient has its own L0, or shares it only with those within a
+        factor of 4, as neighbours in a sweep may.
     """
     known = [(c, l0, name) for name, c, l0 in saes if 0 < c < math.inf and l0 == l0]
     if not known:
@@ -145,11 +143,7 @@ def saturated(saes: Iterable[_Point]) -> str | None:
 def remarks(
     evaluations: Sequence[Evaluation], origins: Mapping[str, Origin] | None = None
 ) -> list[str]:
-    """What must not be overlooked in evaluations: the numbers, the bound and what to do.
-
-    Args:
-        origins: how SAEs were trained, by their name, where that is known.
-    """
+    """What must not be overlooked in evaluations of SAEs, whose origins may be known by name."""
     diverged = [e for e in evaluations if math.isnan(e.l0) or np.isnan(e.projections).any()]
     fine = [e for e in evaluations if e not in diverged]
     # Where no latent is active only the bias remains, which the remark on dead latents covers.
@@ -208,17 +202,10 @@ def _of_training(evaluations: Sequence[Evaluation], origins: Mapping[str, Origin
 def of_other_activations(
     origins: Mapping[str, Origin], model: str | None, hook: str | None
 ) -> list[str]:
-    """Which SAEs have another model or hook on record than activations come from.
+    """Which SAEs, by name, have another model or hook on record than activations come from.
 
     Names of TransformerLens and module paths are told to be the same where both can be read; what
-    cannot be compared gives no remark.
-
-    Args:
-        origins: by the name of the SAE.
-        model: that gave the activations; None where that is not known.
-        hook: at which they were read.
-    Returns:
-        A sentence for models and one for hooks, where there is something to say.
+    is not known or cannot be compared gives no remark.
     """
     said = []
     for what, here, differ in (("model", model, _models_differ), ("hook", hook, _hooks_differ)):

@@ -125,16 +125,17 @@ class CountedProjections:
     relative_error = RELATIVE_ERROR
 
     def __init__(self, directions: Float[Tensor, "H D"]) -> None:
-        self._directions = directions.float()
+        self._directions, self._batch_size = directions.float(), 0
         self._counts = self._batch = torch.zeros(_BINS, dtype=torch.int64, device=directions.device)
 
     def add(self, samples: Float[Tensor, "B D"], bias: Float[Tensor, " D"]) -> None:
         self._batch = self._batch + count_projections(samples, self._directions, bias)
+        self._batch_size += len(samples)
 
     def end_batch(self) -> Float[Tensor, " H"]:
-        ranks = torch.arange(n := len(self._directions)) * (int(self._batch.sum()) // n)
-        s = sorted_entries(self._batch, ranks)
-        self._counts, self._batch = self._counts + self._batch, torch.zeros_like(self._batch)
+        s = sorted_entries(self._batch, torch.arange(len(self._directions)) * self._batch_size)
+        self._counts = self._counts + self._batch
+        self._batch, self._batch_size = torch.zeros_like(self._batch), 0
         return s
 
     def entries(self, ranks: Int[Tensor, " n"]) -> Float[Tensor, " n"]:

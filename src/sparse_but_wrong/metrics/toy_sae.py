@@ -48,10 +48,11 @@ def eval_sae(
     """Draw fresh samples and measure the sparsity and shrinkage of an SAE on them.
 
     **Changes the SAE**: decoder norms are folded into the encoder in place first
-    (`sae.fold_W_dec_norm()`), which keeps what the SAE computes, unless it would not, because a
-    TopK SAE ranks its latents without their norms. Samples are drawn anew, so two calls differ by
-    sampling noise: to compare SAEs, use `sparse_but_wrong.evaluate` on samples drawn once. That
-    evaluates the thresholded export of a training BatchTopK SAE; here it picks its k per batch.
+    (`sae.fold_W_dec_norm()`), which keeps what the SAE computes. Where it would not, because a TopK
+    SAE ranks its latents without their norms, nothing is folded. Samples are drawn anew, so two
+    calls differ by sampling noise: to compare SAEs, use `sparse_but_wrong.evaluate` on samples
+    drawn once. That evaluates the thresholded export of a training BatchTopK SAE; here it picks its
+    k per batch.
 
     Args:
         sae: any sae_lens SAE.
@@ -81,11 +82,8 @@ def eval_sae(
     # Only now that nothing is left to refuse. sae_lens refuses where folding changes the ranking.
     with suppress(NotImplementedError):
         sae.fold_W_dec_norm()
-    totals, fired, diverged = (
-        ReconstructionTotals(),
-        torch.zeros(len(sae.W_dec), dtype=torch.int64),
-        False,
-    )
+    totals, diverged = ReconstructionTotals(), False
+    fired = torch.zeros(len(sae.W_dec), dtype=torch.int64)
     for chunk in chunks(activations, sae):
         latent_acts = sae.encode(chunk)
         positive = latent_acts.to_dense().relu()
