@@ -36,7 +36,6 @@ class RunSettings:
     device: str = "cpu"
     threads: int | None = None
     """CPU threads; PyTorch's own number if left out."""
-
     progress: bool = True
 
 
@@ -155,12 +154,10 @@ class Analysis:
 
     judge: Callable[[Run], Verdict]
     """Whether the claim was seen."""
-
     draw: Callable[[Run], Figures]
 
     measure: Callable[[Run], dict[str, MeasuredTable]] = lambda _: {}
     """Tables besides that of results, by name; `judge` and `draw` find them in the run."""
-
     check: Callable[[ExperimentSpec], None] = lambda _: None
     """Refuses a spec that this cannot be done with (ValueError), before anything is trained."""
 

@@ -42,13 +42,10 @@ class Minimum:
     n: int
     l0: float
     """Of the SAE that has the smallest."""
-
     bottom: tuple[float, ...]
     """L0 of each SAE whose s_n is within NOISE of the smallest, ascending."""
-
     n_higher_within: int
     """SAEs between those two whose s_n is larger all the same: single runs land in poor minima."""
-
     swept: tuple[float, float]
     """The lowest and highest L0 of the sweep."""
 

@@ -19,7 +19,7 @@ from sparse_but_wrong.experiments.analysis import (
     floats,
 )
 from sparse_but_wrong.experiments.registry import INITIAL_KS
-from sparse_but_wrong.experiments.verdict import NEAR, RECOVERED, Verdict, check, ranges
+from sparse_but_wrong.experiments.verdict import NEAR, RECOVERED, Check, Verdict, check, ranges
 from sparse_but_wrong.figures.heatmaps import decoder_cosines
 from sparse_but_wrong.figures.sweep import tradeoff
 from sparse_but_wrong.figures.training import transitions
@@ -100,36 +100,32 @@ def judge_tradeoff(run: Run) -> Verdict:
     low = mse.loc[mse.index < true_l0 - NEAR]
     mcc = run.table.set_index("k")["mcc"].reindex(low.index)
     shown = [k for k in SHOWN if k in low.index] or low.index[-1:].tolist()
-    no_low, no_right = "", ""
-    if low.empty:
-        no_low = f"there is no SAE with a k more than {NEAR:g} below the true L0 {true_l0:.2f}"
-    if abs(right_k - true_l0) > NEAR:
-        no_right = f"k = {right_k} is not at the true L0"
-    checks = []
-    for kind, name, unless in (
-        (RIGHT, f"the SAE trained at k = {right_k}", no_low or no_right),
-        (TRUE, "the true features", no_low),
-    ):
+    no_low = "" if len(low) else f"no k is more than {NEAR:g} below the true L0 {true_l0:.2f}"
+    off = abs(right_k - true_l0) > NEAR
+    no_right = f"k = {right_k} is not at the true L0" if off else ""
+
+    def beats(kind: str, name: str, unless: str) -> Check:
         better = low[TRAINED] < low[kind]
         each = (f"MSE {low[TRAINED][k]:.2f} against {low[kind][k]:.2f} at k = {k}" for k in shown)
-        checks.append(
-            check(
-                f"for every k more than {NEAR:g} below the true L0 (k = {ranges(low.index)}) the "
-                f"SAE trained there has a lower MSE than {name}, held to the same k",
-                "; ".join([f"{int(better.sum())} of {len(low)}", *each]),
-                better.all(),
-                unless=unless,
-            )
+        return check(
+            f"for every k more than {NEAR:g} below the true L0 (k = {ranges(low.index)}) the SAE "
+            f"trained there has a lower MSE than {name}, held to the same k",
+            "; ".join([f"{int(better.sum())} of {len(low)}", *each]),
+            better.all(),
+            unless=no_low or unless,
         )
+
     at_shown = ", ".join(f"{mcc[k]:.3f} at k = {k}" for k in shown)
-    checks.append(
+    checks = (
+        beats(RIGHT, f"the SAE trained at k = {right_k}", no_right),
+        beats(TRUE, "the true features", ""),
         check(
             f"none of the SAEs trained more than {NEAR:g} below the true L0 has the true features: "
             f"mean matched cosine < {RECOVERED:g}",
             "" if no_low else f"the largest is {mcc.max():.3f}, {at_shown}",
             (mcc < RECOVERED).all(),
             unless=no_low,
-        )
+        ),
     )
     remarks = (
         "MSE is the squared error summed over dimensions, in the units of the unscaled "
@@ -137,7 +133,7 @@ def judge_tradeoff(run: Run) -> Verdict:
         "The trained SAE with the lowest MSE of the sweep has k = "
         f"{mse[TRAINED].fillna(math.inf).idxmin()}; the true L0 is {true_l0:.2f}.",
     )
-    return Verdict(tuple(checks), remarks)
+    return Verdict(checks, remarks)
 
 
 def _draw_tradeoff(run: Run) -> Figures:
@@ -154,9 +150,8 @@ def _draw_tradeoff(run: Run) -> Figures:
         run, ((f"Trained at $k = {k:g}$", run.saes[saes[k].sae_id]) for k in shown)
     )
     caption = (
-        "Left: squared error of SAEs held to the same k, all with the k largest latents per sample "
-        "over the whole evaluation batch. Right: mean cosine of the latents of the trained SAEs "
-        "with the true features."
+        "Left: squared error of SAEs held to the same k: the k largest latents per sample over the "
+        "whole batch. Right: mean cosine of the trained SAEs' latents with the true features."
     )
     return {
         "overview": (tradeoff(curves, run.table, true_l0), caption),
@@ -173,15 +168,12 @@ def _measure_start_and_end(run: Run) -> dict[str, MeasuredTable]:
         for sae in run.spec.of_world(name):
             k = sae.factors["k"]
             ends = {"start": run.untrained(sae, world), "end": run.trained(sae.sae_id)}
-            mcc = {w: match_latents(held, world.directions).mcc for w, held in ends.items()}
-            mse = {w: reconstruction_at_k(e, activations, float(k)).mse for w, e in ends.items()}
-            rows.append(
-                {
-                    **{"sae_id": sae.sae_id, "world": name, "k": k, "true_l0": true_l0},
-                    **{f"mcc_{when}": value for when, value in mcc.items()},
-                    **{f"mse_{when}": value for when, value in mse.items()},
-                }
-            )
+            row: dict[str, Any] = {"sae_id": sae.sae_id, "world": name, "k": k, "true_l0": true_l0}
+            for when, held in ends.items():
+                row[f"mcc_{when}"] = match_latents(held, world.directions).mcc
+            for when, held in ends.items():
+                row[f"mse_{when}"] = reconstruction_at_k(held, activations, float(k)).mse
+            rows.append(row)
     caption = (
         "Mean matched cosine, and squared error (summed over dimensions, unscaled activations) "
         "when held to the k of training, at the start and at the end."
@@ -201,29 +193,27 @@ def judge_start_and_end(run: Run) -> Verdict:
         columns = rows[["k", f"{metric}_start", f"{metric}_end"]].itertuples(index=False)
         return ", ".join(f"{a:{digits}} → {b:{digits}} (k = {k:g})" for k, a, b in columns)
 
-    claims = (
-        (
+    no_low, no_right = ("" if len(rows) else "there is no such SAE" for rows in (low, right))
+    checks = (
+        check(
             f"trained at a k more than {NEAR:g} below the true L0, every SAE that starts at the "
             f"true features leaves them: mean matched cosine < {RECOVERED:g}",
-            *(low, "mcc", low["mcc_end"] < RECOVERED),
+            said(low, "mcc"),
+            (low["mcc_end"] < RECOVERED).all(),
+            unless=no_low,
         ),
-        (
-            "leaving them pays: its MSE at its k is lower at the end than at the start",
-            *(low, "mse", low["mse_end"] < low["mse_start"]),
-        ),
-        (
-            f"trained at the right k it stays: mean matched cosine > {RECOVERED:g}",
-            *(right, "mcc", right["mcc_end"] > RECOVERED),
-        ),
-    )
-    checks = tuple(
         check(
-            claim,
-            said(rows, metric),
-            holds.all(),
-            unless="" if len(rows) else "there is no such SAE",
-        )
-        for claim, rows, metric, holds in claims
+            "leaving them pays: its MSE at its k is lower at the end than at the start",
+            said(low, "mse"),
+            (low["mse_end"] < low["mse_start"]).all(),
+            unless=no_low,
+        ),
+        check(
+            f"trained at the right k it stays: mean matched cosine > {RECOVERED:g}",
+            said(right, "mcc"),
+            (right["mcc_end"] > RECOVERED).all(),
+            unless=no_right,
+        ),
     )
     return Verdict(checks, (f"At the right k the MSE went {said(right, 'mse')}.",))
 
@@ -261,9 +251,8 @@ def _measure_schedules(run: Run) -> dict[str, MeasuredTable]:
         rows.append(row)
     caption = (
         "Median mean matched cosine (mcc) of the SAEs that did not diverge, and the MSE of the "
-        "median SAE (of the scaled activations) over the last tenth of training and over the tenth "
-        "before: where it still falls, training had not settled, and a longer one may end "
-        "elsewhere."
+        "median SAE (of the scaled activations) over the last tenth of training and the tenth "
+        "before: where it still falls, a longer training may end elsewhere."
     )
     return {"by_schedule": MeasuredTable(pd.DataFrame(rows), caption)}
 
@@ -271,46 +260,42 @@ def _measure_schedules(run: Run) -> dict[str, MeasuredTable]:
 def judge_transitions(run: Run) -> Verdict:
     """Whether SAEs whose k went down recovered the features, and those whose k went up did not.
 
-    Judged by the median seed, because single runs now and then land in a poor minimum. A run that
-    diverged says nothing about the way its k went: medians are of the others, and not judged.
+    By the median seed, because single runs now and then land in a poor minimum. Where one diverged,
+    which says nothing about the way its k went, the median of the others is not judged.
     """
     rows = run.tables["by_schedule"].frame.set_index("schedule").to_dict("index")
 
-    def said(schedule: str) -> str:
+    def look(schedule: str) -> tuple[str, str]:
+        """What is said of a schedule, and why it is not judged by it."""
         of, row = run.table.loc[run.table["schedule"] == schedule], rows[schedule]
-        finite = of.loc[np.isfinite(floats(of, "mcc")), "mcc"]
-        each = ", ".join(f"{value:.3f}" for value in finite)
-        return (
-            f"median {row['median_mcc']:.3f}, {row['recovered']} of {len(finite)} above "
+        is_finite = np.isfinite(floats(of, "mcc"))
+        each = ", ".join(f"{value:.3f}" for value in of.loc[is_finite, "mcc"])
+        said = (
+            f"median {row['median_mcc']:.3f}, {row['recovered']} of {is_finite.sum()} above "
             f"{RECOVERED:g} ({each})"
         )
+        diverged = ", ".join(of.loc[~is_finite, "sae_id"])
+        why = f"diverged and left out: {diverged}" if diverged else ""
+        return said, why if len(of) else "there is no such SAE"
 
-    def why_not(schedule: str) -> str:
-        of = run.table.loc[run.table["schedule"] == schedule]
-        diverged = ", ".join(of.loc[~np.isfinite(floats(of, "mcc")), "sae_id"])
-        if of.empty:
-            return "there is no such SAE"
-        return f"diverged and left out: {diverged}" if diverged else ""
-
-    checks = tuple(
-        check(claim, said(schedule), holds, unless=why_not(schedule))
-        for schedule, claim, holds in (
-            (
-                "down",
-                "lowered to the right k, the median SAE recovers the features: mean matched cosine "
-                f"> {RECOVERED:g}",
-                rows["down"]["median_mcc"] > RECOVERED,
-            ),
-            (
-                "up",
-                "raised to the right k, the median SAE does not: mean matched cosine < "
-                f"{RECOVERED:g}",
-                rows["up"]["median_mcc"] < RECOVERED,
-            ),
-        )
+    (down, no_down), (up, no_up), constant = map(look, ("down", "up", "constant"))
+    checks = (
+        check(
+            f"lowered to the right k, the median SAE has a mean matched cosine > {RECOVERED:g}",
+            down,
+            rows["down"]["median_mcc"] > RECOVERED,
+            unless=no_down,
+        ),
+        check(
+            f"raised to the right k, the median SAE has one < {RECOVERED:g}",
+            up,
+            rows["up"]["median_mcc"] < RECOVERED,
+            unless=no_up,
+        ),
     )
-    constant = "; ".join(filter(None, (said("constant"), why_not("constant"))))
-    return Verdict(checks, (f"With the right k from the start: {constant}.",))
+    return Verdict(
+        checks, (f"With the right k from the start: {'; '.join(filter(None, constant))}.",)
+    )
 
 
 def _draw_transitions(run: Run) -> Figures:

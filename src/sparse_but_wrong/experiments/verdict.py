@@ -19,10 +19,8 @@ class Check:
 
     claim: str
     """What should be seen, with the bound it is held to."""
-
     measured: str
     """What was seen, in numbers."""
-
     holds: bool | None
     """None where it cannot be judged; `measured` then says why."""
 

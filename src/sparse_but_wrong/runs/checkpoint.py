@@ -32,10 +32,8 @@ class Checkpoint:
 
     sae_ids: list[str]
     """The group, in the order of the stack."""
-
     seconds: float
     """Time its training had taken so far."""
-
     state: TrainingState
 
     def write(self, path: Path) -> None:

@@ -46,13 +46,10 @@ class CorrelationSpec:
 
     seed: int
     """Of the matrix; part of the world, so independent of the run's seed."""
-
     correlation_strength_range: tuple[float, float] = (0.3, 0.8)
     """Range of |correlation| drawn for each pair that is kept."""
-
     positive_ratio: float = 0.5
     """Share of the kept pairs that are positive."""
-
     sparsity: float = 0.3
     """Share of pairs left at 0."""
 
@@ -75,19 +72,14 @@ class WorldSpec:
 
     d_in: Annotated[int, Field(ge=1)]
     """Width of the activations."""
-
     firing_probabilities: Annotated[tuple[float, ...], Field(min_length=1)]
     """One per feature."""
-
     std_firing_magnitudes: tuple[float, ...]
     """One per feature."""
-
     mean_firing_magnitudes: tuple[float, ...]
     """One per feature."""
-
     correlation: CorrelationSpec | CorrelatedPairs | None = None
     """Latent correlations of the firings; independent if left out."""
-
     ortho_num_steps: Annotated[int, Field(ge=0)] = 1000
     """Steps that make the directions near-orthogonal; few of them leave superposition noise."""
 
@@ -111,7 +103,6 @@ class ActivationsSpec:
 
     activations: str
     """What `sbw find-l0 --activations` takes: a cache, a folder of shards, a file, a dataset."""
-
     column: str | None = None
     """Dataset column that holds the activations; the only one that can, if left out."""
 
@@ -122,25 +113,18 @@ class SAESpec:
 
     sae_id: _Name
     """Its name within the run: its row, its folder, and what its seed is derived from."""
-
     architecture: str
     """As registered with sae_lens, for example ``jumprelu``."""
-
     config: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the architecture's sae_lens training config, except d_in and device."""
-
     added: bool = False
     """Not part of the published grid."""
-
     world: str = ONLY_WORLD
     """The name of the world whose activations it is trained on."""
-
     factors: Mapping[str, int | float | str] = field(default_factory=dict)
     """What sets it apart from the others: columns of its row in the table of results."""
-
     init: Literal["random", "true_features"] = "random"
     """Where its weights start: from its seed, or latent i at true feature i."""
-
     control: KTransition | TargetL0 | None = None
     """What moves its sparsity during training."""
 
@@ -157,26 +141,20 @@ class ExperimentSpec:
 
     name: _Name
     """What `sbw run` calls it, and its run folder."""
-
     title: str
     """A line for people."""
-
     claim: str
     """What the paper says should be seen."""
-
     worlds: Mapping[_Name, WorldSpec | ActivationsSpec] = field(default_factory=dict)
     """Toy worlds, or stored activations, by name. Directions and data of a toy world follow from
     the run's seed and its name; the order in which stored activations are read likewise."""
-
     saes: tuple[SAESpec, ...] = ()
     training: TrainOptions = field(default_factory=TrainOptions)
     evaluation_samples: Annotated[int, Field(ge=1)] = 100_000
     """Samples of its world on which every SAE is evaluated, the same for all SAEs of that world.
     Those of stored activations are held out from training."""
-
     projection_n: tuple[Annotated[int, Field(ge=0)], ...] = ()
     """The n whose s_n^dec is drawn against L0."""
-
     analysis: str = "sweep"
     """What is measured, drawn and judged once the SAEs are trained."""
 

@@ -36,7 +36,6 @@ class Sweep:
 
     saes: dict[str, sae_lens.TrainingSAE[Any]]
     """By name, in the order of the configs."""
-
     log: TrainingLog
     source: ToyWorld | StoredWorld | Iterator[Tensor]
     seed: int
