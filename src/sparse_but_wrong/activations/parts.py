@@ -95,12 +95,8 @@ def _checked(name: str, shape: Sequence[int], dtype: str) -> tuple[str, int, int
 def tensor_part(name: str, activations: Tensor) -> Part:
     """A tensor [samples, d_in] in memory, which is not copied; ValueError for any other."""
     dtype = str(activations.dtype).removeprefix("torch.")
-    rows = partial(_of_tensor, activations.detach())
-    return Part(*_checked(name, activations.shape, dtype), rows)
-
-
-def _of_tensor(activations: Tensor, start: int, stop: int) -> Tensor:
-    return activations[start:stop].cpu()
+    checked = _checked(name, activations.shape, dtype)
+    return Part(*checked, lambda start, stop: activations[start:stop].detach().cpu())
 
 
 def open_file(path: Path) -> Part:

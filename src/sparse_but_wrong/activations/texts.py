@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
@@ -197,6 +197,7 @@ def _fingerprint(files: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
+@dataclass(eq=False)
 class Sequences(Iterator[Tensor]):
     """The sequences of a text, int64 ids [tokens], in order and once.
 
@@ -216,36 +217,34 @@ class Sequences(Iterator[Tensor]):
         OSError: from `next`, a text that cannot be read to its end.
     """
 
-    def __init__(
-        self,
-        model: LanguageModel,
-        text: Text,
-        context_size: int,
-        *,
-        prepend_bos: bool,
-        piece_size: int = PIECE_SIZE,
-    ) -> None:
-        self.n_given, self.n_skipped = 0, 0
-        """Sequences so far, and texts without content: null, or empty."""
+    model: LanguageModel
+    text: Text
+    context_size: int
+    _: KW_ONLY
+    prepend_bos: bool
+    piece_size: int = PIECE_SIZE
+    n_given: int = 0
+    """Sequences so far."""
 
-        self._model, self._text, self._context_size = model, text, context_size
-        self._prepend_bos, self._piece_size = prepend_bos, piece_size
-        self._bos: int | None = model.tokenizer.bos_token_id  # pyright: ignore[reportAttributeAccessIssue]
-        if model.n_ctx is not None and context_size > model.n_ctx:
-            raise ValueError(
-                f"{model.name} takes {model.n_ctx} tokens at once; lower context_size."
-            )
-        if text.column in TOKEN_COLUMNS:
+    n_skipped: int = 0
+    """Texts without content so far: null, or empty."""
+
+    def __post_init__(self) -> None:
+        n_ctx = self.model.n_ctx
+        if n_ctx is not None and self.context_size > n_ctx:
+            raise ValueError(f"{self.model.name} takes {n_ctx} tokens at once; lower context_size.")
+        self._bos: int | None = self.model.tokenizer.bos_token_id  # pyright: ignore[reportAttributeAccessIssue]
+        if self.text.column in TOKEN_COLUMNS:
             self._sequences = self._of_rows()
             return
-        bos = self._bos if prepend_bos else None
-        if context_size == 1 and bos is not None:
+        bos = self._bos if self.prepend_bos else None
+        if self.context_size == 1 and bos is not None:
             raise ValueError(
                 "context_size 1 has room for BOS alone; choose 2 or more, or --no-bos."
             )
         # Separators are in the pieces already: sae_lens would put one before each.
         self._sequences = concat_and_batch_sequences(
-            self._pieces(), context_size, begin_batch_token_id=bos
+            self._pieces(), self.context_size, begin_batch_token_id=bos
         )
 
     def __next__(self) -> Int64[Tensor, " tokens"]:
@@ -255,14 +254,14 @@ class Sequences(Iterator[Tensor]):
             raise
         except Exception as error:  # what streams a dataset over a network has errors of its own
             raise OSError(
-                f"{self._text.name} cannot be read after {self.n_given} sequences "
+                f"{self.text.name} cannot be read after {self.n_given} sequences "
                 f"({type(error).__name__}: {one_line(error)}); continue with --resume."
             ) from error
-        n_vocab = self._model.n_vocab or math.inf
+        n_vocab = self.model.n_vocab or math.inf
         if len(sequence) and not 0 <= int(sequence.min()) <= int(sequence.max()) < n_vocab:
             raise ValueError(
-                f"sequence {self.n_given} of {self._text.name} has token ids outside of the "
-                f"{n_vocab} of {self._model.name}: it is for another tokenizer."
+                f"sequence {self.n_given} of {self.text.name} has token ids outside of the "
+                f"{n_vocab} of {self.model.name}: it is for another tokenizer."
             )
         self.n_given += 1
         return sequence
@@ -272,44 +271,43 @@ class Sequences(Iterator[Tensor]):
         while self.n_given < sequence:
             if next(self, None) is None:
                 raise ValueError(
-                    f"{self._text.name} ends after {self.n_given} sequences, but the cache has "
+                    f"{self.text.name} ends after {self.n_given} sequences, but the cache has "
                     f"{sequence}; use its own text, or make the cache again."
                 )
 
     def _of_rows(self) -> Iterator[Tensor]:
-        for number, row in enumerate(self._text.rows):
-            name = f"row {number} of {self._text.name}"
-            ids, mask = row[self._text.column], row.get(MASK)
+        for number, row in enumerate(self.text.rows):
+            name = f"row {number} of {self.text.name}"
+            ids, mask = row[self.text.column], row.get(MASK)
             self.n_skipped += ids is None
-            tokens = _integers([] if ids is None else ids, f"{name}, {self._text.column}")
+            tokens = _integers([] if ids is None else ids, f"{name}, {self.text.column}")
             if mask is not None and ids is not None:
                 tokens = _unpadded(tokens, _integers(mask, f"{name}, {MASK}"), name)
-            elif ids is not None and len(tokens) < self._context_size:
+            elif ids is not None and len(tokens) < self.context_size:
                 raise ValueError(f"{name} has {len(tokens)} tokens; lower context_size to that.")
-            yield from tokens.split(self._context_size)
+            yield from tokens.split(self.context_size)
 
     def _pieces(self) -> Iterator[Tensor]:
         at = idle = 0
-        for number, row in enumerate(self._text.rows):
-            document = row[self._text.column]
+        for number, row in enumerate(self.text.rows):
+            document = row[self.text.column]
             if not isinstance(document, str | LongText | None):
                 says = f"holds a {type(document).__name__}; texts are strings."
-                raise ValueError(f"row {number} of {self._text.name} {says}")
+                raise ValueError(f"row {number} of {self.text.name} {says}")
             if not document:
                 self.n_skipped += 1
                 idle += 1
                 if idle == IDLE:
-                    raise ValueError(f"{self._text.name}: nothing is in {IDLE:,} texts in a row.")
+                    raise ValueError(f"{self.text.name}: nothing is in {IDLE:,} texts in a row.")
                 continue
             idle = 0
-            is_start = True
-            for ids in filter(None, self._tokenized(document)):
+            for i, ids in enumerate(filter(None, self._tokenized(document))):
                 # Where a sequence begins with the document, sae_lens puts BOS only if it is to
                 # begin with one.
-                if is_start and self._bos is not None and (self._prepend_bos or at):
-                    ids = ids if ids[:1] == [self._bos] else [self._bos, *ids]
-                is_start = False
-                at = (at + len(ids)) % self._context_size
+                begins = i == 0 and self._bos is not None and (self.prepend_bos or at)
+                if begins and ids[0] != self._bos:
+                    ids = [self._bos, *ids]
+                at = (at + len(ids)) % self.context_size
                 yield torch.tensor(ids)
 
     def _tokenized(self, document: str | LongText) -> Iterator[list[int]]:
@@ -317,9 +315,9 @@ class Sequences(Iterator[Tensor]):
 
         Special tokens go only before the first piece and behind the last.
         """
-        pieces = cut(document, self._piece_size)
+        pieces = cut(document, self.piece_size)
         first = next(pieces, "")
-        tokens: Any = self._model.model.to_tokens(  # pyright: ignore[reportCallIssue]
+        tokens: Any = self.model.model.to_tokens(  # pyright: ignore[reportCallIssue]
             first, prepend_bos=False, move_to_device=False, truncate=False
         )
         ids, second = tokens[0].long().tolist(), next(pieces, None)
@@ -336,7 +334,7 @@ class Sequences(Iterator[Tensor]):
         yield closing
 
     def _ids(self, piece: str, with_special: bool) -> list[int]:
-        return self._model.tokenizer(piece, add_special_tokens=with_special)["input_ids"]  # pyright: ignore[reportReturnType]
+        return self.model.tokenizer(piece, add_special_tokens=with_special)["input_ids"]  # pyright: ignore[reportReturnType]
 
 
 def cut(document: Iterable[str], size: int) -> Iterator[str]:
