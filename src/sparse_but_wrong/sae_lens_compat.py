@@ -56,27 +56,24 @@ def _number(value: object) -> float:
     return float(value) if is_number else math.nan  # pyright: ignore[reportArgumentType]
 
 
-_LIMITS: dict[str, tuple[Callable[[object], bool], tuple[str, ...]]] = {
+_LIMITS: dict[str, tuple[str, Callable[[object], bool]]] = {
     "a whole number of at least 1": (
+        "d_in d_sae",
         lambda value: hasattr(value, "__index__") and _number(value) >= 1,
-        ("d_in", "d_sae"),
     ),
     "a number above 0": (
+        "k jumprelu_bandwidth target_l0",
         lambda value: 0 < _number(value) < math.inf,
-        ("k", "jumprelu_bandwidth", "target_l0"),
     ),
-    "a number above 0, or infinite": (lambda value: _number(value) > 0, ("lp_norm",)),
+    "a number above 0, or infinite": ("lp_norm", lambda value: _number(value) > 0),
     "a number of at least 0": (
+        "l0_coefficient l1_coefficient aux_loss_coefficient pre_act_loss_coefficient "
+        "l0_warm_up_steps l1_warm_up_steps topk_threshold_lr jumprelu_tanh_scale decoder_init_norm",
         lambda value: 0 <= _number(value) < math.inf,
-        (
-            *("l0_coefficient", "l1_coefficient", "aux_loss_coefficient"),
-            *("pre_act_loss_coefficient", "l0_warm_up_steps", "l1_warm_up_steps"),
-            *("topk_threshold_lr", "jumprelu_tanh_scale", "decoder_init_norm"),
-        ),
     ),
     "a number": (
+        "jumprelu_init_threshold residual_threshold",
         lambda value: math.isfinite(_number(value)),
-        ("jumprelu_init_threshold", "residual_threshold"),
     ),
 }
 """What fields of sae_lens' training configs must be for anything to come of the training; sae_lens
@@ -87,8 +84,8 @@ _MAY_BE_NONE = ("target_l0", "pre_act_loss_coefficient", "decoder_init_norm")
 
 def why_not_config(cfg: sae_lens.TrainingSAEConfig) -> str | None:
     """The field that nobody could train with, and what it must be, in words; or None."""
-    for wanted, (is_good, names) in _LIMITS.items():
-        for name in names:
+    for wanted, (names, is_good) in _LIMITS.items():
+        for name in names.split():
             value = getattr(cfg, name, None)
             is_there = hasattr(cfg, name) and not (value is None and name in _MAY_BE_NONE)
             if is_there and not is_good(value):
@@ -100,14 +97,10 @@ def why_not_config(cfg: sae_lens.TrainingSAEConfig) -> str | None:
 
 def in_words(sae: sae_lens.TrainingSAE[Any]) -> str:
     """What an SAE is and what sets its sparsity."""
-    said = [type(sae).__name__]
-    if hasattr(sae.cfg, "k"):
-        said.append(f"k = {sae.cfg.k:g}")
-    else:
-        said += [
-            f"{name}_coefficient = {sparsity(sae, name)[0]:g}" for name in sae.get_coefficients()
-        ]
-    return ", ".join(said)
+    names = ["k"] if hasattr(sae.cfg, "k") else list(sae.get_coefficients())
+    values = {name: sparsity(sae, name)[0] for name in names}
+    fields = {k if k == "k" else f"{k}_coefficient": value for k, value in values.items()}
+    return ", ".join([type(sae).__name__, *(f"{k} = {v:g}" for k, v in fields.items())])
 
 
 def sparsity(sae: sae_lens.TrainingSAE[Any], name: str) -> tuple[float, float]:

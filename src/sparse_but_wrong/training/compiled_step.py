@@ -165,8 +165,7 @@ class CompiledStepper:
         batches, n = steps.batches, len(steps.batches)
         config = _Config.from_buffer_copy(self._config)
         config.max_batch = max(batch.shape[0] for batch in batches)
-        betas = (self.options.adam_beta1, self.options.adam_beta2)
-        scalars = [adam_scalars(steps.first + i, steps.rates[i], *betas) for i in range(n)]
+        step_sizes, corrections = zip(*adam_scalars(steps, self.options), strict=True)
         for sae in saes:
             sae.n_active = 0.0
         scratch = self._take_scratch(config)
@@ -179,8 +178,8 @@ class CompiledStepper:
             (_pointer * n)(*(batch.data_ptr() for batch in batches)),
             (_int * n)(*(batch.shape[0] for batch in batches)),
             steps.first,
-            (_double * n)(*(step_size for step_size, _ in scalars)),
-            (_double * n)(*(correction for _, correction in scalars)),
+            (_double * n)(*step_sizes),
+            (_double * n)(*corrections),
             sparsity.data_ptr(),
             int(with_metrics),
             -(-scratch.data_ptr() // _CACHE_LINE) * _CACHE_LINE,

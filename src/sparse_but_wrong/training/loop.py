@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from operator import itemgetter
@@ -25,7 +25,6 @@ from sparse_but_wrong.training.interrupt import DeferredInterrupt
 from sparse_but_wrong.training.log import TrainingLog
 from sparse_but_wrong.training.options import TrainOptions
 from sparse_but_wrong.training.stack import Steps
-from sparse_but_wrong.training.workers import in_turn, make_workers
 
 if TYPE_CHECKING:
     import sae_lens
@@ -49,9 +48,9 @@ def train_saes(
     why.
 
     Args:
-        saes: sae_lens training SAEs, all of one d_in and on one device. Trained in place; with
-            `normalize_activations="expected_average_only_in"` the scale is folded into the
-            weights at the end, as sae_lens does.
+        saes: sae_lens training SAEs, all of one d_in and on one device. The scale of
+            `normalize_activations="expected_average_only_in"` is folded into the weights at the
+            end, as sae_lens does.
         source: yields activations of shape [batch, d_in]. Read in the calling thread, and never
             past what the run needs.
         options: budget, optimiser, logging; the defaults are those of the published toy models.
@@ -201,7 +200,7 @@ class Training:
             with (
                 bar,
                 threads_per_operation(1) if n_workers else nullcontext(),
-                make_workers(n_workers) as workers,
+                _make_workers(n_workers) as workers,
                 DeferredInterrupt() as interrupt,
             ):
                 try:
@@ -286,7 +285,7 @@ class Training:
             steps = Steps(group.scaled(block.batches), first, rates, is_last)
             for chunk in range(group.n_chunks):
                 before = earlier.get((group, chunk))
-                block.futures[group, chunk] = workers.submit(in_turn, before, group, chunk, steps)
+                block.futures[group, chunk] = workers.submit(_in_turn, before, group, chunk, steps)
         self._at_work.append(self._drawn.pop(0))
 
     def _finish_first(self) -> Block:
@@ -377,3 +376,31 @@ class Training:
                 "and load_state()."
             )
         return self.source
+
+
+def _in_turn(before: Future[None] | None, group: Group, chunk: int, steps: Steps) -> None:
+    """Take some steps once those before are taken.
+
+    Work is taken up in the order it is submitted in, so those before have been taken up when this
+    is, and waiting for them always ends.
+    """
+    if before is not None:
+        before.result()
+    group.advance(chunk, steps)
+
+
+def _make_workers(n_threads: int) -> Executor:
+    """Some threads; with none, the calling thread does the work itself."""
+    if n_threads == 0:
+        return _AtOnce()
+    return ThreadPoolExecutor(n_threads, "sae", initializer=torch.set_num_threads, initargs=(1,))
+
+
+class _AtOnce(Executor):
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future

@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sparse_but_wrong.training.options import TrainOptions
+
 if TYPE_CHECKING:
     import sae_lens
 
@@ -81,18 +83,17 @@ class Stack:
                 for name in buffers
             },
         )
-        views = stack.views(params)
-        with torch.no_grad():
-            for i, sae in enumerate(saes):
-                for name in shapes:
-                    views[name][i].copy_(getattr(sae, name))
+        for name, view in stack.views(params).items():
+            for values, sae in zip(view, saes, strict=True):
+                values.copy_(getattr(sae, name).detach())
         return stack
 
     def views(self, flat: Float[Tensor, "C P"]) -> dict[str, Tensor]:
         """Parameters by name, each [C, *shape], as views; the padding belongs to none of them."""
+        parts = zip(self.shapes.items(), self.offsets.values(), strict=True)
         return {
             name: flat[:, start : start + math.prod(shape)].view(len(flat), *shape)
-            for (name, shape), start in zip(self.shapes.items(), self.offsets.values(), strict=True)
+            for (name, shape), start in parts
         }
 
     def part(self, rows: slice) -> Stack:
@@ -115,25 +116,16 @@ class Stack:
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name."""
-        return {
-            "params": self.params,
-            "exp_avg": self.exp_avg,
-            "exp_avg_sq": self.exp_avg_sq,
-            "last_fired": self.last_fired,
-            "window_fired": self.window_fired,
-            "diverged_at": self.diverged_at,
-            **{f"buffer.{name}": values for name, values in self.buffers.items()},
-        }
+        own = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return {**own, **{f"buffer.{name}": values for name, values in self.buffers.items()}}
 
 
 class Steps(NamedTuple):
-    """Some steps to take, one per batch."""
+    """Some steps to take, one per batch, after `first` others; `rates` are learning rates."""
 
     batches: Sequence[Tensor]
     first: int
-    """Steps taken before these."""
     rates: Sequence[float]
-    """The learning rate of each."""
     end_the_run: bool = False
 
 
@@ -154,18 +146,17 @@ def dead_after(
     return last_fired < n_steps - 1 - window
 
 
-def metrics_of(
-    losses: Mapping[str, Float[Tensor, " C"]],
-    l0: Float[Tensor, " C"],
-    dead: Bool[Tensor, "C H"],
-    grad_norm: Float[Tensor, " C"],
-) -> Metrics:
+def metrics_of(losses: Metrics, l0: Tensor, dead: Bool[Tensor, "C H"], norm: Tensor) -> Metrics:
     """What the training log keeps of a step."""
     loss = torch.stack(list(losses.values())).sum(0)
-    others = {"l0": l0, "dead_latents": dead.sum(1), "grad_norm": grad_norm}
+    others = {"l0": l0, "dead_latents": dead.sum(1), "grad_norm": norm}
     return {"loss": loss, **losses, **others}
 
 
-def adam_scalars(step: int, lr: float, beta1: float, beta2: float) -> tuple[float, float]:
-    """Step size and root of the second moment's bias correction, after `step` steps."""
-    return lr / (1 - beta1 ** (step + 1)), math.sqrt(1 - beta2 ** (step + 1))
+def adam_scalars(steps: Steps, options: TrainOptions) -> list[tuple[float, float]]:
+    """Step size and root of the second moment's bias correction, of each of some steps."""
+    beta1, beta2 = options.adam_beta1, options.adam_beta2
+    return [
+        (rate / (1 - beta1 ** (step + 1)), math.sqrt(1 - beta2 ** (step + 1)))
+        for step, rate in enumerate(steps.rates, steps.first)
+    ]

@@ -129,12 +129,11 @@ class TorchStepper:
         chosen = self._chunks[chunk]
         chosen.n_active.zero_()
         metrics = None
-        betas = (self.options.adam_beta1, self.options.adam_beta2)
+        scalars = adam_scalars(steps, self.options)
         with self._explained_memory():
             for i, x in enumerate(steps.batches):
                 values = sparsity[i].to(chosen.dtype).unsqueeze(1)
-                scalars = adam_scalars(steps.first + i, steps.rates[i], *betas)
-                inputs = StepInputs(steps.first + i, values, *scalars)
+                inputs = StepInputs(steps.first + i, values, *scalars[i])
                 is_measured = with_metrics and i == len(steps.batches) - 1
                 if is_measured or not is_gpu(self.device):
                     metrics = chosen.step(x, inputs, is_measured)
