@@ -49,13 +49,14 @@ def draw(*shape, seed=0):
         (make_sae(0.5 * EYE2, W_enc=EYE2), [[3.0, 4.0]] * 10_001, (25 / 4, 0.0, 0.5)),
         (make_sae(EYE2, b_dec=torch.tensor([NAN, 0.0])), [[1.0, 2.0], [3.0, 1.0]], (NAN,) * 3),
         (make_sae(EYE2, b_dec=torch.tensor([NAN, 0.0])), [[1.0, 1.0]] * 2, (NAN,) * 3),
+        (make_sae(torch.tensor([[1.0, NAN], [0.0, 1.0]]), W_enc=EYE2), [[1.0, 2.0]], (NAN,) * 3),
     ],
 )
 def test_worked_examples(sae, x, expected):
     found = evaluate(sae, torch.tensor(x))
-    assert (found.mse, found.variance_explained, found.shrinkage) == pytest.approx(
-        expected, nan_ok=True
-    )
+    scores = (found.mse, found.variance_explained, found.shrinkage)
+    assert scores == pytest.approx(expected, nan_ok=True)
+    assert np.isnan(found.projections).all() == math.isnan(found.mse)
 
 
 def test_without_variance_there_is_no_standard_error_of_what_is_explained():

@@ -9,32 +9,23 @@ import sae_lens
 import torch
 from torch import Tensor, nn
 
+from sparse_but_wrong import ToyModel
 from sparse_but_wrong.metrics.toy_sae import EvalResult, eval_sae
 from tests.metrics.evaluated import make_sae
 
 
-class World(nn.Module):
-    """Stands in for a toy model: three features along the axes of a space of four."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed = nn.Linear(3, 4, bias=False)
-        self.embed.weight.data.copy_(torch.eye(4)[:, :3])
-
-    def forward(self, features: Tensor) -> Tensor:
-        return self.embed(features)
+def world() -> ToyModel:
+    """Three features along the axes of a space of four."""
+    model = ToyModel(num_feats=3, hidden_dim=4, ortho_num_steps=0)
+    model.embed.weight.data.copy_(torch.eye(4)[:, :3])
+    return model
 
 
-class Stretched(nn.Module):
-    def forward(self, features: Tensor) -> Tensor:
-        return nn.functional.pad(2 * features, (0, 1))
-
-
-def behind() -> World:
+def behind() -> ToyModel:
     """What an embedding in front of something else gives is not what the SAE was trained on."""
-    world = World()
-    world.forward = lambda features: 2 * world.embed(features)
-    return world
+    model = world()
+    model.forward = lambda features: 2 * model.embed(features)
+    return model
 
 
 # Two features, one, none, one: true L0 1.
@@ -59,16 +50,16 @@ def sae():
 # Active: {0, 1}, {1}, {}, {} (0.5 is below 0.75). Norm ratios 1/2, 1/2, 0; the empty sample does
 # not count. Of twice the features: 2, 2 | 4 | none | 1, halved; all but none are above 0.75.
 @pytest.mark.parametrize(
-    ("world", "scores", "shrinkage"),
+    ("toy_model", "scores", "shrinkage"),
     [
-        (World(), (1.0, 0.75, 2), 1 / 3),
-        (SimpleNamespace(embed=World().embed), (1.0, 0.75, 2), 1 / 3),
-        (Stretched(), (1.0, 1.0, 1), 1 / 2),
+        (world(), (1.0, 0.75, 2), 1 / 3),
+        (SimpleNamespace(embed=world().embed), (1.0, 0.75, 2), 1 / 3),
+        (nn.ConstantPad1d((0, 1), 0.0), (1.0, 0.75, 2), 1 / 3),  # any module that embeds features
         (behind(), (1.0, 1.0, 1), 1 / 2),
     ],
 )
-def test_worked_examples(sae, world, scores, shrinkage):
-    result = eval_sae(sae, world, lambda n: batch_of(n).double())
+def test_worked_examples(sae, toy_model, scores, shrinkage):
+    result = eval_sae(sae, toy_model, lambda n: batch_of(n).double())
     assert isinstance(result, EvalResult)
     assert (result.true_l0, result.sae_l0, result.dead_features) == scores
     assert result.shrinkage == pytest.approx(shrinkage)
@@ -81,23 +72,15 @@ def test_active_means_above_zero():
     sae.activation_fn = nn.Identity()
     sae.W_dec.data.copy_(torch.eye(4))
     sae.W_enc.data.copy_(torch.diag(torch.tensor([1.0, -1.0, 1.0, 1.0])))
-    result = eval_sae(sae, World(), batch_of)
+    result = eval_sae(sae, world(), batch_of)
     # Active: {0}, {}, {}, {2}; latent 1 is −2 and −4 where its feature fires, latent 3 has none.
     assert (result.sae_l0, result.dead_features) == (0.5, 2)
 
 
-def test_refuses_before_it_folds(sae, monkeypatch):
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-    norms = sae.W_dec.norm(dim=1).detach()
-    with pytest.raises(ValueError, match=r"\b4\b.*\b5\b"):
-        eval_sae(sae, nn.Linear(3, 5), batch_of, num_samples=8)
-    assert torch.equal(sae.W_dec.norm(dim=1), norms)
-
-
 def test_folds_the_decoder_norm_in_place_and_keeps_the_function(sae):
-    x = World().embed(BATCH).detach()
+    x = world().embed(BATCH).detach()
     before, W_dec = sae(x), sae.W_dec
-    eval_sae(sae, World(), batch_of)
+    eval_sae(sae, world(), batch_of)
     assert sae.W_dec is W_dec
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(4))
     assert sae.encode(x).any()
@@ -112,24 +95,30 @@ def test_draws_a_hundred_thousand_samples_once_unless_told_otherwise(sae):
         asked.append(num_samples)
         return torch.zeros(num_samples, 3)
 
-    result = eval_sae(sae, World(), generate_batch)
+    result = eval_sae(sae, world(), generate_batch)
     assert (result.true_l0, result.sae_l0, result.dead_features) == (0.0, 0.0, 4)
     assert math.isnan(result.shrinkage)
-    eval_sae(sae, World(), generate_batch, num_samples=8)
+    eval_sae(sae, world(), generate_batch, num_samples=8)
     assert asked == [100_000, 8]
 
 
 @pytest.mark.parametrize(
-    ("returned", "num_samples", "message"),
+    ("toy_model", "returned", "num_samples", "message"),
     [
-        (torch.ones(8, 2), 8, r"returned shape \[8, 2\].*\[8, 3\]"),
-        (BATCH, 8, r"returned shape \[4, 3\].*\[8, 3\]"),
-        (BATCH, 0, "num_samples is 0"),
+        (world(), torch.ones(8, 2), 8, r"returned shape \[8, 2\].*\[8, 3\]"),
+        (world(), BATCH, 8, r"returned shape \[4, 3\].*\[8, 3\]"),
+        (world(), BATCH, 0, "num_samples is 0"),
+        (nn.Linear(3, 5), BATCH, 4, r"\b4\b.*\b5\b"),
     ],
 )
-def test_refuses_a_batch_of_another_shape(sae, returned, num_samples, message):
+def test_refuses_what_does_not_fit_before_it_folds(
+    sae, toy_model, returned, num_samples, message, monkeypatch
+):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    norms = sae.W_dec.norm(dim=1).detach()
     with pytest.raises(ValueError, match=message):
-        eval_sae(sae, World(), lambda _: returned, num_samples)
+        eval_sae(sae, toy_model, lambda _: returned, num_samples)
+    assert torch.equal(sae.W_dec.norm(dim=1), norms)
 
 
 def test_an_sae_that_ranks_without_decoder_norms_is_left_as_it_is():
@@ -141,7 +130,7 @@ def test_an_sae_that_ranks_without_decoder_norms_is_left_as_it_is():
     )
     sae.W_dec.data.copy_(3 * torch.eye(4))
     sae.W_enc.data.copy_(torch.eye(4))
-    result = eval_sae(sae, World(), batch_of)
+    result = eval_sae(sae, world(), batch_of)
     assert torch.equal(sae.W_dec, 3 * torch.eye(4))
     # Four positive values in four samples, all of which k = 1 leaves.
     assert result.sae_l0 == 1.0
