@@ -117,10 +117,8 @@ def judge_low_l0(run: Run) -> Verdict:
     Right is a k within NEAR of the true L0, of several the nearest. Nothing is judged by an SAE
     that diverged, nor on a side that has no SAE.
     """
-    true_l0, (by_k, recovery, mixing) = (
-        run.only_l0,
-        (run.tables[name].frame for name in ("by_k", "recovery", "mixing")),
-    )
+    true_l0 = run.only_l0
+    by_k, recovery, mixing = (run.tables[name].frame for name in ("by_k", "recovery", "mixing"))
     rows = {row["k"]: row for row in by_k.to_dict("records")}
     right = rows[nearest(rows, true_l0)]
     at = f"at k = {right['k']:g}"
@@ -151,12 +149,9 @@ def judge_low_l0(run: Run) -> Verdict:
                     unless=_diverged(right, row) or not_right,
                 )
             )
-    whats = {
-        "below": "latents mix in other features in order",
-        "above": "fewer features are recovered",
-    }
     for side in missing_sides(list(rows), true_l0):
-        claim = f"at a k more than {NEAR:g} {side} the true L0 {true_l0:.2f} {whats[side]}"
+        what = "latents mix in order" if side == "below" else "fewer features are recovered"
+        claim = f"at a k more than {NEAR:g} {side} the true L0 {true_l0:.2f} {what}"
         checks.append(check(claim, "", None, unless="there is no such SAE"))
     remarks = []
     for row in of_right.loc[of_right["cosine"] <= RECOVERED].head(5).to_dict("records"):

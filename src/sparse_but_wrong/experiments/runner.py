@@ -266,10 +266,7 @@ def _evaluate(run: Run) -> None:
         log = run.folder.read_log(sae.sae_id)
         rows.append(
             {
-                **{
-                    name: getattr(sae, name)
-                    for name in ("sae_id", "world", "architecture", "added")
-                },
+                **{name: getattr(sae, name) for name in _OF_SAE},
                 **sae.factors,
                 "diverged_at_step": log.diverged_at,
                 "l0_change_at_end": l0_change_at_end(log.steps, log.columns["l0"]),
