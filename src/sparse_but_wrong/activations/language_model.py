@@ -143,24 +143,28 @@ def model_class_of(hook: str) -> ModelClass:
 
 def _causal_lm(name: str, dtype: ModelDtype) -> tuple[Any, PreTrainedTokenizerBase]:
     path = user_path(name)
-    gguf = _gguf_file(path)
-    source = str(path) if path.exists() else name
+    is_gguf, is_there = path.suffix.lower() == ".gguf", path.exists()
+    if not is_there and (is_gguf or name.count("/") > 1 or name[:1] in "./~" or "\\" in name):
+        raise FileNotFoundError(f"there is no file or folder {name}.")
+    ggufs = [path] if is_gguf else []
+    if path.is_dir() and not (path / "config.json").exists():
+        ggufs = sorted(path.glob("*.gguf"))
+    if len(ggufs) > 1:
+        there = ", ".join(file.name for file in ggufs)
+        raise ValueError(f"{path} holds several .gguf files; name one of them: {there}.")
+    source, weights = str(path) if is_there else name, {"use_safetensors": True}
     # Not left out: on a terminal, transformers would ask whether to run the model's own code.
     options: dict[str, Any] = {"trust_remote_code": False}
-    weights = {} if gguf else {"use_safetensors": True}
-    if gguf is not None:
+    for gguf in ggufs:
         if importlib.util.find_spec("gguf") is None:
             raise ValueError(f"{name} needs the package gguf; install `sparse_but_wrong[gguf]`.")
-        source = str(gguf.parent)
-        options["gguf_file"] = gguf.name
-    elif not path.exists():
-        if name.count("/") > 1 or name.startswith((".", "/", "~")) or "\\" in name:
-            raise FileNotFoundError(f"there is no file or folder {name}.")
-    elif not any(path.glob("*.safetensors")) and [*path.glob("*.bin"), *path.glob("*.pth")]:
+        source, weights, options["gguf_file"] = str(gguf.parent), {}, gguf.name
+    pickles = [*path.glob("*.bin"), *path.glob("*.pth")]
+    if pickles and not ggufs and not any(path.glob("*.safetensors")):
         raise ValueError(f"{name} cannot be loaded: {_CONVERT}.")
-    with _loading(name, path.exists()):
+    with _loading(name, is_there):
         # First what is small: a folder that lacks it is refused before its weights are read.
-        if path.is_dir() and gguf is None:
+        if path.is_dir() and not ggufs:
             _check_layers(path, AutoConfig.from_pretrained(source, **options))
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         model = AutoModelForCausalLM.from_pretrained(
@@ -212,21 +216,6 @@ def _loading(name: str, is_local: bool) -> Iterator[None]:
             hint = "" if is_local else f"; {_SOURCES}"
             raise OSError(f"the model {name} cannot be loaded ({said}){hint}.") from error
         raise ValueError(f"{name} {says}") from error
-
-
-def _gguf_file(path: Path) -> Path | None:
-    """The .gguf file that a path means: itself, or the only one in a folder without a config."""
-    if path.suffix.lower() == ".gguf":
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no file {path}.")
-        return path
-    if not path.is_dir() or (path / "config.json").exists():
-        return None
-    files = sorted(path.glob("*.gguf"))
-    if len(files) > 1:
-        there = ", ".join(file.name for file in files)
-        raise ValueError(f"{path} holds several .gguf files; name one of them: {there}.")
-    return files[0] if files else None
 
 
 def _check_layers(folder: Path, config: Any) -> None:
