@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
 import shlex
 import subprocess
@@ -11,18 +12,37 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
 from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
 
+from sparse_but_wrong.activations.stored import open_activations
 from sparse_but_wrong.cli.main import cli
 from sparse_but_wrong.l0 import find, options, sweep
 from tests.activations.tiny_model import D_IN, make_tiny_model, write_text
 from tests.experiments import tiny
-from tests.test_language_model import SPEC as SWEEP_ON_ACTIVATIONS
 
 ROOT = Path(__file__).resolve().parents[1]
+SPEC = """
+name: tiny-model
+title: A sweep on a tiny language model
+claim: none
+world: {activations: acts}
+analysis: activations
+saes:
+- {sae_id: k_2, architecture: batchtopk, factors: {k: 2},
+   config: {d_sae: 64, k: 2, normalize_activations: expected_average_only_in}}
+- {sae_id: k_8, architecture: batchtopk, factors: {k: 8},
+   config: {d_sae: 64, k: 8, normalize_activations: expected_average_only_in}}
+- {sae_id: k_24, architecture: batchtopk, factors: {k: 24},
+   config: {d_sae: 64, k: 24, normalize_activations: expected_average_only_in}}
+training: {total_training_samples: 64_000, train_batch_size_samples: 128, lr: 1e-3,
+           n_batches_for_norm_estimate: 20, reinit_dead_every: 100}
+evaluation_samples: 2_000
+projection_n: [16, 24]
+"""
 PAGES = {path.stem: path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 
 
@@ -39,7 +59,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_tiny_model(folder / "my_model")
     write_text(folder / "plays", n_words=2_000)
     JumpReLUSAE(JumpReLUSAEConfig(d_in=D_IN, d_sae=48)).save_model(folder / "my_sae")
-    (folder / "sweep.yaml").write_text(SWEEP_ON_ACTIVATIONS)
+    (folder / "sweep.yaml").write_text(SPEC)
     return folder
 
 
@@ -112,7 +132,29 @@ def test_the_sweeps_run_as_they_stand(run_page: Any) -> None:
     assert log.saes[0].columns["l0"][-1] == pytest.approx(2.5)
 
 
-@pytest.mark.parametrize("page", sorted(PAGES.keys() - {"README", "sweeps"}))
+def test_language_models_run_as_they_stand(run_page: Any) -> None:
+    run_page("language_models")
+    assert open_activations("acts").dtype == torch.bfloat16
+    table = pd.read_parquet("my_sweep/results.parquet").set_index("sae_id")
+    # SAEs that were given more latents use more, and explain more.
+    assert table["l0"].is_monotonic_increasing
+    assert table["variance_explained"].is_monotonic_increasing
+    assert table.loc["k_24", "variance_explained"] > 0.5
+    line = "diagnose my_sweep --activations acts --out diagnosis --batch-size 1000"
+    assert CliRunner().invoke(cli, line.split(), catch_exceptions=False).exit_code == 0
+    measured = pd.read_csv("diagnosis/saes.csv")
+    # On all samples rather than on those held out: about the same.
+    assert measured["l0"].tolist() == pytest.approx(table["l0"].tolist(), rel=0.1)
+    assert len(pd.read_csv("diagnosis/projections.csv")) == 3 * 64
+    (file,) = Path().rglob("recommendation.json")
+    answer = json.loads(file.read_text())
+    # A random model has no features of a usual magnitude; whatever is said has its reasons.
+    assert (answer["l0"] is None) == bool(answer["doubts"])
+    for folder in (Path("my_sweep"), Path("diagnosis"), file.parent):
+        assert "sparse_but_wrong" in (folder / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", sorted(PAGES.keys() - {"README", "sweeps", "language_models"}))
 def test_the_docs_run_as_they_stand(page: str, run_page: Any) -> None:
     run_page(page)
 
