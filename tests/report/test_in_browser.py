@@ -78,7 +78,7 @@ def head(page: Page, table: str, name: str) -> Locator:
     return page.locator(f"#{table}").get_by_role("button", name=name, exact=True)
 
 
-def test_the_projections_have_a_slider_for_n_colours_by_factor_and_two_scales(report: Page) -> None:
+def test_sliders_menus_and_scales_show_what_they_say(report: Page) -> None:
     table = results(Sweep()).sort_values("l0")
     for key, n in (("", 2), ("ArrowRight", 3), ("ArrowLeft", 2)):
         if key:
@@ -97,21 +97,29 @@ def test_the_projections_have_a_slider_for_n_colours_by_factor_and_two_scales(re
     (line,) = layout(report, "projections", "shapes")
     assert (line["x0"], line["line"]["dash"]) == (1.32, "dash")
     assert points["marker"]["color"] == [1, 0, 1, 0]
-    assert points["marker"]["colorbar"]["ticktext"] == ["left", "right"]
-    choose(report, "projections", "colour: k")
-    (points,) = traces(report, "projections")
-    assert points["marker"]["colorbar"]["ticktext"] == ["1", "2", "3", "4.5"]
-    assert report.locator("#projections-plot .colorbar").count() == 1
+    for colour, told in (("k", ["1", "2", "3", "4.5"]), ("world", ["left", "right"])):
+        choose(report, "projections", f"colour: {colour}")
+        (points,) = traces(report, "projections")
+        assert points["marker"]["colorbar"]["ticktext"] == told
+        assert report.locator("#projections-plot .colorbar").count() == 1
     choose(report, "projections", "all alike")
     assert report.locator("#projections-plot .colorbar").count() == 0
-    buttons = report.locator("#projections-plot .updatemenu-button")
     for name, kind in (("logarithmic", "log"), ("linear", "linear")):
-        click(buttons.filter(has_text=name))
+        click(report.locator("#projections-plot .updatemenu-button").filter(has_text=name))
         assert layout(report, "projections", "yaxis.type") == kind
+    assert traces(report, "curves")[0]["y"][0] == pytest.approx(3)
+    choose(report, "curves", "mse_loss")
+    *curves, _ = traces(report, "curves")
+    assert curves[0]["x"] == [0, 100, 200, 300, 400]
+    assert curves[0]["y"][0] == pytest.approx(3.6)
+    # The one of L0 4.5 has no number at its end.
+    assert curves[3]["y"][4] is None
+    assert len({line["line"]["color"] for line in curves}) == 4
 
 
-def test_sliding_through_the_sweep_moves_heatmap_title_and_curve(report: Page) -> None:
-    table = results(Sweep())
+def test_sliding_and_clicking_through_the_sweep_moves_heatmap_title_and_curve(
+    report: Page,
+) -> None:
     # The first one shown is the nearest to the true L0, 1.32.
     assert layout(report, "saes", "title.text").startswith("k_1_1 · L0 1 · MCC 0.8")
     before = np.array(traces(report, "saes")[0]["z"])
@@ -123,11 +131,8 @@ def test_sliding_through_the_sweep_moves_heatmap_title_and_curve(report: Page) -
     after = np.array(heatmap["z"])
     assert np.abs(after - before).max() > 10
     assert np.abs(after).max() <= 100
-    expected = table.loc[0, [f"s_{n}" for n in range(6)]].tolist()
+    expected = results(Sweep()).loc[0, [f"s_{n}" for n in range(6)]].tolist()
     assert curve["y"] == pytest.approx(expected, rel=1e-4)
-
-
-def test_clicking_a_point_chooses_its_sae(report: Page) -> None:
     report.locator("#projections-plot").scroll_into_view_if_needed()
     # The plot's own coordinates of the SAE of L0 3, in pixels of the page.
     x, y = report.evaluate("""() => {
@@ -147,17 +152,6 @@ def test_clicking_a_point_chooses_its_sae(report: Page) -> None:
     report.mouse.click(x, y)
     assert layout(report, "saes", "title.text").startswith("k_3_3")
     assert layout(report, "saes", "sliders[0].active") == 2
-
-
-def test_training_curves_show_the_chosen_column(report: Page) -> None:
-    assert traces(report, "curves")[0]["y"][0] == pytest.approx(3)
-    choose(report, "curves", "mse_loss")
-    *curves, _ = traces(report, "curves")
-    assert curves[0]["x"] == [0, 100, 200, 300, 400]
-    assert curves[0]["y"][0] == pytest.approx(3.6)
-    # The one of L0 4.5 has no number at its end.
-    assert curves[3]["y"][4] is None
-    assert len({line["line"]["color"] for line in curves}) == 4
 
 
 def test_plots_can_be_saved_but_not_sent_anywhere(report: Page) -> None:

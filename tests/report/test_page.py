@@ -10,12 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 import pytest
 
 from sparse_but_wrong.report import page as module
 from sparse_but_wrong.report.page import (
-    Image,
     Section,
     format_number,
     shown_seconds,
@@ -69,34 +67,6 @@ class Parsed(HTMLParser):
         assert all((image["src"] or "").startswith("data:") for image in self.of("img"))
         assert [link["href"] for link in self.of("link")] == ["data:,"]
         assert not any("//" in (link["href"] or "") for link in self.of("a"))
-
-
-def test_nothing_on_a_page_becomes_markup(tmp_path: Path) -> None:
-    everything = Section(
-        "all",
-        HOSTILE,
-        outcome="fails",
-        lead=HOSTILE,
-        checks=[{"claim": HOSTILE, "measured": HOSTILE, "holds": True}],
-        points={HOSTILE: [HOSTILE]},
-        images=[Image(b"png", HOSTILE, "a.pdf"), Image(None, HOSTILE, "b.pdf")],
-        plot=go.Figure(go.Scatter(x=[1], y=[2], name=HOSTILE)),
-        table=pd.DataFrame({HOSTILE: [HOSTILE]}),
-        csv="all.csv",
-        facts={HOSTILE: HOSTILE},
-        source=HOSTILE,
-        notes=[HOSTILE],
-    )
-    path = write_page(tmp_path / "p.html", HOSTILE, [everything], above=HOSTILE, notices=[HOSTILE])
-    page = Parsed(path)
-    page.check_is_safe()
-    assert len(page.of("script")) == 3  # the plot's data, plotly and the page's own
-    assert page.text.count(HOSTILE) > 10
-    assert len(page.of("img")) == 1
-    assert "missing" in page.text
-    small = write_page(tmp_path / "small.html", "t", [Section("a", "A")])
-    assert small.stat().st_size < 20_000
-    assert len(Parsed(small).of("script")) == 1
 
 
 def test_a_table_shows_numbers_for_people_and_says_what_it_leaves_out(
