@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -16,35 +17,24 @@ from sparse_but_wrong.figures.distributions import (
 )
 from sparse_but_wrong.metrics.evaluation import Evaluation
 from tests.figures.conftest import legend_texts, lines, rendered
+from tests.metrics.evaluated import evaluated
 
 H = 40
 
 
 def evaluation(l0: float, d_sae: int = H) -> Evaluation:
-    return Evaluation(
-        name=str(l0),
+    """All 100 samples have `l0` active latents; one latent is dead."""
+    return replace(
+        evaluated()[0],
         n_samples=100,
-        n_batches=10,
         d_sae=d_sae,
         l0=l0,
-        l0_standard_error=0.1,
         l0_counts=np.bincount([int(l0)] * 100, minlength=d_sae + 1),
         densities=np.linspace(0, 0.5, d_sae),
-        dead_latents=1,
-        dense_latents=3,
-        mse=1.0,
-        mse_standard_error=0.1,
-        variance_explained=0.9,
-        variance_explained_standard_error=0.01,
-        shrinkage=1.0,
         c_dec=0.1 + l0 / 100,
         c_enc=0.2,
-        match=None,
         projections=np.linspace(5, -5, d_sae) / (1 + l0),
         projection_standard_errors=np.full(d_sae, 0.01),
-        projection_relative_error=1 / 2048,
-        histogram_edges=np.linspace(-1, 1, 11),
-        histogram_counts=np.arange(10),
     )
 
 

@@ -9,7 +9,6 @@ import pandas as pd
 from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
 from sparse_but_wrong.figures import parts
 from sparse_but_wrong.figures.style import BLUE, GREY, RED, VERMILLION, Number, paper_style
@@ -21,7 +20,6 @@ SHARES = (0.25, 0.33, 0.4, 0.48)
 _MOST_NAMED = 12
 _BINS = 60
 _HISTOGRAM_BINS = 80
-_L0_TICKS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 # Dots are spread over this share of a row, so that SAEs of equal L0 do not hide each other.
 _SPREAD = 0.56
 
@@ -123,7 +121,7 @@ def _draw_l0_counts(axes: Axes, found: Evaluation, color: parts.Color) -> None:
 
 @paper_style()
 def projection_histograms(
-    panels: Sequence[tuple[str, Float[np.ndarray, " samples_times_latents"]]],
+    panels: Sequence[tuple[str, Float[np.ndarray, " _projections"]]],
     s_n: Sequence[Number],
     n: int,
 ) -> Figure:
@@ -188,10 +186,8 @@ def l0_by_model(table: pd.DataFrame, mark: Number | None = None) -> Figure:
     # A bare underscore means more to LaTeX.
     axes.set_yticks(np.arange(len(names)), [name.replace("_", r"$\_$") for name in names])
     axes.tick_params(axis="y", length=0)
-    axes.set(xscale="log", xlabel="L0", ylim=(-0.7, len(medians) - 0.3))
-    axes.xaxis.set_major_locator(FixedLocator(_L0_TICKS))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.set(xlabel="L0", ylim=(-0.7, len(medians) - 0.3))
+    parts.log_l0_axis(axes)
     axes.grid(True, axis="x", alpha=0.3)
     entries = axes.get_legend_handles_labels()
     figure.legend(*entries, loc="outside upper center", ncols=4, handlelength=1.2)
