@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sparse_but_wrong import atomic
-from sparse_but_wrong.cli.report import report
+from sparse_but_wrong.cli.run import report
 from sparse_but_wrong.report.run import write_index
 from sparse_but_wrong.runs.folder import RunFolder, fresh_path
 from tests.report.folders import write_bare_run

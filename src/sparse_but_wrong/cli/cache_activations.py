@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from sparse_but_wrong.cli.options import AT_LEAST_0, AT_LEAST_1, NAME_OR_PATH, PATH, device, threads
+from sparse_but_wrong.runs.provenance import provenance
 
 _MODEL = "Hugging Face id, folder with a model, or .gguf file."
 _HOOK = (
@@ -60,7 +61,6 @@ def cache(keep_special_tokens: bool, no_bos: bool, **parameters: Any) -> None:
     padding. Ctrl-C keeps what is done; --resume continues.
     """
     from sparse_but_wrong.activations.cache import cache_activations
-    from sparse_but_wrong.runs.provenance import provenance
 
     try:
         with _quiet_libraries():

@@ -22,6 +22,7 @@ from sparse_but_wrong.cli.options import (
     short_name,
     threads,
 )
+from sparse_but_wrong.untrusted import one_line
 
 if TYPE_CHECKING:
     import sae_lens
@@ -169,8 +170,6 @@ def _tell(failed: Mapping[str, Exception], others: Collection[object]) -> None:
 
 
 def _reason(error: Exception) -> str:
-    from sparse_but_wrong.untrusted import one_line
-
     if isinstance(error, (ValueError, OSError)):
         return " ".join(str(error).split())
     return f"{type(error).__name__}: {one_line(error)}"

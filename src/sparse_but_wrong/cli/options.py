@@ -10,6 +10,9 @@ from typing import Any
 
 import click
 
+from sparse_but_wrong.atomic import claimed, full_disk_named
+from sparse_but_wrong.runs.provenance import provenance
+
 RUNS = Path("runs")
 
 
@@ -71,7 +74,6 @@ def results(out: Path | None, name: str) -> Iterator[Path]:
 
     That one is claimed before the work, which may take hours, so that a bad one is refused at once.
     """
-    from sparse_but_wrong.atomic import claimed, full_disk_named
     from sparse_but_wrong.runs.folder import fresh_path
 
     path = out or fresh_path(RUNS, name)
@@ -86,8 +88,6 @@ def results(out: Path | None, name: str) -> Iterator[Path]:
 
 def made_how(started: float) -> dict[str, object]:
     """What a page says of how it was made, `started` at that `time.monotonic`."""
-    from sparse_but_wrong.runs.provenance import provenance
-
     made = provenance()
     return {
         "Time": f"{time.monotonic() - started:.0f} s",

@@ -1,4 +1,4 @@
-"""`sbw run`, `sbw list` and `sbw show`: the experiments, built in or in a YAML file."""
+"""`sbw list`, `show`, `run`, `paper` and `report`: the experiments, and their run folders."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from sparse_but_wrong.cli.options import NAME_OR_PATH, RUNS, out, quick, threads
+from sparse_but_wrong.atomic import full_disk_named
+from sparse_but_wrong.cli.options import NAME_OR_PATH, PATH, RUNS, device, out, quick, threads
+from sparse_but_wrong.experiments.verdict import in_lines
 
 if TYPE_CHECKING:
     from sparse_but_wrong.experiments.analysis import Run
@@ -114,8 +116,6 @@ def _latest_unfinished(name: str) -> Path:
 
 
 def _print(results: Run) -> None:
-    from sparse_but_wrong.experiments.verdict import in_lines
-
     folder = results.folder
     if 0 < len(results.table) <= _MOST_ROWS:
         click.echo(_table(results))
@@ -157,3 +157,66 @@ def _table(results: Run) -> str:
 
 def _formatted(value: object, form: str) -> str:
     return format(value, form or ("g" if isinstance(value, int | float) else ""))
+
+
+@click.command()
+@click.argument("names", nargs=-1)
+@click.option(
+    "--out",
+    type=PATH,
+    default=RUNS / "paper",
+    help="Folder of the run folders and the index page. Finished runs in it are kept.",
+)
+@click.option("--seed", type=int, default=0, help="Seeds every run.")
+@device("to train")
+@threads
+@quick
+def paper(names: tuple[str, ...], out: Path, seed: int, device: str, quick: bool) -> None:
+    """Run every experiment of the paper, or those NAMED, and write an index page of verdicts.
+
+    Started again, it continues with what is not finished.
+    """
+    from sparse_but_wrong.experiments import runner
+    from sparse_but_wrong.experiments.registry import EXPERIMENTS, get_experiment
+    from sparse_but_wrong.report.run import outcome_of, write_index
+    from sparse_but_wrong.runs.folder import RunFolder, is_run
+
+    def finished() -> list[RunFolder]:
+        runs = [RunFolder.open(out / name) for name in EXPERIMENTS if is_run(out / name)]
+        return [run for run in runs if run.manifest["status"] == "finished"]
+
+    def index() -> Path:
+        advice = "Finished runs are kept; free some space and run the command again."
+        with full_disk_named(out, advice):
+            return write_index([run.path for run in finished()], out / "index.html")
+
+    specs = [get_experiment(name) for name in names or EXPERIMENTS]
+    settings = {"seed": seed, "device": device, "quick": quick}
+    for spec in specs:  # before hours are spent on the others
+        if is_run(out / spec.name):
+            folder = RunFolder.open(out / spec.name)
+            runner.check_same(folder, spec, **settings)
+            folder.finished_saes()  # refused where some are lost
+    for spec in specs:
+        path = out / spec.name
+        if path not in [run.path for run in finished()]:
+            click.echo(f"\n{spec.name}: {spec.title}")
+            run = runner.run_experiment(spec, path, resume=is_run(path), **settings)
+            click.echo("\n".join(in_lines(run.verdict)))
+            index()
+    click.echo("")
+    for run in finished():
+        click.echo(f"{outcome_of(run.manifest):>10}  {run.manifest['experiment']}")
+    click.echo(f"Index: {index()}")
+
+
+@click.command()
+@click.argument("folder", type=PATH)
+def report(folder: Path) -> None:
+    """Rebuild report.html of the run in FOLDER, finished or not."""
+    from sparse_but_wrong.report.run import write_report
+    from sparse_but_wrong.runs.folder import RunFolder
+
+    advice = "The old report is kept; free some space and try again."
+    with RunFolder.open_locked(folder) as opened, full_disk_named(folder, advice):
+        click.echo(f"Report: {write_report(opened)}")
