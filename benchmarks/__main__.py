@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.machine import LARGE, describe_machine, is_busy
-from benchmarks.measure import Group, Measured, measure
+from benchmarks.measure import Group, measure
 from benchmarks.report import (
     CPU_TARGETS,
     CUDA_TARGETS,
@@ -30,7 +30,7 @@ from benchmarks.report import (
     write_json,
 )
 from benchmarks.sweeps import SWEEPS
-from benchmarks.worlds import WORLDS, BenchWorld
+from benchmarks.worlds import WORLDS
 
 SIZES = (1, 4, 12, 32, 125)
 _SWEPT_IN_THE_PAPER = ("jumprelu", "batchtopk")
@@ -69,22 +69,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "(c) more than this\nengine, and the ratios flatter it. Wait until it is idle.\n",
             flush=True,
         )
-    worlds: dict[str, BenchWorld] = {}
-    results: list[Measured] = []
+    worlds = {name: WORLDS[name](device) for name in dict.fromkeys(g.world for g in groups)}
+    large, results = _QUICK_LARGE if options.quick else LARGE, []
     for group in groups:
-        if group.world not in worlds:
-            worlds[group.world] = WORLDS[group.world](device)
-        large = _QUICK_LARGE if options.quick else LARGE
         result = measure(group, worlds[group.world], options.steps, options.repeats, large)
         results.append(result)
         print(format_group(result) + "\n", flush=True)
     print(format_targets(targets, results))
     if options.json is not None:
-        settings = {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in vars(options).items()
-        }
-        write_json(options.json, machine, settings, results, targets)
+        write_json(options.json, machine, vars(options), results, targets)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -97,9 +90,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     which.add_argument("--quick", action="store_true", help="little of everything")
     which.add_argument("--full", action="store_true", help="everything: takes an hour or more")
     which.add_argument("--worlds", type=_names(WORLDS), metavar="A,B", help=", ".join(WORLDS))
-    which.add_argument(
-        "--architectures", type=_names(SWEEPS), metavar="A,B", help=", ".join(SWEEPS)
-    )
+    kinds = {"type": _names(SWEEPS), "metavar": "A,B", "help": ", ".join(SWEEPS)}
+    which.add_argument("--architectures", **kinds)
     which.add_argument("--sizes", type=_sizes, metavar="S,S", help="SAEs in a sweep")
     how = parser.add_argument_group("how")
     how.add_argument("--steps", type=_positive, help="that 12 SAEs take in a turn (100; quick: 4)")

@@ -179,4 +179,4 @@ def write_json(
     content = {"machine": machine, "settings": settings, "groups": groups}
     content["targets"] = _reached(targets, results)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")

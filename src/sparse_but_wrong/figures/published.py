@@ -78,8 +78,7 @@ def plot_sae_feat_cos_sims_seaborn(
     """Heatmaps of the cosine similarity of every latent with every true feature, row 0 lowest.
 
     Args:
-        sae: anything with encoder columns `W_enc` [d_in, d_sae] and decoder rows `W_dec`
-            [d_sae, d_in].
+        sae: anything with columns `W_enc` [d_in, d_sae] and rows `W_dec` [d_sae, d_in].
         model: anything whose `embed.weight` [d_in, n_features] has the true directions as columns.
         title_suffix: written in brackets after the figure's own title.
         title: replaces the figure's title, and then the suffix is not used.
@@ -198,8 +197,8 @@ def plot_sae_feat_cos_sims(
 def find_best_index_reordering_for_saes(saes: Any, model: Any) -> Int[Tensor, " d_sae"]:
     """One ordering of latents that lines them up with the true features over several SAEs.
 
-    Latents and features are matched one to one so that the absolute cosine similarity between
-    decoder rows and true features, summed over the SAEs, is as large as it can be.
+    They are matched one to one so that the absolute cosine similarity between decoder rows and
+    true features, summed over the SAEs, is as large as it can be.
 
     Args:
         saes: any number of SAEs of the same d_sae, whose latents correspond by index; or one.
