@@ -131,7 +131,8 @@ def checked(kind: Any, content: Any, file: Path, remedy: str = _COPY_AGAIN) -> A
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(str, problem["loc"]))
-        raise damaged(file, f"{where}: {problem['msg']}", remedy) from error
+        says = problem["msg"].removeprefix("Value error, ")
+        raise damaged(file, f"{where}: {says}" if where else says, remedy) from error
 
 
 def read_safetensors(file: Path) -> dict[str, Tensor]:

@@ -97,7 +97,7 @@ class Cache:
                 and self.skip_positions < self.context_size
                 and shard.n_sequences <= self.sequences_per_shard
             ):
-                raise ValueError(f"shards.{i} is not one of such a cache: {shard!r:.200}")
+                raise ValueError(f"shards.{i} cannot be part of it: {shard!r:.200}")
             done = shard.first_sequence + shard.n_sequences
 
     @property
@@ -207,11 +207,12 @@ def _open_shard(folder: Path, shard: Shard, d_in: int, with_checksum: bool) -> P
         part = open_file(path)
         shape, wanted = [part.n_samples, part.d_in], [shard.n_samples, d_in]
         if shape != wanted:
-            raise ValueError(f"{path} has shape {shape}, but {MANIFEST} lists {wanted};")
+            raise ValueError(f"{path} has shape {shape}, but {MANIFEST} lists {wanted}")
         if with_checksum and shard.sha256 != sha256(path):
-            raise ValueError(f"{path} has another SHA-256 than {MANIFEST} lists;")
+            raise ValueError(f"{path} has another SHA-256 than {MANIFEST} lists")
     except (OSError, ValueError) as error:
-        says = f"{one_line(error)} `sbw cache-activations --resume` makes it again."
+        what = one_line(error).rstrip(".")
+        says = f"{what}; `sbw cache-activations --resume` makes it again."
         raise type(error)(says) from error
     return part
 
