@@ -23,14 +23,10 @@ _COEFFICIENTS = ("l0_coefficient", "l1_coefficient")
 
 
 def l0_change_at_end(steps: Sequence[int], l0: Sequence[float]) -> float:
-    """How much L0 changed over the last tenth of training, in latents.
+    """How much the L0 of a training log changed over its last tenth, in latents.
 
-    Args:
-        steps: of the training log, ascending.
-        l0: at those steps, each over one batch.
-    Returns:
-        the mean over the last twentieth minus the mean over the twentieth before the last tenth;
-        NaN where the log is too short to tell.
+    That is the mean over the last twentieth minus the mean over the twentieth before the last
+    tenth; NaN where the log is too short to tell.
     """
     last = steps[-1] if steps else 0
     end = [v for step, v in zip(steps, l0, strict=True) if step > 0.95 * last]
@@ -41,12 +37,8 @@ def l0_change_at_end(steps: Sequence[int], l0: Sequence[float]) -> float:
 
 
 def log_every_that_tells(log_every: int, n_steps: int) -> int:
-    """How often to log for `l0_change_at_end` to find rows in both of its windows.
-
-    Args:
-        log_every: steps between two rows, as asked for; kept where that is often enough.
-        n_steps: of the run.
-    """
+    """The steps between two rows of a log, as asked for or, where `l0_change_at_end` would not find
+    rows in both of its windows, fewer."""
     steps = [*range(0, n_steps - 1, log_every), n_steps - 1]
     can_tell = not math.isnan(l0_change_at_end(steps, [0.0] * len(steps)))
     return log_every if can_tell else min(log_every, max(1, n_steps // 20))
@@ -56,11 +48,10 @@ def training_remarks(saes: Sequence[SAESpec], table: pd.DataFrame) -> list[str]:
     """What is to be said of a run's SAEs, whatever they were trained for.
 
     Those are L0s that were still moving when training ended, thresholds of BatchTopK SAEs that have
-    not settled at their k, and coefficients that give one L0 up to the largest, by kind of SAE.
+    not settled at their k, and coefficients that give one L0 up to the largest: by kind of SAE, of
+    which those are that differ in a coefficient only, or in a factor besides, and have no control.
 
     Args:
-        saes: of the run. Those that differ in a coefficient only, or in a factor besides, are of
-            one kind; those whose sparsity is controlled are left out.
         table: a row per SAE with columns `sae_id`, `l0` and `l0_change_at_end`.
     """
     l0s: dict[str, float] = dict(zip(table["sae_id"], table["l0"], strict=True))

@@ -60,10 +60,10 @@ def _measure(run: Run) -> dict[str, MeasuredTable]:
     return {
         "by_k": MeasuredTable(
             summarise(recovery, mixing),
-            f"Features recovered (matched cosine > {RECOVERED:g}); over all pairs, how the cosine "
-            "with the other feature goes with the correlation of the firings; of clear pairs "
-            f"(|correlation| > {CLEAR:g}), and of those that are mixed (|cosine| > {MIXED:g}), the "
-            "share with the sign of their correlation.",
+            f"Features recovered (matched cosine > {RECOVERED:g}); how the cosine with the other "
+            "feature goes with the correlation of the firings, over all pairs; the share with its "
+            f"sign, of clear pairs (|correlation| > {CLEAR:g}) and mixed ones (|cosine| > "
+            f"{MIXED:g}).",
         ),
         "recovery": MeasuredTable(
             recovery, "Cosine of the latent matched to each feature with that feature."
@@ -80,9 +80,7 @@ def summarise(recovery: pd.DataFrame, mixing: pd.DataFrame) -> pd.DataFrame:
     """A row per k: how many features are recovered, and what latents mix in.
 
     Args:
-        recovery: a row per SAE and feature with columns `k`, `feature` and `cosine`.
-        mixing: a row per SAE and ordered pair of features with columns `k`, `feature`, `other`,
-            `cosine` and `firing_correlation`.
+        recovery: a row per SAE and feature; `mixing` has one per ordered pair of features.
     """
     rows = []
     for k, of_k in recovery.groupby("k"):

@@ -74,15 +74,8 @@ def published_saes(directory: Mapping[str, PretrainedSAELookup]) -> pd.DataFrame
 
     Several entries of the directory can name the same file (the "canonical" releases); they are
     one SAE, and the first entry whose L0 is known stands for it. Checkpoints of unfinished training
-    are left out.
-
-    Args:
-        directory: by release, as `get_pretrained_saes_directory` gives it.
-    Returns:
-        columns `release`, `model` (without the organisation), `sae_id`, `site` ("" where the names
-        do not say), `layer` (missing likewise), `architecture` ("" likewise), `l0` (NaN where
-        nothing says), `l0_source` ("directory", "name" or "") and `entries`, how many entries name
-        it.
+    are left out. What the names do not say is "" (site, architecture, l0_source) or missing (layer,
+    L0); `entries` is how many entries name the SAE.
     """
     rows = []
     for release, lookup in directory.items():

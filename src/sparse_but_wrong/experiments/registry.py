@@ -41,13 +41,8 @@ _SEEDS, _SIGNS = range(5), (0.4, -0.4)
 
 
 def small_world(correlation: float, *, d_in: int = 20, ortho_num_steps: int = 1000) -> WorldSpec:
-    """5 features, 2 of them active at a time; the first is correlated with all others.
-
-    Args:
-        correlation: latent correlation of feature 0 with each other feature, in [−0.5, 0.5].
-        d_in: width of the activations.
-        ortho_num_steps: fewer leave superposition noise between the directions.
-    """
+    """5 features, 2 of them active at a time; the first has a latent correlation in [−0.5, 0.5]
+    with each other. Few `ortho_num_steps` leave superposition noise between the directions."""
     pairs = tuple((0, i, correlation) for i in range(1, N_SMALL)) if correlation else ()
     return WorldSpec(
         d_in=d_in,
@@ -111,12 +106,8 @@ def _cell(
     """A small world with its name, and a BatchTopK SAE that starts at its features.
 
     Args:
-        c: the correlation.
         lowered: k comes down from the true L0 over the first half of training. That tells what a
-            low k does from what starting at it does: a low k from the first step may lead to
-            another minimum.
-        noise: of the world, which is named so.
-        world, sae_id: how the two are named.
+            low k does from what starting at it does, which may lead to another minimum.
     """
     options: dict[str, int] = {} if noise is None else _NOISES[noise]
     world = (noise or "") + world.format(c=c, seed=seed)

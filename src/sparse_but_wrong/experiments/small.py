@@ -159,12 +159,8 @@ def remarks(settings: pd.DataFrame) -> list[str]:
 
 
 def judge_signs(table: pd.DataFrame, where: str = "") -> list[Check]:
-    """Whether latents mix where k is below the true L0, and nowhere else.
-
-    Args:
-        table: of mixing; SAEs added to the published ones are left out.
-        where: which worlds the checks are about; every check begins with it.
-    """
+    """Whether latents mix where k is below the true L0, and nowhere else; SAEs added to the
+    published ones are left out. Every check begins with `where`, the worlds that it is about."""
     table = table.loc[~table["added"]]
     # The firing probabilities are added up in floating point.
     too_low = floats(table, "k") < floats(table, "true_l0") - 1e-9

@@ -62,9 +62,7 @@ def find_minima(table: pd.DataFrame, projections: pd.DataFrame, ns: Sequence[int
     d_sae / 2 on: there s_n is the median or beyond, blind to how far the projections spread.
 
     Args:
-        table: a row per SAE with a column `l0`.
-        projections: s_n^dec of the same SAEs, a column per n.
-        ns: which n.
+        table: a row per SAE with a column `l0`; `projections` has the same rows, a column per n.
     """
     found = []
     for n in (n for n in ns if n < projections.shape[1] / 2):
@@ -80,10 +78,7 @@ def find_minima(table: pd.DataFrame, projections: pd.DataFrame, ns: Sequence[int
 
 
 def missing_sides(l0s: Sequence[float], true_l0: float) -> list[str]:
-    """The sides of the true L0 on which a sweep has no SAE.
-
-    There is nothing there that the smallest could be smaller than.
-    """
+    """The sides of the true L0 on which a sweep has no SAE that the smallest could be below."""
     sides = (("below", min(l0s) < true_l0 - NEAR), ("above", max(l0s) > true_l0 + NEAR))
     return [side for side, is_there in sides if not is_there]
 

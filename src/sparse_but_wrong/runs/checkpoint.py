@@ -50,11 +50,7 @@ class Checkpoint:
 
     @classmethod
     def read(cls, path: Path) -> Checkpoint:
-        """Read what `write` wrote.
-
-        Raises:
-            ValueError: the file is damaged; the message says what to do.
-        """
+        """Read what `write` wrote; ValueError for a damaged file, which says what to do."""
         from safetensors import SafetensorError, safe_open
 
         remedy = "delete it to train the unfinished SAEs from their start"

@@ -118,9 +118,7 @@ class RunFolder:
         """A new run folder with its manifest, which no other process gets while the block runs.
 
         Raises:
-            FileExistsError: the folder holds something.
-            NotADirectoryError: a file stands where the folder, or one above it, should be.
-            OSError: it cannot be written to.
+            OSError: the folder holds something (FileExistsError) or cannot be written to.
             ValueError: another process is at work in it.
         """
         folder = cls(path, {"format_version": _FORMAT_VERSION, **manifest})
@@ -257,11 +255,7 @@ class RunFolder:
         self.seal(self.sae_path(sae_id))
 
     def load_sae(self, sae_id: str, device: str = "cpu") -> sae_lens.TrainingSAE[Any]:
-        """Load a finished SAE.
-
-        Raises:
-            ValueError: its folder is damaged; the message says what to do.
-        """
+        """Load a finished SAE; ValueError where its folder is damaged."""
         from sae_lens import TrainingSAE
 
         path = self.checked_sae_path(sae_id)
@@ -282,11 +276,8 @@ class RunFolder:
         self.seal(path)
 
     def read_log(self, sae_id: str) -> SAELog:
-        """Read the training log of an SAE.
-
-        Raises:
-            FileNotFoundError, ValueError: it is missing or damaged; the message says what to do.
-        """
+        """Read the training log of an SAE; FileNotFoundError or ValueError where it is missing or
+        damaged."""
         path, remedy = self.log_path(sae_id), self._train_again(sae_id)
         self.check(path, remedy)
         content = read_json(path, remedy)

@@ -50,7 +50,7 @@ class Sweep:
         """The metrics of all SAEs on the same samples, which none of them was trained on.
 
         The samples are fresh ones of a toy world, whose features count as true; those held out of
-        stored activations (at most); or the next ones of an iterator.
+        stored activations, or as many of them; or the next ones of an iterator.
         """
         true_features = None
         n_batches = -(-n_samples // self.batch_size)
