@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -131,27 +131,20 @@ def set_sparsity(sae: sae_lens.TrainingSAE[Any], name: str, value: float) -> Non
         setattr(sae.cfg, f"{name}_coefficient", value)
 
 
-class LearningRates:
-    """The learning rate of every step, read off sae_lens' own schedulers as far as needed.
+def learning_rates(scheduler: str, lr: float, **settings: Any) -> Iterator[float]:
+    """The learning rate of every step, read off sae_lens' own schedulers.
 
     The settings are arguments of sae_lens' ``get_lr_scheduler``.
     """
+    from sae_lens.training.optim import get_lr_scheduler
 
-    def __init__(self, scheduler: str, lr: float, **settings: Any) -> None:
-        from sae_lens.training.optim import get_lr_scheduler
-
-        self._optimizer = torch.optim.SGD([torch.zeros((), requires_grad=True)], lr=lr)
-        self._scheduler = get_lr_scheduler(scheduler, optimizer=self._optimizer, lr=lr, **settings)
-        self._rates = [float(self._optimizer.param_groups[0]["lr"])]
-
-    def between(self, first: int, end: int) -> list[float]:
-        """The rates of the steps from `first` up to, not including, `end`."""
-        while len(self._rates) < end:
-            # The scheduler warns unless the optimiser has stepped first; it has nothing to step.
-            self._optimizer.step()
-            self._scheduler.step()
-            self._rates.append(float(self._optimizer.param_groups[0]["lr"]))
-        return self._rates[first:end]
+    optimizer = torch.optim.SGD([torch.zeros((), requires_grad=True)], lr=lr)
+    schedule = get_lr_scheduler(scheduler, optimizer=optimizer, lr=lr, **settings)
+    while True:
+        yield float(optimizer.param_groups[0]["lr"])
+        # The scheduler warns unless the optimiser has stepped first; it has nothing to step.
+        optimizer.step()
+        schedule.step()
 
 
 def make_trainer(

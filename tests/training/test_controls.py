@@ -89,41 +89,17 @@ def test_topk_keeps_every_k_between_over_the_batch() -> None:
     [
         (["batchtopk", "topk"], [MOVE], r"1 controls for 2 SAEs; .* saes\[0\] to saes\[1\]"),
         (["batchtopk"], [], r"0 controls for 1 SAEs"),
-        (
-            ["batchtopk", "jumprelu"],
-            [MOVE, MOVE],
-            r"saes\[1\], a JumpReLUTrainingSAE, has no k .* coefficient 'l0'; give it None or a",
-        ),
-        (
-            ["batchtopk", oracle.left_to_sae_lens],
-            [MOVE, MOVE],
-            r"saes\[1\], a MyJumpReLU, is trained by sae_lens' own trainer.*KTransition.*None",
-        ),
-        (
-            [oracle.left_to_sae_lens],
-            [TargetL0(2.0)],
-            r"saes\[0\], a MyJumpReLU, is trained by sae_lens' own trainer.*TargetL0",
-        ),
+        (["topk", "jumprelu"], [MOVE, MOVE], r"saes\[1\], a Jump\w+, has no k .* coefficient 'l0'"),
+        ([oracle.left_to_sae_lens], [MOVE], r"a MyJumpReLU, .* own trainer.* no KTransition"),
+        ([oracle.left_to_sae_lens], [TargetL0(2.0)], r"a MyJumpReLU, .* own trainer.* no TargetL0"),
         (
             ["topk", "batchtopk"],
             [None, TargetL0(2.0)],
-            r"saes\[1\], a BatchTopKTrainingSAE, has a k and no coefficient .* as its k",
+            r"saes\[1\], a Batch.* no coefficient",
         ),
-        (
-            ["topk", "matryoshka_batchtopk"],
-            [KTransition(6.0, 5, 14), KTransition(6.0, 5, 15)],
-            r"saes\[1\], a Matryoshka.*its k at step 20, but the last step of the run is 19; shor",
-        ),
-        (
-            ["topk"],
-            [KTransition(10.0, 5, 10)],
-            r"saes\[0\], a TopKTrainingSAE, is to keep k = 10 of 9 latents",
-        ),
-        (
-            [lambda: make("enhanced_batchtopk", **OWN_MOVE)],
-            [MOVE],
-            r"saes\[0\].*moves its k by itself",
-        ),
+        (["matryoshka_batchtopk"], [KTransition(6.0, 5, 15)], r"at step 20, .* last step .* is 19"),
+        (["topk"], [KTransition(10.0, 5, 10)], r"a TopK\w+, is to keep k = 10 of 9 latents"),
+        ([lambda: make("enhanced_batchtopk", **OWN_MOVE)], [MOVE], r"moves its k by itself"),
     ],
 )
 def test_a_control_that_cannot_do_its_work_is_refused(
@@ -134,8 +110,9 @@ def test_a_control_that_cannot_do_its_work_is_refused(
         train_saes(made, iter([]), oracle.options_for(20), controls)
 
 
-def test_a_run_whose_last_batch_is_not_full_has_that_step_too() -> None:
-    options = oracle.options_for(20, total_training_samples=19 * oracle.BATCH + 1)
+@pytest.mark.parametrize("n_samples", [19 * oracle.BATCH + 1, 20 * oracle.BATCH])
+def test_a_run_whose_last_batch_is_not_full_has_that_step_too(n_samples: int) -> None:
+    options = oracle.options_for(20, total_training_samples=n_samples)
     train_saes([make("topk")], oracle.Batches(), options, [KTransition(6.0, 5, 14)])
 
 

@@ -205,27 +205,15 @@ class Unregistered(JumpReLUTrainingSAEConfig):
         ({"initial_weights": [None] * 3}, ValueError, "2 cfgs but 3 initial_weights"),
         ({"seeds": [0, -1]}, ValueError, r"SAE 1: the seed -1 does not lie in"),
         ({"seeds": [2**64, 0]}, ValueError, r"SAE 0: the seed \d+ does not lie in"),
-        (
-            {"cfgs": [standard(), StandardSAEConfig(**SIZES)]},
-            TypeError,
-            "SAE 1: a StandardSAEConfig describes no SAE that can be trained",
-        ),
+        ({"seeds": [0, 1.5]}, TypeError, r"SAE 1: the seed 1.5 is no whole number"),
+        ({"cfgs": [standard(), StandardSAEConfig(**SIZES)]}, TypeError, "SAE 1: a StandardSAEC"),
         ({"cfgs": [{"d_in": 3}, standard()]}, TypeError, "SAE 0: a dict describes no SAE"),
-        (
-            {"cfgs": [standard(), Unregistered(**SIZES)]},
-            ValueError,
-            "SAE 1: Unregistered, of the architecture 'homemade', is not registered",
-        ),
-        (
-            {"initial_weights": {"W_enc": torch.zeros(12, 9)}},
-            TypeError,
-            "SAE 0: initial weights are copied from a sae_lens SAE, not from a dict",
-        ),
+        ({"cfgs": [standard(), Unregistered(**SIZES)]}, ValueError, "SAE 1: .*'homemade'"),
+        ({"initial_weights": {"W_enc": torch.zeros(12, 9)}}, TypeError, "SAE 0: .*not from a dict"),
         (
             {"initial_weights": [None, make("standard", d_sae=8)]},
             ValueError,
-            r"SAE 1: its \w+ has shape \[9.*\], but in its initial weights \[8.*\]; start from an "
-            "SAE with d_in=12 and d_sae=9",
+            r"SAE 1: its \w+ has shape \[9.*\], but in its initial weights \[8.*\].*d_sae=9",
         ),
     ],
 )

@@ -75,8 +75,8 @@ class Block:
 class BatchReader:
     """Reads the stream of activations that all SAEs of a run share.
 
-    Blocks of several batches let an SAE take several steps while its parameters and buffers are
-    in cache. How the stream is cut into blocks has no influence on any result.
+    Blocks let an SAE take several steps while its parameters are in cache; how the stream is cut
+    into them has no influence on any result.
     """
 
     def __init__(self, source: Iterator[Tensor], d_in: int, device: torch.device) -> None:

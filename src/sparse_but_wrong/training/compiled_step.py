@@ -99,8 +99,8 @@ def kernels() -> ctypes.CDLL | None:
 class CompiledStepper:
     """Steps a stack with the compiled loops.
 
-    An SAE takes all its steps on a block of batches before the next SAE's turn, on one thread and
-    with its parameters in cache. So its result cannot depend on any other.
+    An SAE takes all its steps on a block before the next SAE's turn, on one thread and with its
+    parameters in cache. So its result cannot depend on any other.
     """
 
     def __init__(

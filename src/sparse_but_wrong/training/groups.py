@@ -153,10 +153,8 @@ def _check_saes(saes: Sequence[sae_lens.TrainingSAE[Any]]) -> None:
                 f"saes[{i}] is on the meta device, where there are no numbers; move it with "
                 "sae.to_empty(…) and initialise it first."
             )
-        for what, mine, wanted in (
-            ("d_in", sae.cfg.d_in, saes[0].cfg.d_in),
-            ("device", sae.W_dec.device, saes[0].W_dec.device),
-        ):
+        d_ins, devices = (sae.cfg.d_in, saes[0].cfg.d_in), (sae.W_dec.device, saes[0].W_dec.device)
+        for what, (mine, wanted) in (("d_in", d_ins), ("device", devices)):
             if mine != wanted:
                 raise ValueError(
                     f"saes[{i}] has {what} {mine}, saes[0] has {wanted}; "

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
@@ -143,7 +144,8 @@ class Training:
         self.steps = [step for *_, step in placed]
         """What takes the steps of each SAE."""
         self._reader = BatchReader(source, saes[0].cfg.d_in, self.device)
-        self._learning_rates = sae_lens_compat.LearningRates(
+        self._rates: list[float] = []
+        self._further_rates = sae_lens_compat.learning_rates(
             options.lr_scheduler_name,
             options.lr,
             training_steps=options.total_training_steps,
@@ -280,9 +282,10 @@ class Training:
                 group.observe(block.batches)
         for group in block.groups if block.batches else ():
             first, n_samples = self._steps_of(group, self._at_work)
-            rates = self._learning_rates.between(first, first + len(block.batches))
+            last = first + len(block.batches)
+            self._rates += islice(self._further_rates, max(0, last - len(self._rates)))
             is_last = n_samples + block.n_samples >= self.options.total_training_samples
-            steps = Steps(group.scaled(block.batches), first, rates, is_last)
+            steps = Steps(group.scaled(block.batches), first, self._rates[first:last], is_last)
             for chunk in range(group.n_chunks):
                 before = earlier.get((group, chunk))
                 block.futures[group, chunk] = workers.submit(_in_turn, before, group, chunk, steps)

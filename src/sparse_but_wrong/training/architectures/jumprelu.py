@@ -80,13 +80,13 @@ class JumpReLU(Architecture):
         threshold = p["threshold"].unsqueeze(1)
         pre = self.encode(x, p)
         ste = (self.bandwidth, self.cfg.jumprelu_ste_to_input)
-        acts = _Jump.apply(pre, threshold, *ste)
+        acts = _Jump.apply(pre, threshold, *ste, False)
         if self.cfg.jumprelu_sparsity_loss_mode == "tanh":
             # tanh(u) = 2σ(2u) − 1, and the sigmoid is a sixth of the work.
             twice = 2 * self.tanh_scale * decoder_norm(p)
             l0 = 2 * torch.sigmoid(acts * twice).sub(0.5).sum((1, 2))
         else:
-            l0 = _Step.apply(pre, threshold, *ste).sum(2)  # type: ignore[union-attr]
+            l0 = _Jump.apply(pre, threshold, *ste, True).sum(2)  # type: ignore[union-attr]
             if self.cfg.jumprelu_sparsity_loss_mode == "quadratic":
                 l0 = 2 / self.target_l0 * (l0 - self.target_l0).square()
             l0 = l0.sum(1)
@@ -102,34 +102,26 @@ class JumpReLU(Architecture):
 
 
 class _Jump(torch.autograd.Function):
-    """pre · 1[pre > θ]."""
+    """pre · 1[pre > θ], or the step 1[pre > θ] alone."""
 
     @staticmethod
-    def forward(ctx: Any, pre: Tensor, threshold: Tensor, bandwidth: Tensor, to_input: bool) -> Any:
+    def forward(
+        ctx: Any, pre: Tensor, threshold: Tensor, bandwidth: Tensor, to_input: bool, is_step: bool
+    ) -> Any:
         active = above(pre, threshold)
         ctx.save_for_backward(pre, threshold, bandwidth, active)
-        ctx.to_input = to_input
-        return pre * active
+        ctx.to_input, ctx.is_step = to_input, is_step
+        return active if is_step else pre * active
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
         pre, threshold, bandwidth, active = ctx.saved_tensors
-        q = (pre - threshold).abs_().lt_(bandwidth / 2).mul_(grad).mul_(threshold / bandwidth)
-        by_pre = active * grad
-        return by_pre.add_(q) if ctx.to_input else by_pre, -q.sum(1, keepdim=True), None, None
-
-
-class _Step(torch.autograd.Function):
-    """1[pre > θ]."""
-
-    @staticmethod
-    def forward(ctx: Any, pre: Tensor, threshold: Tensor, bandwidth: Tensor, to_input: bool) -> Any:
-        ctx.save_for_backward(pre, threshold, bandwidth)
-        ctx.to_input = to_input
-        return above(pre, threshold)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:  # type: ignore[override]
-        pre, threshold, bandwidth = ctx.saved_tensors
-        q = (pre - threshold).abs_().lt_(bandwidth / 2).mul_(grad / bandwidth)
-        return q if ctx.to_input else None, -q.sum(1, keepdim=True), None, None
+        q = (pre - threshold).abs_().lt_(bandwidth / 2)
+        if ctx.is_step:
+            q.mul_(grad / bandwidth)
+            by_pre = q if ctx.to_input else None
+        else:
+            q.mul_(grad).mul_(threshold / bandwidth)
+            by_pre = active * grad
+            by_pre = by_pre.add_(q) if ctx.to_input else by_pre
+        return by_pre, -q.sum(1, keepdim=True), None, None, None
