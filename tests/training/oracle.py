@@ -13,6 +13,7 @@ import torch
 from sae_lens import BatchTopKTrainingSAE, JumpReLUTrainingSAE, TrainingSAE
 from sae_lens.config import LoggingConfig, SAETrainerConfig
 from sae_lens.registry import get_sae_training_class
+from sae_lens.saes.sae import TrainStepInput
 from sae_lens.training.sae_trainer import SAETrainer
 from torch import Tensor
 
@@ -173,6 +174,21 @@ def train_with_sae_lens(
     with contextlib.redirect_stderr(io.StringIO()):
         SAETrainer(config, sae, drawn()).fit()
     return sae
+
+
+def loss_of(sae: TrainingSAE[Any], x: Tensor, value: float, dead: Tensor | None = None) -> Any:
+    """sae_lens' forward pass on a batch, at a coefficient; its gradients are left in the SAE."""
+    output = sae.training_forward_pass(
+        TrainStepInput(
+            sae_in=x,
+            coefficients=dict.fromkeys(sae.get_coefficients(), value),
+            dead_neuron_mask=dead,
+            n_training_steps=0,
+            is_logging_step=False,
+        )
+    )
+    output.loss.backward()
+    return output
 
 
 def options_for(n_steps: int, **changes: Any) -> TrainOptions:

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from sae_lens import BatchTopKTrainingSAE
-from sae_lens.saes.sae import TrainStepInput
 from torch import Tensor
 
 from sparse_but_wrong.training.architectures import ARCHITECTURES
@@ -58,16 +57,7 @@ def assert_as_sae_lens(
     for i, sae in enumerate(saes):
         if isinstance(sae, BatchTopKTrainingSAE):
             sae.topk_threshold.fill_(START)
-        output = sae.training_forward_pass(
-            TrainStepInput(
-                sae_in=oracle.recorded_batches(1)[0],
-                coefficients=dict.fromkeys(sae.get_coefficients(), values[i]),
-                dead_neuron_mask=dead[i],
-                n_training_steps=0,
-                is_logging_step=False,
-            )
-        )
-        output.loss.backward()
+        output = oracle.loss_of(sae, oracle.recorded_batches(1)[0], values[i], dead[i])
         fired = (forward.acts[i] > 0).sum(0)
         assert fired.tolist() == output.feature_acts.to_dense().bool().sum(0).tolist()
         assert fired.sum() >= n_fired_min
