@@ -20,7 +20,7 @@ from benchmarks import ways
 from benchmarks.machine import LARGE, PeakMemory, Products, synchronize
 from benchmarks.sweeps import evenly, make_sweep
 from benchmarks.worlds import BenchWorld
-from sparse_but_wrong.runs.make import make_saes
+from sparse_but_wrong.runs.make import make_spec_saes
 from sparse_but_wrong.runs.spec import SAESpec
 from sparse_but_wrong.training.loop import Training
 from sparse_but_wrong.training.options import TrainOptions
@@ -117,7 +117,7 @@ class _Candidate:
 
     def run(self, world: BenchWorld, n_steps: int) -> tuple[float, int]:
         """Seconds, and bytes at the peak, to train new SAEs for so many steps."""
-        saes = make_saes(self.specs, world.d_in, seed=0, device=world.device)
+        saes = make_spec_saes(self.specs, world.d_in, seed=0, device=world.device)
         with _quietly(), PeakMemory(world.device) as peak:
             synchronize(world.device)
             start = time.perf_counter()
@@ -191,7 +191,7 @@ def _candidates(group: Group, world: BenchWorld, steps: int) -> list[_Candidate]
 
 def _is_stacked(group: Group, world: BenchWorld) -> bool:
     specs = make_sweep(group.architecture, 1, world.d_sae)
-    saes = make_saes(specs, world.d_in, seed=0, device=world.device)
+    saes = make_spec_saes(specs, world.d_in, seed=0, device=world.device)
     with _quietly():
         training = Training(saes, world.fast, TrainOptions(progress=False))
     return "sae_lens" not in training.steps

@@ -16,7 +16,7 @@ from benchmarks.report import CPU_TARGETS, CUDA_TARGETS, Target, format_group, f
 from benchmarks.sweeps import SWEEPS, evenly, make_sweep
 from benchmarks.worlds import WORLDS, BenchWorld
 from sparse_but_wrong.experiments.registry import JUMPRELU
-from sparse_but_wrong.runs.make import make_saes
+from sparse_but_wrong.runs.make import make_spec_saes
 
 CPU = torch.device("cpu")
 # Random activations; no SAE cares.
@@ -99,7 +99,7 @@ def test_the_sweeps_are_those_of_the_notebook_and_of_the_paper() -> None:
 def test_a_sweep_has_as_many_unlike_saes_as_asked_for(architecture: str, n_saes: int) -> None:
     specs = make_sweep(architecture, n_saes, 32)
     assert len({spec.sae_id for spec in specs}) == n_saes
-    assert len(make_saes(evenly(specs, 3), 12, seed=0)) == min(3, n_saes)
+    assert len(make_spec_saes(evenly(specs, 3), 12, seed=0)) == min(3, n_saes)
 
 
 def test_evenly_leans_to_no_side() -> None:

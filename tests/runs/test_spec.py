@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sparse_but_wrong.experiments.registry import JUMPRELU
-from sparse_but_wrong.runs.make import make_saes, make_world, world_seed
+from sparse_but_wrong.runs.make import make_spec_saes, make_world, world_seed
 from sparse_but_wrong.runs.spec import (
     ONLY_WORLD,
     ActivationsSpec,
@@ -59,13 +59,13 @@ def test_an_saes_initial_weights_are_its_own_and_no_global_seed_is_touched() -> 
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    both = make_saes(TINY.saes, 8, seed=1)
-    alone = make_saes(TINY.saes[1:2], 8, seed=1)
+    both = make_spec_saes(TINY.saes, 8, seed=1)
+    alone = make_spec_saes(TINY.saes[1:2], 8, seed=1)
     make_world(WORLD, seed=1)
     assert torch.equal(torch.rand(3), expected)
     assert torch.equal(both[1].W_dec, alone[0].W_dec)
     assert not torch.equal(both[0].W_dec, both[1].W_dec)
-    other = make_saes(TINY.saes[1:2], 8, seed=2)
+    other = make_spec_saes(TINY.saes[1:2], 8, seed=2)
     assert not torch.equal(other[0].W_dec, alone[0].W_dec)
 
 
@@ -172,7 +172,7 @@ def test_a_config_value_of_another_kind_is_refused(
 ) -> None:
     sae = SAESpec("a", architecture, {"d_sae": 4, **config})
     with pytest.raises(ValueError, match=f"SAE 'a': {message}"):
-        make_saes([sae], 8, seed=0)
+        make_spec_saes([sae], 8, seed=0)
 
 
 def test_a_config_is_given_on_as_it_is_written() -> None:
@@ -182,7 +182,7 @@ def test_a_config_is_given_on_as_it_is_written() -> None:
         SAESpec("b", "batchtopk", {"d_sae": 4, "k": 3}),
         SAESpec("c", "jumprelu", {"d_sae": 4, "l0_warm_up_steps": 1e4}),
     ]
-    made = make_saes(specs, 8, seed=0)
+    made = make_spec_saes(specs, 8, seed=0)
     values = [made[0].cfg.k, made[1].cfg.k, made[2].cfg.l0_warm_up_steps]
     assert [repr(value) for value in values] == ["2", "3", "10000"]
 
@@ -214,10 +214,10 @@ def test_worlds_of_other_names_have_other_directions_and_data() -> None:
 def test_a_spec_file_may_ask_for_the_published_batchtopk() -> None:
     config = {"d_sae": 4, "k": 1.5, "initial_k": 3, "transition_k_duration_steps": 30}
     spec = replace(TINY.saes[0], architecture="enhanced_batchtopk", config=config)
-    (sae,) = make_saes([spec], d_in=8, seed=0)
+    (sae,) = make_spec_saes([spec], d_in=8, seed=0)
     assert sae.cfg.to_dict().items() >= config.items()
     with pytest.raises(ValueError, match=r"c_0\.05.*no field 'initialk'"):
-        make_saes([replace(spec, config={"initialk": 3})], d_in=8, seed=0)
+        make_spec_saes([replace(spec, config={"initialk": 3})], d_in=8, seed=0)
     wrong = replace(spec, config={**config, "transition_k_duration_steps": 0})
     with pytest.raises(ValueError, match=r"c_0\.05.*transition_k_.*at least 1"):
-        make_saes([wrong], d_in=8, seed=0)
+        make_spec_saes([wrong], d_in=8, seed=0)

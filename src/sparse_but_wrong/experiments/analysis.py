@@ -19,7 +19,7 @@ from sparse_but_wrong.experiments.verdict import Verdict, in_lines
 from sparse_but_wrong.figures.training import training_curves
 from sparse_but_wrong.metrics.evaluation import Evaluation
 from sparse_but_wrong.runs.folder import RunFolder
-from sparse_but_wrong.runs.make import make_saes, world_seed
+from sparse_but_wrong.runs.make import make_spec_saes, world_seed
 from sparse_but_wrong.runs.spec import ExperimentSpec, SAESpec
 from sparse_but_wrong.sae_lens_compat import inference_copy
 from sparse_but_wrong.worlds.world import ToyWorld
@@ -145,7 +145,7 @@ class Run:
     def untrained(self, sae: SAESpec, world: ToyWorld) -> sae_lens.TrainingSAE[Any]:
         """An SAE as it was when its training began."""
         settings = self.settings
-        return make_saes([sae], world.d_in, settings.seed, settings.device, world.model)[0]
+        return make_spec_saes([sae], world.d_in, settings.seed, settings.device, world.model)[0]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from sparse_but_wrong.experiments.analysis import Run, RunSettings
 from sparse_but_wrong.experiments.findings import log_every_that_tells
 from sparse_but_wrong.runs.checkpoint import Checkpoint
-from sparse_but_wrong.runs.make import load_data, make_saes, world_seed
+from sparse_but_wrong.runs.make import load_data, make_spec_saes, world_seed
 from sparse_but_wrong.runs.spec import ExperimentSpec, SAESpec
 from sparse_but_wrong.runs.stored_world import StoredWorld
 from sparse_but_wrong.training.loop import Training
@@ -46,7 +46,7 @@ def make_training(
     seed = world_seed(settings.seed, "stream", name)
     source = world.stream(options.train_batch_size_samples, seed)
     features = world.model if isinstance(world, ToyWorld) else None
-    saes = make_saes(group, world.d_in, settings.seed, settings.device, features)
+    saes = make_spec_saes(group, world.d_in, settings.seed, settings.device, features)
     names = [f"SAE {sae.sae_id!r}" for sae in group]
     return Training(saes, source, options, [sae.control for sae in group], names=names)
 

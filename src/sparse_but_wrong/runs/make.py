@@ -94,7 +94,7 @@ def make_world(
     )
 
 
-def make_saes(
+def make_spec_saes(
     specs: Sequence[SAESpec],
     d_in: int,
     seed: int,
