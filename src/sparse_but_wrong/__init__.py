@@ -63,6 +63,7 @@ if TYPE_CHECKING:
         FeatureSampler as FeatureSampler,
         get_training_batch as get_training_batch,
     )
+    from sparse_but_wrong.worlds.synthetic import SyntheticWorld as SyntheticWorld
     from sparse_but_wrong.worlds.toy_model import ToyModel as ToyModel
     from sparse_but_wrong.worlds.world import ToyWorld as ToyWorld
 
@@ -94,6 +95,7 @@ _NAMES = {
     "generate_random_correlation_matrix summarize_correlation_matrix",
     "worlds.features": "FeatureSampler get_training_batch",
     "worlds.toy_model": "ToyModel",
+    "worlds.synthetic": "SyntheticWorld",
     "worlds.world": "ToyWorld",
 }
 """Public names by the module that has them."""

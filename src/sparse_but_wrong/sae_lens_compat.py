@@ -20,6 +20,10 @@ if TYPE_CHECKING:
         PretrainedSAELookup as PretrainedSAELookup,
     )
     from sae_lens.saes.sae import TrainStepOutput
+    from sae_lens.synthetic import (
+        SyntheticModel as SyntheticModel,
+        SyntheticModelConfig as SyntheticModelConfig,
+    )
     from sae_lens.training.sae_trainer import SAETrainer
 
 
@@ -36,6 +40,8 @@ _HOMES = {
     "SAE_TRAINING_CLASS_REGISTRY": "sae_lens.registry",
     "SAEMetadata": "sae_lens.saes.sae",
     "mse_loss": "sae_lens.saes.sae",
+    "SyntheticModel": "sae_lens.synthetic",
+    "SyntheticModelConfig": "sae_lens.synthetic",
     "concat_and_batch_sequences": "sae_lens.tokenization_and_batching",
     "extract_stop_at_layer_from_tlens_hook_name": "sae_lens.util",
     "get_special_token_ids": "sae_lens.util",

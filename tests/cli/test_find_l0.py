@@ -19,9 +19,11 @@ from sparse_but_wrong.l0.find import FindOptions
 from sparse_but_wrong.l0.recommend import L0Recommendation, recommend_l0
 from sparse_but_wrong.l0.sweep import EvaluatedSweep
 from sparse_but_wrong.report import recommendation
+from sparse_but_wrong.worlds.synthetic import SyntheticWorld
 from tests.activations.caches import write_cache
 from tests.cli.conftest import Sbw
 from tests.l0.evidence import count, presence, sweep
+from tests.worlds.test_synthetic import CONFIG
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
@@ -70,6 +72,13 @@ def write_activations(n: int) -> None:
     acts = np.random.default_rng(0).normal(size=(n, 7)).astype("float32")
     acts[:, 0] = np.arange(n) / 1_000
     np.save("acts.npy", acts)
+
+
+def test_a_folder_of_sae_lens_synthetic(sbw: Sbw, search: Search) -> None:
+    SyntheticWorld(CONFIG).synthetic.save("large")
+    assert "large: batchtopk SAEs, d_in 16, d_sae 40" in sbw("find-l0 large --out mine").out
+    assert search.drawn[0].shape == (1_024, 16)
+    sbw.refuses("find-l0 large --world x", "leave out --world")
 
 
 def test_a_built_in_world(sbw: Sbw, search: Search) -> None:

@@ -29,13 +29,16 @@ from sparse_but_wrong.metrics.evaluation import join_projections, split_projecti
 from sparse_but_wrong.report.run import write_report
 from sparse_but_wrong.runs.checkpoint import Checkpoint
 from sparse_but_wrong.runs.folder import RunFolder
-from sparse_but_wrong.runs.spec import ONLY_WORLD, ExperimentSpec
+from sparse_but_wrong.runs.make import load_data
+from sparse_but_wrong.runs.spec import ONLY_WORLD, ExperimentSpec, SyntheticSpec
 from sparse_but_wrong.training import compiled_step
 from sparse_but_wrong.training.controls import KTransition
 from sparse_but_wrong.training.loop import Training
+from sparse_but_wrong.worlds.synthetic import SyntheticWorld
 from sparse_but_wrong.worlds.world import ToyWorld
 from tests.experiments import tiny
 from tests.experiments.tiny import SETTINGS, TINY, finished, resumed, started
+from tests.worlds.test_synthetic import CONFIG
 
 Patch = pytest.MonkeyPatch
 
@@ -442,6 +445,25 @@ def test_each_world_has_its_own_directions_data_and_saes(
     random, true = finished(replace(two_worlds, training=one_step), tmp_path / "short").table["mcc"]
     assert true == pytest.approx(1.0, abs=1e-4)
     assert random < 0.9
+
+
+def test_a_world_of_sae_lens_synthetic(tmp_path: Path) -> None:
+    config = {**tiny.TINY.saes[0].config, "d_sae": 12}
+    spec = replace(
+        tiny.TINY,
+        analysis="sweep",
+        worlds={ONLY_WORLD: SyntheticSpec(CONFIG)},
+        saes=(replace(tiny.TINY.saes[0], config=config),),
+    )
+    assert ExperimentSpec.from_dict(spec.to_dict()) == spec
+    run = tiny.finished(spec, tmp_path / "run")
+    world = SyntheticWorld(CONFIG)
+    assert run.only_l0 == pytest.approx(world.true_l0, rel=0.05)
+    assert torch.equal(run.world().directions, world.directions)
+    assert run.table["mcc"].between(0.2, 1).all()
+    # What is in the folder is the world that was trained on.
+    stream = load_data(run.folder.world_path(ONLY_WORLD)).stream(64, 1)
+    assert torch.equal(next(stream), next(world.stream(64, 1)))
 
 
 def test_a_quick_run_judges_nothing(two_worlds: ExperimentSpec, tmp_path: Path) -> None:

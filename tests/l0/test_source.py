@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 
 from sparse_but_wrong.l0.source import draw_batch, draw_samples, open_source
+from sparse_but_wrong.worlds.synthetic import SyntheticWorld
 from tests.l0.worlds import small_world, stream
+from tests.worlds.test_synthetic import CONFIG
 
 
 def test_a_source_may_fill_the_same_tensor_anew() -> None:
@@ -46,6 +49,14 @@ def test_stored_activations_are_held_out_first_and_do_not_come_again() -> None:
     drawn = torch.cat([next(source) for _ in range(20)])[:, 0]
     assert not torch.isin(drawn[:500], drawn[500:]).any()
     assert len(drawn.unique()) == 2_000
+
+
+def test_a_folder_of_sae_lens_with_a_synthetic_model_is_a_world(tmp_path: Path) -> None:
+    world = SyntheticWorld(CONFIG)
+    world.synthetic.save(tmp_path)
+    source, n_samples, n_features = open_source(str(tmp_path), None, 600, seed=3)
+    assert (n_samples, n_features) == (600, 40)
+    assert torch.equal(next(source), next(world.stream(1_024, 3)))
 
 
 def test_a_toy_world_knows_its_features() -> None:

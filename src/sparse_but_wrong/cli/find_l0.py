@@ -108,15 +108,19 @@ def _search(
     from sparse_but_wrong.l0.options import FindOptions
     from sparse_but_wrong.l0.source import BATCH_SIZE
     from sparse_but_wrong.runs.make import make_world, world_seed
-    from sparse_but_wrong.runs.spec import ActivationsSpec
+    from sparse_but_wrong.runs.spec import ONLY_WORLD, ActivationsSpec, SyntheticSpec
     from sparse_but_wrong.runs.spec_file import is_spec_file, read_spec
+    from sparse_but_wrong.worlds.synthetic import SyntheticWorld
 
     architecture = architecture or "batchtopk"
     options = FindOptions(architecture=architecture, seed=seed, progress=sys.stderr.isatty())
     is_experiment = is_spec_file(source) or source in EXPERIMENTS
     # A folder of something else is no experiment either; opening it tells what it lacks.
     is_other = not is_experiment and (is_hub_name(source) or Path(source).is_dir())
-    if is_stored or is_activations(source) or is_other:
+    if SyntheticWorld.is_saved_in(Path(source)):
+        _refuse(f"{source} is a world itself", world=world)
+        of_spec, name, title = SyntheticSpec(source), ONLY_WORLD, short_name(source)
+    elif is_stored or is_activations(source) or is_other:
         _refuse(f"{source} holds activations and no worlds", world=world)
         of_spec, name, title = ActivationsSpec(source), "", short_name(source)
     else:

@@ -22,6 +22,7 @@ from sparse_but_wrong.runs.folder import RunFolder
 from sparse_but_wrong.runs.make import make_spec_saes, world_seed
 from sparse_but_wrong.runs.spec import ExperimentSpec, SAESpec
 from sparse_but_wrong.sae_lens_compat import inference_copy
+from sparse_but_wrong.worlds.synthetic import load_world
 from sparse_but_wrong.worlds.world import ToyWorld
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ class Run:
     def world(self, name: str | None = None) -> ToyWorld:
         """A toy world of the run; the only one if left out."""
         path = self.folder.checked_world_path(name or self.only_world)
-        return ToyWorld.load(path, self.settings.device)
+        return load_world(path, self.settings.device)
 
     def samples(self, name: str | None = None) -> tuple[Float[Tensor, "samples d_in"], float]:
         """The activations on which the SAEs of a toy world are evaluated, and their true L0."""

@@ -284,12 +284,12 @@ def _check(spec: ExperimentSpec, *, on_toy_world: bool) -> None:
             f"{len(spec.worlds)}: {', '.join(spec.worlds)}."
         )
     ((name, world),) = spec.worlds.items()
-    if on_toy_world:
-        spec.toy_world(name)
-    elif not isinstance(world, ActivationsSpec):
+    if on_toy_world == isinstance(world, ActivationsSpec):
+        kinds = ("a world with known features", "sweep"), ("stored activations", "activations")
+        (wanted, _), (there, analysis) = kinds if on_toy_world else reversed(kinds)
         raise ValueError(
-            f"the analysis {spec.analysis!r} is for stored activations, but {name!r} is a toy "
-            "world; write analysis: sweep."
+            f"the analysis {spec.analysis!r} is for {wanted}, but {name!r} is {there}; write "
+            f"analysis: {analysis}."
         )
 
 

@@ -14,6 +14,8 @@ from sparse_but_wrong.activations.shuffled import ShuffledActivations
 from sparse_but_wrong.activations.stored import StoredActivations, open_activations
 from sparse_but_wrong.metrics.samples import check_activations
 from sparse_but_wrong.training.batches import next_batch
+from sparse_but_wrong.untrusted import user_path
+from sparse_but_wrong.worlds.synthetic import SyntheticWorld
 from sparse_but_wrong.worlds.world import ToyWorld
 
 BATCH_SIZE = 1024
@@ -35,6 +37,8 @@ def open_source(
     Returns:
         the stream, how many samples to measure on, and the number of features where it is known.
     """
+    if isinstance(activations, str | Path) and SyntheticWorld.is_saved_in(user_path(activations)):
+        activations = SyntheticWorld(activations)
     if isinstance(activations, ToyWorld):
         return activations.stream(BATCH_SIZE, seed), n_samples, activations.n_features
     if isinstance(activations, str | Path):

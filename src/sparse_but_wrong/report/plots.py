@@ -232,12 +232,12 @@ def cosine_frames(folder: RunFolder, table: pd.DataFrame) -> list[dict[str, Any]
     Raises:
         ValueError: a world or an SAE is damaged.
     """
-    from sparse_but_wrong.worlds.world import ToyWorld
+    from sparse_but_wrong.worlds.synthetic import has_world, load_world
 
     features = {
-        name: ToyWorld.load(folder.checked_world_path(name)).directions
+        name: load_world(folder.checked_world_path(name)).directions
         for name in sorted(set(table["world"].astype(str)))
-        if ToyWorld.is_saved_in(folder.world_path(name))
+        if has_world(folder.world_path(name))
     }
     saes = [(str(i), str(world)) for i, world in zip(table["sae_id"], table["world"], strict=True)]
     there = [i for i, (sae, world) in enumerate(saes) if world in features and folder.has_sae(sae)]

@@ -10,9 +10,11 @@ import torch
 
 from sparse_but_wrong.runs.spec import (
     ONLY_WORLD,
+    ActivationsSpec,
     CorrelatedPairs,
     ExperimentSpec,
     SAESpec,
+    SyntheticSpec,
     WorldSpec,
 )
 from sparse_but_wrong.runs.stored_world import StoredWorld
@@ -24,6 +26,7 @@ from sparse_but_wrong.worlds.correlations import (
     create_correlation_matrix,
     generate_random_correlation_matrix,
 )
+from sparse_but_wrong.worlds.synthetic import SyntheticWorld, has_world, load_world
 from sparse_but_wrong.worlds.toy_model import ToyModel
 from sparse_but_wrong.worlds.world import ToyWorld
 
@@ -52,7 +55,7 @@ def make_data(
         OSError: stored activations that are not there.
     """
     world = spec.worlds[name]
-    if isinstance(world, WorldSpec):
+    if not isinstance(world, ActivationsSpec):
         return make_world(world, seed, device, name)
     return StoredWorld(world.activations, world.column, spec.evaluation_samples)
 
@@ -63,18 +66,24 @@ def load_data(folder: Path, device: torch.device | str = "cpu") -> ToyWorld | St
     Raises:
         ValueError, OSError: it is damaged, or stored activations are not what they were.
     """
-    is_toy = ToyWorld.is_saved_in(folder)
-    return ToyWorld.load(folder, device) if is_toy else StoredWorld.load(folder)
+    return load_world(folder, device) if has_world(folder) else StoredWorld.load(folder)
 
 
 def make_world(
-    spec: WorldSpec, seed: int, device: torch.device | str = "cpu", name: str = ONLY_WORLD
+    spec: WorldSpec | SyntheticSpec,
+    seed: int,
+    device: torch.device | str = "cpu",
+    name: str = ONLY_WORLD,
 ) -> ToyWorld:
-    """The world of a spec. Its directions follow from seed and name, all else from the spec.
+    """The world of a spec. Directions of a toy world follow from seed and name, all else from the
+    spec.
 
     Raises:
         ValueError: probabilities, magnitudes or correlations that no world can have.
+        ValueError, OSError: as `SyntheticWorld`.
     """
+    if isinstance(spec, SyntheticSpec):
+        return SyntheticWorld(spec.synthetic, device=device)
     matrix = None
     if isinstance(spec.correlation, CorrelatedPairs):
         pairs = {(i, j): c for i, j, c in spec.correlation.pairs}

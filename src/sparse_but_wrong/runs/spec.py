@@ -22,7 +22,7 @@ ONLY_WORLD = "world"
 _STRICT = ConfigDict(extra="forbid", strict=True)
 _UNION_MEMBERS = (
     *("CorrelationSpec", "CorrelatedPairs", "KTransition", "TargetL0"),
-    *("WorldSpec", "ActivationsSpec"),
+    *("WorldSpec", "SyntheticSpec", "ActivationsSpec"),
 )
 
 
@@ -98,6 +98,14 @@ class WorldSpec:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class SyntheticSpec:
+    """A world of sae_lens.synthetic. Its features follow from the seed of its own config."""
+
+    synthetic: str | dict[str, Any]
+    """A folder or Hub id of a `SyntheticModel`, or the config of one."""
+
+
+@dataclass(frozen=True, config=_STRICT)
 class ActivationsSpec:
     """Stored activations, whose features nobody knows."""
 
@@ -145,9 +153,11 @@ class ExperimentSpec:
     """A line for people."""
     claim: str
     """What the paper says should be seen."""
-    worlds: Mapping[_Name, WorldSpec | ActivationsSpec] = field(default_factory=dict)
-    """Toy worlds, or stored activations, by name. Directions and data of a toy world follow from
-    the run's seed and its name; the order in which stored activations are read likewise."""
+    worlds: Mapping[_Name, WorldSpec | SyntheticSpec | ActivationsSpec] = field(
+        default_factory=dict
+    )
+    """Toy worlds, synthetic ones or stored activations, by name. Directions of a toy world follow
+    from the run's seed and its name, and so does the order of the samples of every world."""
     saes: tuple[SAESpec, ...] = ()
     training: TrainOptions = field(default_factory=TrainOptions)
     evaluation_samples: Annotated[int, Field(ge=1)] = 100_000
@@ -179,12 +189,11 @@ class ExperimentSpec:
                     )
 
     def toy_world(self, name: str) -> WorldSpec:
-        """A toy world by its name; ValueError for one of stored activations."""
+        """A toy world by its name; ValueError for another kind of world."""
         world = self.worlds[name]
         if not isinstance(world, WorldSpec):
             raise ValueError(
-                f"the analysis {self.analysis!r} needs a toy world, whose features are known, but "
-                f"{name!r} has stored activations; write analysis: activations."
+                f"the analysis {self.analysis!r} needs a toy world, and {name!r} is none."
             )
         return world
 
