@@ -169,9 +169,8 @@ def saes_plot(
     distance = np.abs(l0 - next(iter(true_l0.values()), np.nan))
     distance[~np.isfinite(distance)] = np.inf
     known = bool(np.isfinite(distance).any())
-    first = (
-        int(distance[[frame["sae"] for frame in frames]].argmin()) if known else len(frames) // 2
-    )
+    shown = distance[[frame["sae"] for frame in frames]]
+    first = int(shown.argmin()) if known else len(frames) // 2
     if has_cosines:
         bar = {**_bar("cosine, %"), "x": 0.43 if has_projections else 1.0}
         hover = "latent %{y}<br>feature %{x}<br>cosine %{z} %<extra></extra>"
@@ -201,11 +200,8 @@ def saes_plot(
         update: dict[str, list[Any]] = {"x": [], "y": []}
         change: dict[str, Any] = {"title.text": _titled(row, number, len(frames))}
         if has_cosines:
-            update = {
-                "x": [list(map(str, frame["features"]))],
-                "y": [list(map(str, frame["latents"]))],
-            }
-            update["z"] = [frame["cosines"], *([None] * has_projections)]
+            x, y = (list(map(str, frame[name])) for name in ("features", "latents"))
+            update = {"x": [x], "y": [y], "z": [frame["cosines"], *([None] * has_projections)]}
         if has_projections:
             update["x"].append(ns)
             update["y"].append(_plain(projections.iloc[frame["sae"]][ns]))
@@ -275,6 +271,8 @@ def curves_plot(
     curves: pd.DataFrame, table: pd.DataFrame, true_l0: Mapping[str, float]
 ) -> tuple[go.Figure | None, list[str]]:
     """The training log of every SAE, a row per SAE and logged step, and what is left out of it."""
+    from plotly.colors import sample_colorscale
+
     by_id = {str(sae_id): rows for sae_id, rows in curves.groupby("sae_id", sort=False)}
     there = [i for i, sae_id in enumerate(table["sae_id"]) if str(sae_id) in by_id]
     shown = [there[i] for i in spread(len(there), _MOST_SAES)]
@@ -288,12 +286,13 @@ def curves_plot(
     logs = [log.iloc[spread(len(log), most)] for log in logs]
     l0 = table["l0"].to_numpy(float)
     low, high = (np.nanmin(l0), np.nanmax(l0)) if np.isfinite(l0).any() else (0.0, 1.0)
+    share = np.nan_to_num((l0[shown] - low) / ((high - low) or 1.0), nan=0.5)
     figure = _figure("training step")
-    for i, log in zip(shown, logs, strict=True):
+    for i, log, color in zip(shown, logs, sample_colorscale(_SCALE, share.tolist()), strict=True):
         name = f"<b>{_name(table['sae_id'].iloc[i], 60)}</b>, L0 in the results {_number(l0[i])}"
         hover = f"{name}<br>step %{{x}}: %{{y:.4g}}<extra></extra>"
-        line = {"color": _shade(l0[i], low, high), "width": 1.3}
-        look = {"mode": "lines", "line": line, "hovertemplate": hover, "showlegend": False}
+        look = {"mode": "lines", "hovertemplate": hover, "showlegend": False}
+        look["line"] = {"color": color, "width": 1.3}
         figure.add_scatter(x=log["step"].astype(int).tolist(), **look)
     marker = {"color": [low], "cmin": low, "cmax": high, "colorscale": _SCALE}
     marker |= {"showscale": True, "colorbar": _bar("L0 in the results")}
@@ -369,13 +368,6 @@ def _linear_or_log() -> dict[str, Any]:
     ]
     row = {"type": "buttons", "direction": "right", "x": 1, "xanchor": "right"}
     return {**_menu(scales, 0), **row}
-
-
-def _shade(value: float, low: float, high: float) -> str:
-    from plotly.colors import sample_colorscale
-
-    share = 0.5 if np.isnan(value) else (value - low) / ((high - low) or 1.0)
-    return str(sample_colorscale(_SCALE, [float(share)])[0])
 
 
 def _titled(row: pd.Series, number: int, count: int) -> str:
