@@ -147,7 +147,9 @@ def test_prints_a_table_and_writes_a_report(diagnose: Diagnose) -> None:
 def test_samples_and_batches(
     options: str, n_batches: int, n_samples: int, diagnose: Diagnose
 ) -> None:
-    table = diagnose(f"jumprelu {options}").table
+    found = diagnose(f"jumprelu {options}")
+    assert f"on {n_samples} of 500 samples" in found.out
+    table = found.table
     assert table["n_batches"].tolist() == [n_batches]
     assert table["n_samples"].tolist() == [n_samples]
     assert 0 < table["mse_standard_error"].tolist()[0] < table["mse"].tolist()[0]

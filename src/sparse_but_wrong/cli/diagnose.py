@@ -82,6 +82,8 @@ def diagnose(
         _tell(failed, loaded)
         n_samples = min(samples or stored.n_samples, stored.n_samples)
         batch_size = batch_size or neighbours_per_batch(n_samples)
+        if n_samples < stored.n_samples:  # of which whole batches are read, if there is one
+            n_samples = n_samples // batch_size * batch_size or n_samples
         click.echo(
             f"{len(loaded)} SAE{'s' if len(loaded) > 1 else ''} on {n_samples:,} of "
             f"{stored.n_samples:,} samples of {stored.name}, d_in {stored.d_in}"
@@ -199,23 +201,15 @@ def _evaluate(
     from sparse_but_wrong.metrics.evaluate import evaluate
     from sparse_but_wrong.metrics.row_norms import OUTLIER, NormTally, WithoutOutliers
 
-    outliers: WithoutOutliers | None = None
     of_tokens = without_tokens(exclude_tokens) if exclude_tokens else None
-    n_of_tokens = 0
 
-    def keep(rows: Tensor, token_ids: Tensor | None) -> Tensor:
-        nonlocal n_of_tokens
-        kept = of_tokens(rows, token_ids) if of_tokens else torch.ones(len(rows), dtype=torch.bool)
-        if outliers is not None:
-            return kept.masked_scatter(kept, outliers(rows[kept]))
-        n_of_tokens += int((~kept).sum())
-        return kept
+    def batches(what: str, outliers: WithoutOutliers | None = None) -> Iterable[Tensor]:
+        def keep(rows: Tensor, token_ids: Tensor | None) -> Tensor:
+            kept = of_tokens(rows, token_ids) if of_tokens else torch.ones(len(rows)).bool()
+            return kept.masked_scatter(kept, outliers(rows[kept])) if outliers else kept
 
-    def batches(what: str) -> Iterable[Tensor]:
         return tqdm(
-            stored.batches(
-                batch_size, n_samples, keep=keep if exclude_tokens or exclude_outliers else None
-            ),
+            stored.batches(batch_size, n_samples, keep=keep if of_tokens or outliers else None),
             desc=what,
             unit=" batches",
             total=-(-n_samples // batch_size),
@@ -228,7 +222,7 @@ def _evaluate(
         for batch in batches("Reading norms"):
             norms.add(batch)
         outliers = WithoutOutliers(norms)
-        evaluations = evaluate(saes, batches("Evaluating"), skip_failing=True)
+        evaluations = evaluate(saes, batches("Evaluating", outliers), skip_failing=True)
         said = [
             f"Left out: {outliers.n_zero:,} samples of zeros and {outliers.n_outliers:,} with a "
             f"norm of more than {OUTLIER:g} times the median ({outliers.median:.3g})."
@@ -237,6 +231,7 @@ def _evaluate(
         evaluations = evaluate(saes, norms.watch(batches("Evaluating")), skip_failing=True)
         said = norms.in_words()
     if exclude_tokens:
+        n_of_tokens = n_samples - norms.n_samples
         said.insert(0, f"Left out: {n_of_tokens:,} samples of the tokens to exclude.")
     return evaluations, said
 
