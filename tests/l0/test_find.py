@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -158,9 +157,6 @@ def test_saes_that_are_too_wide_to_count_are_read_by_their_curves() -> None:
     assert (found.l0, found.sae, found.counted, found.sweep.counts) == (None, None, None, ())
     assert len(found.sweep.table) == 4 * 2
     assert "the SAEs have 20 latents" in found.doubts[0]
-    assert "up to 19 (count_up_to)" in found.doubts[0]
-    assert found.reasons[0].startswith("By the curves alone: s_n^dec is smallest at")
-    assert "worlds with known answers" in found.reasons[-1]
     assert [curve.metric for curve in found.curves] == ["c_dec", "s_5", "s_6", "s_7", "s_8", "s_9"]
     again = recommend_l0(found.sweep)
     assert (again.doubts, again.reasons) == (found.doubts, found.reasons)
@@ -295,12 +291,9 @@ def test_a_vector_added_to_all_activations_changes_nothing(
     # Five times as long as the activations themselves.
     added = 10 * unit(torch.linspace(-1, 2, 30)[None])[0]
     options = replace(SMALL, architecture=architecture, sae_config=config)
-
-    def source() -> Iterator[torch.Tensor]:
-        return stream(small_world(), batch_size=256)
-
-    plain = search() if architecture == "batchtopk" else find_l0(source(), 20, options)
-    moved = find_l0((batch + added for batch in source()), 20, options)
+    sources = [stream(small_world(), batch_size=256) for _ in range(2)]
+    plain = search() if architecture == "batchtopk" else find_l0(sources[0], 20, options)
+    moved = find_l0((batch + added for batch in sources[1]), 20, options)
     assert plain.l0 is not None
     assert plain.sae is not None
     assert moved.l0 == pytest.approx(plain.l0, rel=0.01)

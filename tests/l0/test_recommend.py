@@ -126,10 +126,6 @@ def test_nothing_is_recommended(
     assert re.search(doubt, said)
 
 
-def test_as_many_directions_as_latents_is_not_too_narrow() -> None:
-    assert judged(counted(n_directions=D_SAE + 2)).l0 == 10
-
-
 def test_only_a_clear_count_stands_against_the_curves() -> None:
     clear, unclear = judged(curves=FALLING), judged(UNCLEAR, curves=FALLING)
     assert clear.l0 == 10
@@ -165,9 +161,9 @@ def test_saes_that_stick_at_the_l0_bracket_it(settings: dict[str, Any], sticks: 
 
 
 @pytest.mark.parametrize("l0s", [[7, 9, 11, 13], [8, 12], [6, 8, 10, 12], [4.6, 10.7, 11]])
-def test_coarse_grids_bracket_it_too(l0s: Sequence[float]) -> None:
+def test_coarse_grids_and_as_many_directions_as_latents_do(l0s: Sequence[float]) -> None:
     # Every second k, also where the truth lies between two.
-    assert judged(curves=table(l0s)).l0 == 10
+    assert judged(counted(n_directions=D_SAE + 2), curves=table(l0s)).l0 == 10
 
 
 def test_too_wide_to_count() -> None:

@@ -56,10 +56,10 @@ def test_a_feature_seen_from_the_other_side_is_turned_round(
     # The first feature is active more often than not. Its reverse and a bias say the same, and
     # where it nearly always is, that costs less at the first penalties of the annealing.
     true = known(1, common=common).true
-    added = offset * unit(torch.linspace(-1, 2, 30)[None])[0]
+    added = offset * unit(torch.linspace(-1, 2, 30)[None])
     rows = true.rows.clone()
     rows[0] *= -1
-    start = Directions(rows, true.rows[0] + added, penalty)
+    start = Directions(rows, true.rows[0] + added[0], penalty)
     directions, presence, truth = learn(start, common, added)
     cosines = directions.rows @ true.rows[0]
     assert float(cosines.max()) > 0.99

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,14 +15,10 @@ from sparse_but_wrong.worlds.world import ToyActivations, ToyWorld
 
 
 @functools.cache
-def small_world(
-    n: int = 20, d_in: int = 30, l0: float = 4.0, sigma: float = 0.15, common: float | None = None
-) -> ToyWorld:
-    """n correlated features of which l0 are active at a time (a little fewer where σ is wide).
-
-    Args:
-        common: the firing probability of the first feature, in place of its own.
-    """
+def small_world(l0: float = 4.0, sigma: float = 0.15, common: float | None = None) -> ToyWorld:
+    """20 correlated features in 30 dimensions, of which l0 are active at a time (a little fewer
+    where σ is wide); `common` is the firing probability of the first, in place of its own."""
+    n, d_in = 20, 30
     probabilities = torch.linspace(1.0, 0.3, n)
     probabilities *= l0 / probabilities.sum()
     if common is not None:
@@ -68,14 +64,9 @@ class Known(NamedTuple):
     """Features active per sample of x."""
 
 
-def known(
-    n_samples: int = 8_192,
-    penalty: float = 0.01,
-    sigma: float = 0.15,
-    common: float | None = None,
-) -> Known:
+def known(n_samples: int = 8_192, penalty: float = 0.01, **of_world: Any) -> Known:
     """The directions of a small world, and samples of it."""
-    world = small_world(sigma=sigma, common=common)
+    world = small_world(**of_world)
     return Known(true_directions(world, penalty), *samples(world, n_samples))
 
 
