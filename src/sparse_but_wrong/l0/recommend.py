@@ -200,7 +200,7 @@ def _without_a_count(sweep: EvaluatedSweep) -> L0Recommendation:
     return L0Recommendation(None, None, curves_in_words(curves), doubts, None, curves, sweep)
 
 
-def _those(*doubts: tuple[bool, str]) -> tuple[str, ...]:
+def _those(*doubts: tuple[object, str]) -> tuple[str, ...]:
     return tuple(text for holds, text in doubts if holds)
 
 

@@ -18,7 +18,9 @@ _SMALLEST_EIGENVALUE = 1e-6
 _ROUNDING = 1e-7
 
 
-def check_range(name: str, value: float, low: float, high: float = math.inf) -> None:
+def check_range(
+    name: str, value: float | int, low: float | int, high: float | int = math.inf
+) -> None:
     """Raise ValueError for a number outside [low, high]."""
     if not low <= value <= high:  # negated, so that NaN counts as wrong
         limits = f"lie in [{low}, {high}]" if high < math.inf else f"be at least {low}"
