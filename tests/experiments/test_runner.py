@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 import sparse_but_wrong as sbw
 from sparse_but_wrong.experiments import runner, train
 from sparse_but_wrong.experiments.analysis import Analysis, Run, RunSettings
+from sparse_but_wrong.experiments.registry import EXPERIMENTS
 from sparse_but_wrong.experiments.runner import finish_run, resume_run, start_run
 from sparse_but_wrong.experiments.verdict import Check, Verdict
 from sparse_but_wrong.metrics.evaluate import evaluate
@@ -30,7 +31,7 @@ from sparse_but_wrong.report.run import write_report
 from sparse_but_wrong.runs.checkpoint import Checkpoint
 from sparse_but_wrong.runs.folder import RunFolder
 from sparse_but_wrong.runs.make import load_data
-from sparse_but_wrong.runs.spec import ONLY_WORLD, ExperimentSpec, SyntheticSpec
+from sparse_but_wrong.runs.spec import ONLY_WORLD, USER_ANALYSES, ExperimentSpec, SyntheticSpec
 from sparse_but_wrong.training import compiled_step
 from sparse_but_wrong.training.controls import KTransition
 from sparse_but_wrong.training.loop import Training
@@ -137,6 +138,11 @@ def test_run_experiment(whole: Run, tmp_path: Path) -> None:
         sbw.run_experiment("tiny", run.folder.path, resume=True)
     with pytest.raises(ValueError, match=r"'nonsense'.*tiny"):
         sbw.run_experiment("nonsense")
+
+
+def test_every_experiment_has_its_analysis() -> None:
+    assert {spec.analysis for spec in EXPERIMENTS.values()} <= set(runner.ANALYSES)
+    assert tuple(runner.ANALYSES)[:2] == USER_ANALYSES
 
 
 def test_another_seed_is_another_run(whole: Run, tmp_path: Path) -> None:

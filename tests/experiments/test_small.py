@@ -18,6 +18,7 @@ from sparse_but_wrong.experiments.registry import (
     SUPERPOSITION,
 )
 from sparse_but_wrong.experiments.small import (
+    ANALYSES,
     by_setting,
     judge_correlations,
     judge_l0s,
@@ -29,7 +30,7 @@ from sparse_but_wrong.experiments.small import (
 from sparse_but_wrong.runs.make import make_world
 from sparse_but_wrong.runs.spec import ExperimentSpec
 from sparse_but_wrong.training.controls import KTransition
-from tests.experiments.tiny import assert_run_is_whole, few, finished
+from tests.experiments.tiny import assert_run_is_whole, few, finished, found
 
 SPECS = (SMALL, CORRELATION_STRENGTH, L0_STRENGTH, SUPERPOSITION)
 
@@ -152,6 +153,7 @@ def test_an_sae_that_diverged_leaves_nothing_judged() -> None:
     for judge in (judge_signs, judge_correlations, judge_l0s):
         assert None in [check.holds for check in judge(table)]
     assert "c_-0.4_k_1.8" in judge_signs(table)[0].measured
+    assert ANALYSES["small"].draw(found(SMALL, 2.0, mixing=table.assign(mixing=math.nan))) == {}
 
 
 def test_settings_count_what_means_hide() -> None:
@@ -163,17 +165,17 @@ def test_settings_count_what_means_hide() -> None:
             row(-0.4, 1.8, [0.9] * 3, elsewhere=1.0, added=True, lowered=True),
         ]
     )
-    found = by_setting(table)
-    assert found["saes"].tolist() == [2, 1, 1]
-    assert found["with_sign"].tolist() == [4, 3, 0]
-    assert found["against_sign"].tolist() == [1, 0, 3]
-    assert found["one_latent"].tolist() == [1, 0, 0]
-    assert found["elsewhere"].tolist() == [0, 1, 1]
-    assert found["largest_elsewhere"].tolist() == [0.01, 0.7, 1.0]
-    alone, elsewhere = remarks(found)
+    settings = by_setting(table)
+    assert settings["saes"].tolist() == [2, 1, 1]
+    assert settings["with_sign"].tolist() == [4, 3, 0]
+    assert settings["against_sign"].tolist() == [1, 0, 3]
+    assert settings["one_latent"].tolist() == [1, 0, 0]
+    assert settings["elsewhere"].tolist() == [0, 1, 1]
+    assert settings["largest_elsewhere"].tolist() == [0.01, 0.7, 1.0]
+    alone, elsewhere = remarks(settings)
     assert "1 of 3 SAEs" in alone
     assert "1 of 3 SAEs" in elsewhere
-    assert remarks(found.iloc[2:]) == []
+    assert remarks(settings.iloc[2:]) == []
 
 
 def strengths(mixing: dict[float, list[float]]) -> pd.DataFrame:

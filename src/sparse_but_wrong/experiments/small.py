@@ -309,14 +309,14 @@ def _draw_components(run: Run, table: pd.DataFrame) -> Figures:
     """What each latent holds of each feature: by the noise of the world, and what was added."""
     few, lowered = floats(table, "d_in") < N_SMALL, table["lowered"].to_numpy(bool)
     steps = floats(table, "ortho_num_steps")
-    strongest, *weaker = np.unique(steps[~few])
+    levels = np.unique(steps[~few])  # from the strongest noise to the weakest
     is_shown = ~few & ~lowered
     drawn = [
-        (is_shown & (steps == strongest), "", ""),
+        *((is_shown & (steps == n), "", "") for n in levels[:1]),
         (lowered, "lowered_", f", where k came down {lowering_in_words(run.spec)}"),
         *(
             (is_shown & (steps == n), f"weaker_{i}_", ", in worlds with weaker noise")
-            for i, n in enumerate(weaker, start=1)
+            for i, n in enumerate(levels[1:], start=1)
         ),
         (few, "fewer_dimensions_", ", in worlds with fewer dimensions than features"),
     ]
