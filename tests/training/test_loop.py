@@ -16,7 +16,7 @@ from sae_lens import BatchTopKTrainingSAE, StandardTrainingSAE, TrainingSAE
 from torch import Tensor
 
 from sparse_but_wrong.training import compiled_step, memory
-from sparse_but_wrong.training.architectures.jumprelu import JumpReLU
+from sparse_but_wrong.training.architectures.penalty import JumpReLU
 from sparse_but_wrong.training.batches import Block
 from sparse_but_wrong.training.interrupt import Terminated, terminate
 from sparse_but_wrong.training.loop import Training, TrainingState, train_saes

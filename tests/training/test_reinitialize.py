@@ -10,7 +10,7 @@ import pytest
 import torch
 from sae_lens import BatchTopKTrainingSAE, TrainingSAE
 
-from sparse_but_wrong.training.architectures.jumprelu import JumpReLU
+from sparse_but_wrong.training.architectures.penalty import JumpReLU
 from sparse_but_wrong.training.controls import KTransition
 from sparse_but_wrong.training.loop import train_saes
 from sparse_but_wrong.training.options import TrainOptions

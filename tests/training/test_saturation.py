@@ -7,7 +7,7 @@ import logging
 import pytest
 import torch
 
-from sparse_but_wrong.training.architectures.jumprelu import JumpReLU
+from sparse_but_wrong.training.architectures.penalty import JumpReLU
 from sparse_but_wrong.training.loop import train_saes
 from sparse_but_wrong.training.saturation import ThresholdState, threshold_state
 from sparse_but_wrong.training.stack import Stack

@@ -18,7 +18,7 @@ from torch import Tensor
 from sparse_but_wrong import sae_lens_compat
 from sparse_but_wrong.training import compiled_step
 from sparse_but_wrong.training.architectures.base import Architecture
-from sparse_but_wrong.training.architectures.jumprelu import JumpReLU
+from sparse_but_wrong.training.architectures.penalty import JumpReLU
 from sparse_but_wrong.training.controls import Control, KTransition, TargetL0
 from sparse_but_wrong.training.log import SAELog
 from sparse_but_wrong.training.options import TrainOptions

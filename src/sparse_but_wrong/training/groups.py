@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sparse_but_wrong import sae_lens_compat
-from sparse_but_wrong.training.architectures import ARCHITECTURES, Architecture
+from sparse_but_wrong.training.architectures import ARCHITECTURES
+from sparse_but_wrong.training.architectures.base import Architecture
 from sparse_but_wrong.training.controls import (
     Control,
     KTransition,

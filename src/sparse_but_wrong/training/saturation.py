@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparse_but_wrong.training.architectures.base import Inputs
-from sparse_but_wrong.training.architectures.jumprelu import JumpReLU
+from sparse_but_wrong.training.architectures.penalty import JumpReLU
 from sparse_but_wrong.training.options import TrainOptions
 from sparse_but_wrong.training.stack import Stack
 

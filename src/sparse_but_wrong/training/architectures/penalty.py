@@ -1,17 +1,12 @@
-"""JumpReLU (Rajamanoharan et al. 2024, arXiv:2407.14435), with sae_lens' losses and estimators.
+"""Architectures with a penalty, whose coefficient sets their sparsity: standard, gated, JumpReLU.
 
+Coefficients may differ between the SAEs of a stack, and the losses and estimators are sae_lens'.
 Axes: C SAEs stepped together, B batch, D d_in, H d_sae.
-
-No gradient passes the jump at the threshold θ; a rectangle of width `jumprelu_bandwidth` stands in.
-With gate = 1[|pre − θ| < bandwidth / 2], and the gradients of `acts` and of the step 1[pre > θ]:
-
-    q         = gate · (θ · ∂L/∂acts + ∂L/∂step) / bandwidth
-    ∂L/∂θ     = −Σ q
-    ∂L/∂pre   = 1[pre > θ] · ∂L/∂acts  (+ q with jumprelu_ste_to_input)
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,8 +28,83 @@ from sparse_but_wrong.training.architectures.base import (
 _MODES = ("step", "tanh", "quadratic")  # in the order of kernels.cpp
 
 
+class Standard(Architecture):
+    """The Lp norm of each sample's activations as a penalty.
+
+    Source: Bricken et al. 2023, "Towards Monosemanticity"; weighted as in Anthropic's update of
+        April 2024.
+    """
+
+    sae_classes = ("sae_lens:StandardTrainingSAE",)
+    sparsity = "l1"
+
+    @staticmethod
+    def why_not(cfg: Any) -> str | None:
+        """Norms that are not of the form (Σ uᵖ)^(1/p) are left to sae_lens."""
+        return None if 0 < cfg.lp_norm < math.inf else f"it does not do lp_norm={cfg.lp_norm}"
+
+    @staticmethod
+    def stack_key(cfg: Any) -> tuple[object, ...]:
+        return (cfg.lp_norm,)
+
+    def forward(self, inputs: Inputs, p: Parameters) -> Forward:
+        x = inputs.x
+        acts = self.encode(x, p).relu()
+        if self.cfg.lp_norm == 1:  # the sum over the batch first: less work
+            norm = (acts.sum(1, keepdim=True) * decoder_norm(p)).sum((1, 2))
+        else:
+            weighted = acts * decoder_norm(p)
+            norm = torch.linalg.vector_norm(weighted, float(self.cfg.lp_norm), dim=2).sum(1)
+        losses = {
+            "mse_loss": mse(residual(x, acts, p)),
+            "l1_loss": inputs.sparsity.squeeze(1) / len(x) * norm,
+        }
+        return Forward(losses, acts.detach())
+
+
+class Gated(Architecture):
+    """Two paths that share an encoder: a gate says which latents are active, a magnitude how much.
+
+    No gradient passes the gate's jump, so the gate is trained by an L1 penalty on relu(gate) and by
+    how well relu(gate) alone reconstructs the input. Unlike in the paper (Rajamanoharan et al.
+    2024, arXiv:2404.16014) the decoder learns from that reconstruction, too, as in sae_lens.
+    """
+
+    sae_classes = ("sae_lens:GatedTrainingSAE",)
+    sparsity = "l1"
+    parameters = ("W_enc", "W_dec", "b_gate", "b_mag", "r_mag", "b_dec")
+
+    def forward(self, inputs: Inputs, p: Parameters) -> Forward:
+        x = inputs.x
+        gate = self.encode(x, p, bias="b_gate")
+        via_gate = gate.relu()
+        # mag = exp(r_mag) · (gate − b_gate) + b_mag, with the biases taken together first
+        scale = p["r_mag"].exp()
+        bias = p["b_mag"] - scale * p["b_gate"]
+        mag = torch.addcmul(bias.unsqueeze(1), gate, scale.unsqueeze(1))
+        acts = mag.relu() * above(gate, 0.0)
+        penalty = (via_gate.sum(1, keepdim=True) * decoder_norm(p)).sum((1, 2))
+        losses = {
+            "mse_loss": mse(residual(x, acts, p)),
+            "l1_loss": inputs.sparsity.squeeze(1) / len(x) * penalty,
+            "auxiliary_reconstruction_loss": mse(residual(x, via_gate, p)),
+        }
+        return Forward(losses, acts.detach())
+
+
 class JumpReLU(Architecture):
-    """Coefficients, bandwidths, tanh scales and target L0s may differ between the SAEs."""
+    """JumpReLU (Rajamanoharan et al. 2024, arXiv:2407.14435).
+
+    No gradient passes the jump at the threshold θ; a rectangle of width `jumprelu_bandwidth` stands
+    in. With gate = 1[|pre − θ| < bandwidth / 2], and the gradients of `acts` and of the step
+    1[pre > θ]:
+
+        q         = gate · (θ · ∂L/∂acts + ∂L/∂step) / bandwidth
+        ∂L/∂θ     = −Σ q
+        ∂L/∂pre   = 1[pre > θ] · ∂L/∂acts  (+ q with jumprelu_ste_to_input)
+
+    Bandwidths, tanh scales and target L0s may differ between the SAEs, too.
+    """
 
     sae_classes = ("sae_lens:JumpReLUTrainingSAE",)
     sparsity = "l0"
