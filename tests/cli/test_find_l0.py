@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from sparse_but_wrong.atomic import locked, make_free_folder
+from sparse_but_wrong.cli import options
 from sparse_but_wrong.l0 import find, sweep as l0_sweep
 from sparse_but_wrong.l0.find import FindOptions
 from sparse_but_wrong.l0.recommend import L0Recommendation, recommend_l0
@@ -81,7 +82,9 @@ def test_a_folder_of_sae_lens_synthetic(sbw: Sbw, search: Search) -> None:
     sbw.refuses("find-l0 large --world x", "leave out --world")
 
 
-def test_a_built_in_world(sbw: Sbw, search: Search) -> None:
+def test_a_built_in_world(sbw: Sbw, search: Search, monkeypatch: pytest.MonkeyPatch) -> None:
+    # When it started is not asked any more once it has.
+    search.meanwhile = lambda: monkeypatch.delattr(options, "provenance")
     out = sbw("find-l0 jumprelu --architecture jumprelu --seed 3").out
     assert "L0 10, between 9.754 and 10.25" in out
     assert "rises for 6 of 6" in out

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,6 @@ from sparse_but_wrong.cli.options import (
     NAME_OR_PATH,
     column,
     device,
-    made_how,
     out,
     results,
     short_name,
@@ -75,8 +73,7 @@ def diagnose(
     from sparse_but_wrong.metrics.findings import of_other_activations, origin_of, remarks
     from sparse_but_wrong.report.evaluation import write_evaluation
 
-    with results(out, "diagnose") as place:
-        started = time.monotonic()
+    with results(out, "diagnose") as (place, made_how):
         stored = open_activations(activations, column)
         loaded, failed = _load(saes, device, stored)
         _tell(failed, loaded)
@@ -104,7 +101,7 @@ def diagnose(
         facts = {
             "Activations": activations,
             "Samples": f"{n_samples:,} in batches of {batch_size:,} in order",
-            **made_how(started),
+            **made_how(),
         }
         reasons = {name: _reason(error) for name, error in failed.items()}
         write_evaluation(evaluations, place, stored.name, facts, said, reasons)

@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 import sys
-import time
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from sparse_but_wrong.cli.options import (
-    NAME_OR_PATH,
-    column,
-    made_how,
-    out,
-    results,
-    short_name,
-    threads,
-)
+from sparse_but_wrong.cli.options import NAME_OR_PATH, column, out, results, short_name, threads
 
 if TYPE_CHECKING:
     from sparse_but_wrong.l0.recommend import L0Recommendation
@@ -68,15 +59,14 @@ def find(
     if is_judged:
         why = f"{source} is a run, whose SAEs are judged as they are"
         _refuse(why, save=save, **of_search)
-    with results(out, "find-l0") as place:
-        started = time.monotonic()
+    with results(out, "find-l0") as (place, made_how):
         title, found, facts = (
             _judge(Path(where), world, seed)
             if is_judged
             else _search(where, source is None, world, seed, **of_search)
         )
         click.echo(str(found))  # first, because it is what hours were spent on
-        facts |= {"Seed": seed, **made_how(started)}
+        facts |= {"Seed": seed, **made_how()}
         write_recommendation(found, place, title, facts, with_sae=save)
         if save and found.sae is not None and found.sae_l0 is not None:
             where = place.parent / "sae"

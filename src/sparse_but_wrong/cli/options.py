@@ -69,29 +69,28 @@ def short_name(source: str) -> str:
 
 
 @contextmanager
-def results(out: Path | None, name: str) -> Iterator[Path]:
-    """A folder to fill, which lies in `out`, or in the next free one below runs/, until it is done.
+def results(out: Path | None, name: str) -> Iterator[tuple[Path, Callable[[], dict[str, object]]]]:
+    """A folder to fill, and what tells in the end how that was done.
 
-    That one is claimed before the work, which may take hours, so that a bad one is refused at once.
+    It lies in `out`, or in the next free one below runs/, which is claimed before the work: that
+    may take hours, and a bad folder is refused at once.
     """
     from sparse_but_wrong.runs.folder import fresh_path
 
-    path = out or fresh_path(RUNS, name)
+    path, made, started = out or fresh_path(RUNS, name), provenance(), time.monotonic()
+
+    def made_how() -> dict[str, object]:
+        return {
+            "Time": f"{time.monotonic() - started:.0f} s",
+            "Command": made["command"],
+            "Started": made["created"],
+            "Commit": made["commit"] or "–",
+        }
+
     advice = (
         "Only what is printed above is kept. Free some space, or name a folder on another disk "
         "with --out, and run the command again."
     )
     with full_disk_named(path, advice), claimed(path) as place:
-        yield place
+        yield place, made_how
     click.echo(f"Report: {path / 'report.html'}")
-
-
-def made_how(started: float) -> dict[str, object]:
-    """What a page says of how it was made, `started` at that `time.monotonic`."""
-    made = provenance()
-    return {
-        "Time": f"{time.monotonic() - started:.0f} s",
-        "Command": made["command"],
-        "Started": made["created"],
-        "Commit": made["commit"] or "–",
-    }
