@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from sparse_but_wrong.experiments import registry, runner
 from sparse_but_wrong.experiments.analysis import (
@@ -29,6 +32,7 @@ from sparse_but_wrong.runs.spec import (
     SAESpec,
     WorldSpec,
 )
+from sparse_but_wrong.training.loop import Training
 from sparse_but_wrong.training.options import TrainOptions
 
 SETTINGS = RunSettings(seed=3, progress=False)
@@ -165,3 +169,34 @@ def assert_run_is_whole(run: Run, tables: Sequence[str] = ()) -> None:
         for suffix in ("pdf", "png"):
             file = run.folder.plots_path / f"{figure['name']}.{suffix}"
             assert file.stat().st_size > 2000
+
+
+def weights(folder: RunFolder) -> dict[str, dict[str, torch.Tensor]]:
+    """Those of the tiny experiment's SAEs, by name."""
+    return {
+        sae.sae_id: load_file(folder.sae_path(sae.sae_id) / "sae_weights.safetensors")
+        for sae in TINY.saes
+    }
+
+
+def assert_same_weights(a: RunFolder, b: RunFolder) -> None:
+    """Bit for bit."""
+    torch.testing.assert_close(weights(a), weights(b), rtol=0, atol=0)
+
+
+def interrupt(spec: ExperimentSpec, path: Path, samples: int = 100 * 64) -> RunFolder:
+    """A run, a new one or one that is there, that stops after so many samples."""
+    original = Training.run
+
+    def run(self: Training, *_: Any, **__: Any) -> None:
+        def stop(training: Training) -> None:
+            if training.n_samples >= samples:
+                raise KeyboardInterrupt
+
+        original(self, stop)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Training, "run", run)
+        with pytest.raises(KeyboardInterrupt):
+            resumed(path) if path.exists() else finished(spec, path)
+    return RunFolder.open(path)
