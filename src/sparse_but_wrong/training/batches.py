@@ -94,7 +94,8 @@ class BatchReader:
         room = min(n_batches, _MAX_BLOCK)
         while len(block.batches) < room and block.n_samples < n_samples:
             try:
-                batch = self._next()
+                what = f"batch {self.n_drawn}"
+                batch = next_batch(self.source, self.d_in, self.device, what)
             except Exception as error:
                 block.error = error
                 break
@@ -103,9 +104,6 @@ class BatchReader:
             room = min(room, max(1, _BLOCK_BYTES // (batch.numel() * batch.element_size())))
         if block.batches:
             block.are_finite = _ask_whether_finite(block.batches)
-
-    def _next(self) -> Float[Tensor, "B D"]:
-        return next_batch(self.source, self.d_in, self.device, f"batch {self.n_drawn}")
 
 
 def next_batch(

@@ -704,7 +704,7 @@ class JumpReLU : public Step<JumpReLU> {
     void end() {}
 
   private:
-    // See the formulas in ../architectures/jumprelu.py.
+    // See the formulas in ../architectures/penalty.py.
     template <int MODE, bool STE_TO_INPUT>
     void at_latents(int64_t T, const float* pre, const float* acts) {
         const float coefficient = float(sparsity);
