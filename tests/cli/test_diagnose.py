@@ -24,6 +24,7 @@ from sparse_but_wrong.runs.folder import RunFolder
 from sparse_but_wrong.saes.load import load_sae
 from tests.activations.caches import write_cache
 from tests.cli.conftest import Sbw
+from tests.report.folders import write_bare_run
 
 D, H = 6, 12
 
@@ -57,24 +58,10 @@ def save_topk(folder: str, k: object) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), "k": k}))
 
 
-def save_run(path: str, saes: dict[str, Any], **manifest: Any) -> RunFolder:
-    """A finished run's folder, as far as what is measured of it goes; None for SAEs not there."""
-    content = {
-        "format_version": 2,
-        "experiment": "mine",
-        "status": "finished",
-        "quick": False,
-        "seed": 0,
-        "device": "cpu",
-        "spec": {
-            **{"name": "mine", "title": "A sweep", "claim": "–", "worlds": {"only": {}}},
-            "saes": [{"sae_id": sae_id, "world": "only"} for sae_id in saes],
-        },
-        "provenance": {},
-        "timings": {},
-        **manifest,
-    }
-    folder = RunFolder(Path(path), content)
+def save_run(path: str, saes: dict[str, Any], status: str = "finished") -> RunFolder:
+    """A run's folder, as far as what is measured of it goes; None for SAEs that are not there."""
+    folder = write_bare_run(Path(path), status=status)
+    folder.manifest["spec"]["saes"] = [{"sae_id": sae_id, "world": "world"} for sae_id in saes]
     folder.write_manifest()
     for sae_id, sae in saes.items():
         if sae is not None:
@@ -176,7 +163,7 @@ def test_bad_input(line: str, message: str, sbw: Sbw) -> None:
     Path("file").write_text("mine")
     Path("link").symlink_to("nowhere")
     Path("full/mine").mkdir(parents=True)
-    save_run("no_run", {"a": jumprelu()}, spec={"saes": [{"sae_id": "../a"}]})
+    save_run("no_run", {"../a": None})
     save_run("unfinished", {"a": None}, status="unfinished")
     sbw.refuses(f"diagnose {line} --activations acts.npy", message)
 
