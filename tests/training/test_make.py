@@ -217,7 +217,14 @@ class Unregistered(JumpReLUTrainingSAEConfig):
         ),
     ],
 )
-def test_refused(changes: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_refused(
+    changes: dict[str, Any],
+    error: type[Exception],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # While tests run, annotations alone would refuse some.
+    monkeypatch.setattr("jaxtyping.config.jaxtyping_disable", True)
     with pytest.raises(error, match=message):
         make_saes(**{"cfgs": [standard(), standard()], "seeds": [0, 1], **changes})
 

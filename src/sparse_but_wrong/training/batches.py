@@ -85,7 +85,7 @@ class BatchReader:
         self.device = device
         self.n_drawn = 0
 
-    def draw(self, block: Block, n_samples: float, n_batches: float) -> None:
+    def draw(self, block: Block, n_samples: int | float, n_batches: int | float) -> None:
         """Fill a block with at most so many batches; it ends once it has so many samples.
 
         An exception of the source is kept as its `error`, so that the good batches before it still

@@ -129,8 +129,8 @@ class Steps(NamedTuple):
     end_the_run: bool = False
 
 
-Metrics = dict[str, Float[Tensor, " C"]]
-"""Losses, L0, dead latents and gradient norm of one step."""
+Metrics = dict[str, Tensor]
+"""Losses, L0, dead latents and gradient norm of one step, each [C]."""
 
 
 def even_slices(n_saes: int, n_chunks: int) -> list[slice]:
