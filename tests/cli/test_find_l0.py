@@ -24,7 +24,7 @@ from sparse_but_wrong.worlds.synthetic import SyntheticWorld
 from tests.activations.caches import write_cache
 from tests.cli.conftest import Sbw
 from tests.l0.evidence import count, presence, sweep
-from tests.worlds.test_synthetic import CONFIG
+from tests.worlds.synthetic import CONFIG
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 

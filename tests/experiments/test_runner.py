@@ -35,7 +35,7 @@ from tests.experiments.tiny import (
     started,
     weights,
 )
-from tests.worlds.test_synthetic import CONFIG
+from tests.worlds.synthetic import CONFIG
 
 
 def test_what_a_run_leaves_behind(whole: Run) -> None:

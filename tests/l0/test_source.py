@@ -11,7 +11,7 @@ import torch
 from sparse_but_wrong.l0.source import draw_batch, draw_samples, open_source
 from sparse_but_wrong.worlds.synthetic import SyntheticWorld
 from tests.l0.worlds import small_world, stream
-from tests.worlds.test_synthetic import CONFIG
+from tests.worlds.synthetic import CONFIG
 
 
 def test_a_source_may_fill_the_same_tensor_anew() -> None:

@@ -274,7 +274,7 @@ def _draw_activations(run: Run) -> Figures:
     return {"overview": drawn, **_draw_projections(run, None), **draw_curves(run)}
 
 
-def _check(spec: ExperimentSpec, *, on_toy_world: bool) -> None:
+def _check(spec: ExperimentSpec, *, knows_features: bool) -> None:
     """A sweep has SAEs, and one world of the kind that is asked for."""
     if not spec.saes:
         raise ValueError(f"the spec {spec.name!r} has no SAEs; its analysis needs at least one.")
@@ -284,19 +284,19 @@ def _check(spec: ExperimentSpec, *, on_toy_world: bool) -> None:
             f"{len(spec.worlds)}: {', '.join(spec.worlds)}."
         )
     ((name, world),) = spec.worlds.items()
-    if on_toy_world == isinstance(world, ActivationsSpec):
-        kinds = ("a world with known features", "sweep"), ("stored activations", "activations")
-        (wanted, _), (there, analysis) = kinds if on_toy_world else reversed(kinds)
+    is_stored = isinstance(world, ActivationsSpec)
+    if knows_features == is_stored:
         raise ValueError(
-            f"the analysis {spec.analysis!r} is for {wanted}, but {name!r} is {there}; write "
-            f"analysis: {analysis}."
+            f"the analysis {spec.analysis!r} is for worlds {'with' if is_stored else 'without'} "
+            f"known features, and {name!r} is of the other kind; write analysis: "
+            f"{'activations' if is_stored else 'sweep'}."
         )
 
 
 ANALYSES = {
-    "sweep": Analysis(judge_sweep, _draw_sweep, check=partial(_check, on_toy_world=True)),
+    "sweep": Analysis(judge_sweep, _draw_sweep, check=partial(_check, knows_features=True)),
     "activations": Analysis(
-        _judge_activations, _draw_activations, check=partial(_check, on_toy_world=False)
+        _judge_activations, _draw_activations, check=partial(_check, knows_features=False)
     ),
     "jumprelu": Analysis(judge_sweep, _draw_jumprelu),
     "batchtopk": Analysis(judge_over_seeds, _draw_over_seeds),

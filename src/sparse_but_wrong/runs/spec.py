@@ -269,13 +269,13 @@ def _shrunk(values: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _whole_numbers(value: Any) -> Any:
-    """Have 1e4 as the 10000 that it is, but in an SAE's own numbers, which stay as written."""
+    """Have 1e4 as the 10000 that it is, but in what sae_lens reads, which stays as written."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, list | tuple):
         return [_whole_numbers(entry) for entry in value]
     if isinstance(value, dict):
-        own = ("config", "factors")
+        own = ("config", "factors", "synthetic")
         return {k: v if k in own else _whole_numbers(v) for k, v in value.items()}
     return value
 
