@@ -49,9 +49,10 @@ if TYPE_CHECKING:
     from sparse_but_wrong.runs.sweep import Sweep as Sweep, train_sweep as train_sweep
     from sparse_but_wrong.saes.load import load_sae as load_sae
     from sparse_but_wrong.training.controls import KTransition as KTransition, TargetL0 as TargetL0
-    from sparse_but_wrong.training.loop import Snapshot as Snapshot, train_saes as train_saes
+    from sparse_but_wrong.training.loop import train_saes as train_saes
     from sparse_but_wrong.training.make import make_saes as make_saes
     from sparse_but_wrong.training.options import TrainOptions as TrainOptions
+    from sparse_but_wrong.training.state import Snapshot as Snapshot
     from sparse_but_wrong.training.toy_sae import train_toy_sae as train_toy_sae
     from sparse_but_wrong.worlds.correlations import (
         create_correlation_matrix as create_correlation_matrix,
@@ -87,9 +88,10 @@ _NAMES = {
     "runs.sweep": "Sweep train_sweep",
     "saes.load": "load_sae",
     "training.controls": "KTransition TargetL0",
-    "training.loop": "Snapshot train_saes",
+    "training.loop": "train_saes",
     "training.make": "make_saes",
     "training.options": "TrainOptions",
+    "training.state": "Snapshot",
     "training.toy_sae": "train_toy_sae",
     "worlds.correlations": "create_correlation_matrix firing_correlation "
     "generate_random_correlation_matrix summarize_correlation_matrix",

@@ -19,8 +19,9 @@ from sparse_but_wrong.training import compiled_step, memory
 from sparse_but_wrong.training.architectures.penalty import JumpReLU
 from sparse_but_wrong.training.batches import Block
 from sparse_but_wrong.training.interrupt import Terminated, terminate
-from sparse_but_wrong.training.loop import Training, TrainingState, train_saes
+from sparse_but_wrong.training.loop import Training, train_saes
 from sparse_but_wrong.training.options import TrainOptions
+from sparse_but_wrong.training.state import TrainingState
 from tests.training import oracle
 from tests.training.oracle import (
     NORMALISED,

@@ -6,7 +6,8 @@ import copy
 
 import pytest
 
-from sparse_but_wrong.training.loop import Snapshot, train_saes
+from sparse_but_wrong.training.loop import train_saes
+from sparse_but_wrong.training.state import Snapshot
 from tests.training import oracle
 from tests.training.oracle import NORMALISED, assert_identical
 

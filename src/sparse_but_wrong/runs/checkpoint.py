@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sparse_but_wrong import atomic
-from sparse_but_wrong.training.loop import TrainingState
+from sparse_but_wrong.training.state import TrainingState
 from sparse_but_wrong.untrusted import checked, damaged, parse_json
 
 if TYPE_CHECKING:

@@ -6,9 +6,8 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor
 from contextlib import nullcontext
-from dataclasses import dataclass
 from itertools import islice
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
@@ -26,6 +25,8 @@ from sparse_but_wrong.training.interrupt import DeferredInterrupt
 from sparse_but_wrong.training.log import TrainingLog
 from sparse_but_wrong.training.options import TrainOptions
 from sparse_but_wrong.training.stack import Steps
+from sparse_but_wrong.training.state import Snapshot, TrainingState
+from sparse_but_wrong.training.workers import in_turn, make_workers
 
 if TYPE_CHECKING:
     import sae_lens
@@ -73,32 +74,6 @@ def train_saes(
     training = Training(saes, source, options or TrainOptions(), controls, on_snapshot)
     training.run()
     return training.log
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """An SAE in the middle of its training, as it would be had the training ended there."""
-
-    step: int
-    """Steps it has taken."""
-    index: int
-    """Its place in the caller's list."""
-    sae: sae_lens.TrainingSAE[Any]
-    """A copy, in the units of the activations, its k or coefficient as of this step."""
-
-
-@dataclass(frozen=True)
-class TrainingState:
-    """A run in the middle, as tensors and numbers only, so that nothing needs unpickling."""
-
-    tensors: dict[str, Tensor]
-    """Of every group and of the source, by name."""
-    n_drawn: int
-    """Batches drawn from the source."""
-    n_steps: list[int]
-    """Steps taken by each group."""
-    n_samples: list[int]
-    """Samples that each group was trained on."""
 
 
 class Training:
@@ -202,7 +177,7 @@ class Training:
             with (
                 bar,
                 threads_per_operation(1) if n_workers else nullcontext(),
-                _make_workers(n_workers) as workers,
+                make_workers(n_workers) as workers,
                 DeferredInterrupt() as interrupt,
             ):
                 try:
@@ -216,9 +191,7 @@ class Training:
                         if current.error is not None:
                             raise current.error
                         self._finish_blocks(bar, n_left=1)
-                        if due := self._groups_to_snapshot(current):
-                            self._finish_blocks(bar)
-                            self._take_snapshots(due)
+                        self._take_snapshots(current, bar)
                         interrupt.raise_pending()
                         if on_rest is not None and time.monotonic() - rested >= every_seconds:
                             self._finish_blocks(bar)
@@ -288,7 +261,7 @@ class Training:
             steps = Steps(group.scaled(block.batches), first, self._rates[first:last], is_last)
             for chunk in range(group.n_chunks):
                 before = earlier.get((group, chunk))
-                block.futures[group, chunk] = workers.submit(_in_turn, before, group, chunk, steps)
+                block.futures[group, chunk] = workers.submit(in_turn, before, group, chunk, steps)
         self._at_work.append(self._drawn.pop(0))
 
     def _finish_first(self) -> Block:
@@ -307,15 +280,14 @@ class Training:
                 future.result()
             bar.update(self.n_samples - before)
 
-    def _groups_to_snapshot(self, block: Block) -> list[Group]:
-        """Those that a block brings to a step to keep, once everything at work is finished."""
+    def _take_snapshots(self, block: Block, bar: Any) -> None:
+        """Of the groups that a block brings to a step to keep, once all at work is finished."""
         steps = {group: self._steps_of(group, self._at_work)[0] for group in block.groups}
-        return [group for group, step in steps.items() if step in self.options.snapshot_steps]
-
-    def _take_snapshots(self, groups: Sequence[Group]) -> None:
-        for group in groups:
-            for place, sae in zip(group.places, group.snapshot(), strict=True):
-                if self.on_snapshot is not None:
+        due = [group for group, step in steps.items() if step in self.options.snapshot_steps]
+        if due and self.on_snapshot is not None:
+            self._finish_blocks(bar)
+            for group in due:
+                for place, sae in zip(group.places, group.snapshot(), strict=True):
                     self.on_snapshot(Snapshot(group.n_steps, place, sae))
 
     def _report(self) -> None:
@@ -379,31 +351,3 @@ class Training:
                 "and load_state()."
             )
         return self.source
-
-
-def _in_turn(before: Future[None] | None, group: Group, chunk: int, steps: Steps) -> None:
-    """Take some steps once those before are taken.
-
-    Work is taken up in the order it is submitted in, so those before have been taken up when this
-    is, and waiting for them always ends.
-    """
-    if before is not None:
-        before.result()
-    group.advance(chunk, steps)
-
-
-def _make_workers(n_threads: int) -> Executor:
-    """Some threads; with none, the calling thread does the work itself."""
-    if n_threads == 0:
-        return _AtOnce()
-    return ThreadPoolExecutor(n_threads, "sae", initializer=torch.set_num_threads, initargs=(1,))
-
-
-class _AtOnce(Executor):
-    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = Future()
-        try:
-            future.set_result(fn(*args, **kwargs))
-        except Exception as error:
-            future.set_exception(error)
-        return future

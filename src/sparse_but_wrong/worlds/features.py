@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -18,6 +18,17 @@ _TOLERANCE = 1e-5
 
 _Content = tuple[torch.dtype, torch.Size, bytes]
 """What a tensor holds, as a value that can be hashed."""
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """Draws the activations of a world's features, on a device."""
+
+    device: torch.device
+
+    def sample(
+        self, batch_size: int, generator: torch.Generator | None = None
+    ) -> Float[Tensor, "batch n_features"]: ...
 
 
 class FeatureSampler:

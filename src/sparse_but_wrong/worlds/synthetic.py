@@ -47,7 +47,7 @@ class SyntheticWorld(ToyWorld):
         if self.synthetic.cfg.seed is None:
             raise ValueError("the synthetic model's config has no seed; give it one, such as 0.")
         self.model = _Embedding(self.synthetic)  # pyright: ignore[reportAttributeAccessIssue]
-        self.sampler = _Sampler(self.synthetic)  # pyright: ignore[reportAttributeAccessIssue]
+        self.sampler = _Sampler(self.synthetic)
         self.d_in, self.n_features = self.model.embed.weight.shape
         self.correlation_matrix = None
         self.seed = seed

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sparse_but_wrong import atomic
 from sparse_but_wrong.seeds import derive_seed
 from sparse_but_wrong.untrusted import damaged, read_safetensors
-from sparse_but_wrong.worlds.features import FeatureSampler
+from sparse_but_wrong.worlds.features import FeatureSampler, Sampler
 from sparse_but_wrong.worlds.toy_model import ToyModel
 
 _FEATURES_FILE = "features.safetensors"
@@ -28,9 +28,7 @@ class ToyActivations(Iterator[Tensor]):
         seed: of this stream's own generator; the global generators are left alone.
     """
 
-    def __init__(
-        self, embed: nn.Module, sampler: FeatureSampler, batch_size: int, seed: int
-    ) -> None:
+    def __init__(self, embed: nn.Module, sampler: Sampler, batch_size: int, seed: int) -> None:
         self.embed = embed
         self.sampler = sampler
         self.batch_size = batch_size
@@ -148,7 +146,7 @@ class ToyWorld(Iterable[Tensor]):
         self.mean_firing_magnitudes = mean
         self.correlation_matrix = correlation_matrix
         self.seed = seed
-        self.sampler = FeatureSampler(p, std, mean, correlation_matrix, device)
+        self.sampler: Sampler = FeatureSampler(p, std, mean, correlation_matrix, device)
 
     def __repr__(self) -> str:
         return (
