@@ -103,10 +103,8 @@ class Training:
             raise RuntimeError("SAEs cannot be trained under torch.inference_mode(); leave it.")
         self._names = [f"saes[{i}]" for i in range(len(saes))] if names is None else list(names)
         controls = [None] * len(saes) if controls is None else controls
-        self.saes = list(saes)
-        self.options = options
-        self.source = source
-        self.on_snapshot = on_snapshot
+        self.saes, self.options = list(saes), options
+        self.source, self.on_snapshot = source, on_snapshot
         self.groups = make_groups(saes, options, controls, self._names)
         self.device = saes[0].W_dec.device
         placed = [
@@ -227,8 +225,7 @@ class Training:
         left = [step - drawn[g][0] for g in training for step in self.options.snapshot_steps]
         n_samples = min((total - drawn[g][1] for g in training), default=math.inf)
         n_batches = min([*to_observe, *(n for n in left if n > 0)], default=math.inf)
-        source = self.source
-        source_state = source.state() if isinstance(source, ResumableSource) else {}
+        source_state = self.source.state() if isinstance(self.source, ResumableSource) else {}
         # Taken in first: if drawing is interrupted, a resumed run has to begin here.
         block = Block(at, source_state, training)
         self._drawn.append(block)
