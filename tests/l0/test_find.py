@@ -21,7 +21,7 @@ from sparse_but_wrong.sae_lens_compat import inference_copy
 from sparse_but_wrong.training.loop import train_saes
 from sparse_but_wrong.training.make import make_saes
 from sparse_but_wrong.training.options import TrainOptions
-from tests.l0.evidence import presence
+from tests.l0.evidence import presence, sweep
 from tests.l0.worlds import known, samples, small_world, stream, unit
 
 SMALL = FindOptions(
@@ -325,7 +325,11 @@ def test_a_search_has_its_threads_and_training_reports_nothing_on_single_saes(
     def settings(*_: object) -> tuple[int, int]:
         return torch.get_num_threads(), training.level
 
-    monkeypatch.setattr(find, "_find", lambda *_: seen.append(settings()))
+    def answer(*_: object) -> L0Recommendation:
+        seen.append(settings())
+        return recommend_l0(sweep())
+
+    monkeypatch.setattr(find, "_find", answer)
     before = settings()
     find_l0(torch.rand(300, 30), 20, replace(SMALL, threads=before[0] + 1))
     assert seen == [(before[0] + 1, logging.ERROR)]

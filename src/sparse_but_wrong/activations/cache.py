@@ -239,7 +239,9 @@ class _Writer:
             )
         return len(damaged)
 
-    def _write_shard(self, index: int, n_sequences: int, wanted: float, bar: tqdm[Any]) -> None:
+    def _write_shard(
+        self, index: int, n_sequences: int, wanted: float | int, bar: tqdm[Any]
+    ) -> None:
         """Run the next sequences, or fewer where that gives the samples wanted, and write a shard.
 
         Where the cache lists one there, this must give it again.

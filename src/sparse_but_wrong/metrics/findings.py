@@ -126,7 +126,7 @@ def saturated(saes: Iterable[_Point]) -> str | None:
     points = sorted(known, reverse=True)
     top, l0_at_top, top_name = points[0]
 
-    def is_alike(point: tuple[float, float, str]) -> bool:
+    def is_alike(point: tuple[float | int, float | int, str]) -> bool:
         return abs(point[1] - l0_at_top) <= SATURATED * max(point[1], l0_at_top)
 
     *_, (lowest, l0_at_lowest, lowest_name) = takewhile(is_alike, points)
