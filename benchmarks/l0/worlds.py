@@ -19,7 +19,7 @@ from sparse_but_wrong.runs.spec import CorrelatedPairs, CorrelationSpec, WorldSp
 from sparse_but_wrong.seeds import derive_seed
 from sparse_but_wrong.worlds.world import ToyActivations, embedded
 
-_STRICT = ConfigDict(extra="forbid")
+STRICT = ConfigDict(extra="forbid")
 _TRUTH_SAMPLES = 200_000
 
 
@@ -27,7 +27,7 @@ _TRUTH_SAMPLES = 200_000
 class Blocks:
     """Blocks of consecutive features, all pairs within a block correlated alike."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     block: int
     """Features per block."""
@@ -40,7 +40,7 @@ class Blocks:
 class ToyRecipe:
     """A toy world in a few numbers."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     n_features: int
     d_in: int
@@ -103,7 +103,7 @@ class ToyRecipe:
 class HierarchyRecipe:
     """Activations of `sae_lens.synthetic`: children fire only where their parent does."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     n_features: int
     d_in: int
@@ -122,7 +122,7 @@ class HierarchyRecipe:
 class NoiseRecipe:
     """Gaussian noise without features: no L0 is right."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     d_in: int
     latents: int
@@ -139,7 +139,7 @@ class NoiseRecipe:
 class BenchmarkWorld:
     """One entry of the benchmark."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     name: str
     split: Literal["tune", "report"]
