@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     import sae_lens
 
 HERE = Path(__file__).parent / "truth"
-STEPS, BATCH_SIZE, LR = 3_000, 1024, 1e-3
+STEPS, BATCH_SIZE, LR = 3_000, 512, 1e-3
 N_SEEDS = 2
 RATIO = 1.25
 FACTORS = tuple(0.35 * RATIO**i for i in range(10))

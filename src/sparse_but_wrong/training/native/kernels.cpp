@@ -38,6 +38,7 @@ constexpr int REGISTERS = 16;
 
 typedef float vec __attribute__((vector_size(W * 4)));
 typedef int32_t ivec __attribute__((vector_size(W * 4)));
+typedef int64_t lvec __attribute__((vector_size(W * 4)));
 typedef float uvec __attribute__((vector_size(W * 4), aligned(4)));
 
 static inline vec load(const float* p) { return *reinterpret_cast<const vec*>(p); }
@@ -48,6 +49,13 @@ static inline vec all(float x) { return vec{} + x; }
 static inline vec where(ivec mask, vec a, vec b) { return mask ? a : b; }
 static inline vec where(ivec mask, vec a) { return (vec)(mask & (ivec)a); }
 static inline vec abs_(vec v) { return (vec)((ivec)v & (ivec{} + 0x7fffffff)); }
+
+static inline bool any(ivec mask) {
+    lvec parts = (lvec)mask;
+    int64_t some = 0;
+    for (int i = 0; i < W / 2; i++) some |= parts[i];
+    return some;
+}
 
 static inline float total(vec v) {
     float sum = 0;
@@ -310,11 +318,18 @@ static int64_t gather_between(const float* values, int64_t n, float low, float h
         }
     }
 #else
-    for (int64_t i = 0; i < n; i++) {
-        out[count] = values[i];
-        count += (values[i] >= low) & (values[i] <= high);
-        above += values[i] > high;
+    ivec are_above{};
+    for (int64_t i = 0; i < n; i += W) {
+        vec v = load(values + i);
+        ivec is_above = v > all(high), is_between = (v >= all(low)) & (v <= all(high));
+        are_above -= is_above;  // a true comparison is −1
+        if (!any(is_between)) continue;
+        for (int j = 0; j < W; j++) {
+            out[count] = v[j];
+            count -= is_between[j];
+        }
     }
+    for (int j = 0; j < W; j++) above += are_above[j];
 #endif
     *n_above = above;
     return count;
@@ -475,16 +490,22 @@ class Step {
 
     // ∂L/∂acts of all latents: errors · W_decᵀ, here as everywhere B/2 times what it is called
     void decoder_gradient(int64_t T) {
+        if (!is_packed_t) pack(w_dec(), 1, c.d_in, c.d_in, c.d_sae, w.dec_t_panels);
+        is_packed_t = true;
         product(T, H / W, c.d_in, w.errors, D, w.dec_t_panels, w.grad, H, nullptr, nullptr);
     }
 
   private:
+    // Most steps with few active latents need neither packing of the decoder.
+    bool is_packed = false, is_packed_t = false;
+
+    const float* w_dec() const { return s.params + c.W_dec; }
+
     void prepare() {
         const float* W_enc = s.params + c.W_enc;
-        const float* W_dec = s.params + c.W_dec;
+        const float* W_dec = w_dec();
         pack(W_enc, c.d_sae, 1, c.d_in, c.d_sae, w.enc_panels);
-        pack(W_dec, c.d_in, 1, c.d_sae, c.d_in, w.dec_panels);
-        pack(W_dec, 1, c.d_in, c.d_in, c.d_sae, w.dec_t_panels);
+        is_packed = is_packed_t = false;
         for (int64_t h = 0; h < c.d_sae; h++) {
             float* row = w.dec_rows + h * D;
             copy(row, W_dec + h * c.d_in, c.d_in, D, 0);
@@ -543,6 +564,8 @@ class Step {
                 store(w.errors + t * D + d, load(w.b_dec + d) - load(xt + t * D + d));
         is_dense = double(n_active) > DENSE * double(T * c.d_sae);
         if (is_dense) {
+            if (!is_packed) pack(w_dec(), c.d_in, 1, c.d_sae, c.d_in, w.dec_panels);
+            is_packed = true;
             product(T, D / W, c.d_sae, acts, H, w.dec_panels, w.errors, D, nullptr, w.errors);
             return n_active;
         }
@@ -573,7 +596,7 @@ class Step {
     void collect() {
         policy().end();
         const float* W_enc = s.params + c.W_enc;
-        const float* W_dec = s.params + c.W_dec;
+        const float* W_dec = w_dec();
         std::memset(w.grads, 0, c.n_parameters * sizeof(float));
         std::memcpy(w.grads + c.b_enc, w.g_bias, c.d_sae * sizeof(float));
         std::memcpy(w.grads + c.b_dec, w.g_b_dec, c.d_in * sizeof(float));
