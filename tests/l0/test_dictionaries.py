@@ -8,12 +8,14 @@ import torch
 from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
 from scipy.optimize import nnls
 
-from sparse_but_wrong.l0.dictionaries import decoder_directions, sparse_codes
+from sparse_but_wrong.l0 import codes
+from sparse_but_wrong.l0.codes import sparse_codes
+from sparse_but_wrong.l0.dictionaries import decoder_directions
 from tests.l0.worlds import known, random_rows
 
 
 @pytest.mark.parametrize(
-    ("x", "rows", "penalty", "codes"),
+    ("x", "rows", "penalty", "wanted"),
     [
         # Orthogonal ones: projections less the penalty, cut off at 0.
         (
@@ -26,31 +28,46 @@ from tests.l0.worlds import known, random_rows
         ([[2.0, 0.0]], [[1.0, 0.0], [0.5, 0.75**0.5]], 1e-4, [[2.0, 0.0]]),
     ],
 )
-def test_codes_by_hand(x: list, rows: list, penalty: float, codes: list) -> None:
-    found = sparse_codes(torch.tensor(x), torch.tensor(rows), penalty, 500)
-    torch.testing.assert_close(found, torch.tensor(codes), atol=1e-3 * (penalty < 0.5), rtol=1e-6)
+def test_codes_by_hand(x: list, rows: list, penalty: float, wanted: list) -> None:
+    found = sparse_codes(torch.tensor(x), torch.tensor(rows), penalty)
+    torch.testing.assert_close(found, torch.tensor(wanted), atol=1e-3 * (penalty < 0.5), rtol=1e-6)
 
 
 def test_equals_non_negative_least_squares_where_the_penalty_vanishes() -> None:
     rows = random_rows(12, 8)
     drawn = torch.rand(20, 12, generator=torch.Generator().manual_seed(1))
     x = (2 * drawn - 1).relu() @ rows
-    codes = sparse_codes(x, rows, 0.0, 5000)
+    found = sparse_codes(x, rows, 0.0)
     wanted = [nnls(rows.numpy().T.astype(float), one.astype(float))[0] for one in x.numpy()]
     # With 12 directions in 8 dimensions only the fit is unique.
-    fits = codes.numpy() @ rows.numpy(), np.stack(wanted) @ rows.numpy()
+    fits = found.numpy() @ rows.numpy(), np.stack(wanted) @ rows.numpy()
     np.testing.assert_allclose(fits[0], fits[1], atol=2e-3)
 
 
-def test_optimality() -> None:
+@pytest.mark.parametrize("is_compiled", [True, False])
+def test_optimality(is_compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     # At the optimum the slope is 0 where a code is positive and not negative where it is 0.
-    rows, penalty = random_rows(15, 10, seed=2), 0.1
-    x = torch.randn(30, 10, generator=torch.Generator().manual_seed(3))
-    codes = sparse_codes(x, rows, penalty, 3000)
-    slope = (codes @ rows - x) @ rows.T + penalty
-    assert float(slope[codes > 0].abs().max()) < 1e-4
-    assert float(slope[codes == 0].min()) > -1e-4
-    assert 0 < int((codes > 0).sum()) < codes.numel()
+    if is_compiled:
+        assert codes.kernels() is not None
+    else:
+        monkeypatch.setattr(codes, "kernels", lambda: None)
+    rows, penalty = random_rows(150, 100, seed=2), 0.1
+    x = 3 * torch.randn(300, 100, generator=torch.Generator().manual_seed(3))
+    found = sparse_codes(x, rows, penalty)
+    slope = (found @ rows - x) @ rows.T + penalty
+    # How far each would still move: a hundredth of the penalty at most.
+    assert float((-slope).maximum(-found).abs().max()) < 1.05e-2 * penalty
+    assert 0 < int((found > 0).sum()) < found.numel()
+
+
+def test_codes_by_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = random_rows(30, 40, seed=4)
+    rows[0] = torch.nn.functional.normalize(0.6 * rows[1] + 0.8 * rows[2], dim=0)
+    found = codes.codes_by_others(rows, 1e-3)
+    assert float(found.diagonal().abs().max()) == 0
+    torch.testing.assert_close(found[0] @ rows, rows[0], atol=5e-3, rtol=0)
+    monkeypatch.setattr(codes, "kernels", lambda: None)
+    torch.testing.assert_close(found, codes.codes_by_others(rows, 1e-3), atol=1e-3, rtol=0)
 
 
 def test_decoder_directions() -> None:

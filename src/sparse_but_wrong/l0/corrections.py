@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sparse_but_wrong.l0.dictionaries import Directions, sparse_codes
+from sparse_but_wrong.l0.codes import sparse_codes
+from sparse_but_wrong.l0.dictionaries import Directions
 from sparse_but_wrong.l0.presence import Presence, levels_of
 
 
@@ -30,7 +31,7 @@ def unmix(directions: Directions, presence: Presence, samples: Tensor) -> Direct
     """
     rows, bias = directions.rows.clone(), directions.bias
     for _ in range(_UNMIXING_ROUNDS):
-        codes = sparse_codes(samples - bias, rows, directions.penalty, 120)
+        codes = sparse_codes(samples - bias, rows, directions.penalty)
         levels = levels_of(codes)
         present = (codes > max(presence.cut, 0.1) * levels).float()
         codes *= present
@@ -75,7 +76,7 @@ def keep_one_side(directions: Directions, samples: Tensor) -> Directions:
         rows, bias = settled.rows.clone(), settled.bias
         if not (found := _reverses(rows)):
             break
-        codes = sparse_codes(samples - bias, rows, settled.penalty, 120)
+        codes = sparse_codes(samples - bias, rows, settled.penalty)
         ways = []
         for i, others, weights in found:
             amounts = codes[:, others] - codes[:, i : i + 1] * weights
@@ -144,7 +145,7 @@ def turn_round(directions: Directions, samples: Tensor) -> Directions:
     samples = samples[:_TOLD_BY]
     rows, bias = directions.rows.clone(), directions.bias.clone()
     centred = samples - bias
-    codes = sparse_codes(centred, rows, directions.penalty, 120)
+    codes = sparse_codes(centred, rows, directions.penalty)
     level = levels_of(codes)
     # With what a direction would take where it is not allowed to be negative.
     amounts = codes + (centred - codes @ rows) @ rows.T
@@ -201,7 +202,7 @@ def _middle_and_spread(values: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
 def drop_constants(directions: Directions, samples: Tensor) -> Directions:
     """Without those that are in all samples alike: their amount goes into the bias."""
     rows = directions.rows
-    codes = directions.codes(samples, 120)
+    codes = directions.codes(samples)
     in_all = codes.kthvalue(1 + int(_RARELY_LESS * len(codes)), dim=0).values
     if not bool((in_all > 0).any()):
         return directions

@@ -5,7 +5,6 @@ Axes: B samples, D d_in, A directions.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,11 +14,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from sparse_but_wrong.l0.codes import sparse_codes
+
 if TYPE_CHECKING:
     import sae_lens
-
-LEARNING_ITERATIONS = 40
-"""Of the codes that directions are learned from; those that are counted take more."""
 
 _PENALTY = 0.008
 """Of the spread of the activations: a hundredth to a fiftieth of the magnitude of a feature where 2
@@ -46,45 +44,9 @@ class Directions:
     penalty: float
     """Of the codes, in the units of the activations."""
 
-    def codes(self, samples: Float[Tensor, "B D"], n_iterations: int) -> Float[Tensor, "B A"]:
+    def codes(self, samples: Float[Tensor, "B D"]) -> Float[Tensor, "B A"]:
         """The `sparse_codes` of samples."""
-        return sparse_codes(samples - self.bias, self.rows, self.penalty, n_iterations)
-
-
-@torch.no_grad()
-def sparse_codes(
-    centred: Float[Tensor, "B D"],
-    directions: Float[Tensor, "A D"],
-    penalty: float,
-    n_iterations: int,
-) -> Float[Tensor, "B A"]:
-    """The non-negative lasso: argmin over y ≥ 0 of ½‖x − y·directions‖² + penalty·Σy, per sample.
-
-    Unlike projections, the codes of one direction do not hold what belongs to another that
-    overlaps with it. A code comes out too small by about the penalty.
-
-    Args:
-        centred: samples less the bias.
-        directions: rows of unit length.
-        penalty: in the units of the samples.
-        n_iterations: of the accelerated proximal gradient method.
-    Source: Beck & Teboulle 2009, "A fast iterative shrinkage-thresholding algorithm".
-    """
-    gram = directions @ directions.T
-    target = centred @ directions.T - penalty
-    n, d_in = directions.shape
-    smaller = gram if n <= d_in else directions.T @ directions
-    # A little more than the largest eigenvalue, so that rounding does not make steps too long.
-    step = 1 / (1.01 * float(torch.linalg.eigvalsh(smaller)[-1]))
-    codes = torch.zeros_like(target)
-    ahead, momentum = codes, 1.0
-    target.mul_(step)
-    for _ in range(n_iterations):
-        moved = torch.addmm(ahead + target, ahead, gram, alpha=-step).clamp_min_(0)
-        momentum, before = (1 + math.sqrt(1 + 4 * momentum**2)) / 2, momentum
-        ahead = torch.lerp(codes, moved, 1 + (before - 1) / momentum)
-        codes = moved
-    return codes
+        return sparse_codes(samples - self.bias, self.rows, self.penalty)
 
 
 @torch.no_grad()
@@ -113,7 +75,7 @@ def _cheapest_bias(
     bias = activations.mean(0)
     for _ in range(_BIAS_ROUNDS if len(rows) else 0):
         centred = samples - bias
-        codes = sparse_codes(centred, rows, penalty, LEARNING_ITERATIONS)
+        codes = sparse_codes(centred, rows, penalty)
         bias = bias + (centred - codes @ rows).mean(0)
     return bias
 
@@ -145,7 +107,7 @@ class Learner:
 
     def _step(self, batch: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
         centred = batch - self.bias
-        codes = sparse_codes(centred, self.rows, penalty, LEARNING_ITERATIONS)
+        codes = sparse_codes(centred, self.rows, penalty)
         residual = centred - codes @ self.rows
         shift = 0.5 * residual.mean(0)
         self.bias += shift

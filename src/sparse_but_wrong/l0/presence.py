@@ -14,7 +14,6 @@ from torch import Tensor
 
 from sparse_but_wrong.l0.dictionaries import Directions
 
-_ITERATIONS = 120
 _CHUNK = 8192
 _BINS = 100
 HISTOGRAM_TOP = 2.0
@@ -76,7 +75,7 @@ def count_present(directions: Directions, activations: Float[Tensor, "B D"]) -> 
     0 is assumed of what lies below it, which matters where magnitudes are wide.
     """
     n_samples = activations.shape[0]
-    codes = torch.cat([directions.codes(chunk, _ITERATIONS) for chunk in activations.split(_CHUNK)])
+    codes = torch.cat([directions.codes(chunk) for chunk in activations.split(_CHUNK)])
     residual = (activations - directions.bias - codes @ directions.rows).square().sum().item()
     variance = activations.var(dim=0, correction=0).sum().item() * n_samples
     levels = levels_of(codes)

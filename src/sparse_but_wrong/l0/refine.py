@@ -12,13 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sparse_but_wrong.l0.codes import codes_by_others
 from sparse_but_wrong.l0.corrections import drop_constants, keep_one_side, turn_round, unmix
-from sparse_but_wrong.l0.dictionaries import (
-    LEARNING_ITERATIONS,
-    Directions,
-    Learner,
-    draw_residuals,
-)
+from sparse_but_wrong.l0.dictionaries import Directions, Learner, draw_residuals
 from sparse_but_wrong.l0.presence import Presence, count_present
 
 _ANNEALING = (1.0, 0.75, 0.5, 0.25, 0.0)
@@ -31,6 +27,10 @@ final penalty throughout, 94 % from 8 times, 91 % from 30 times."""
 _PRUNE_BATCHES = 8
 _PRUNE_SAMPLES = 8192
 _WORST_RESIDUAL = 0.005
+
+_WORTH_PENALTY = 0.05
+"""Of expressing a direction by others: without one, any could be where there are more than
+dimensions."""
 
 
 @torch.no_grad()
@@ -143,14 +143,8 @@ def _better(
 def _worth(directions: Directions, samples: Tensor) -> Float[Tensor, " A"]:
     """The energy that each direction carries and the others cannot express."""
     rows = directions.rows
-    codes = directions.codes(samples, 80)
-    gram = rows @ rows.T
-    step = 1 / (1.01 * float(torch.linalg.eigvalsh(gram)[-1]))
-    # Each row by all others: the same descent with the diagonal held at 0.
-    by_others = torch.zeros_like(gram)
-    for _ in range(100):
-        by_others = (by_others + step * (gram - by_others @ gram)).clamp_min_(0)
-        by_others.fill_diagonal_(0)
+    codes = directions.codes(samples)
+    by_others = codes_by_others(rows, _WORTH_PENALTY)
     own = (rows - by_others @ rows).square().sum(1)
     return codes.square().mean(0) * own
 
@@ -158,7 +152,7 @@ def _worth(directions: Directions, samples: Tensor) -> Float[Tensor, " A"]:
 def _on_residuals(
     batch: Tensor, directions: Directions, count: int, generator: torch.Generator
 ) -> Float[Tensor, "count D"]:
-    codes = directions.codes(batch, LEARNING_ITERATIONS)
+    codes = directions.codes(batch)
     residual = batch - directions.bias - codes @ directions.rows
     return draw_residuals(residual, count, generator)
 

@@ -82,6 +82,8 @@ def typed(library: ctypes.CDLL) -> ctypes.CDLL:
         *(config, sae, _int, _int, ctypes.POINTER(_pointer), ctypes.POINTER(_int), _int),
         *(doubles, doubles, _pointer, _int, _pointer),
     )
+    library.descend.restype = None
+    library.descend.argtypes = (_pointer, _int, _int, ctypes.c_float, _int, *(_pointer,) * 3)
     return library
 
 

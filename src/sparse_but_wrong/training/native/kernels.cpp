@@ -970,6 +970,47 @@ class BatchTopK : public Selecting<BatchTopK> {
 };
 
 // ---------------------------------------------------------------------------------------------
+// Codes of the non-negative lasso
+
+constexpr int64_t SPAN = 64;  // codes of which the one that would move furthest is kept
+
+// How far a code moves to its best value: the slope, but not below 0.
+static inline vec move(vec slope, vec code) {
+    return abs_(where(slope > -code, slope, -code));
+}
+
+// Greedy coordinate descent of one sample: moves the code that has furthest to go, until none has
+// further than `tolerance`, or `most` have been moved. The slopes, and the rows of the Gram matrix
+// (whose diagonal is 1), are padded to whole spans: with −∞, and with 0.
+static void descend_one(const float* gram, int64_t n, float tolerance, int64_t most, float* slopes,
+                        float* codes, float* furthest) {
+    auto look = [&](int64_t at) {
+        vec far{};
+        for (int64_t i = at; i < at + SPAN; i += W) {
+            vec v = move(load(slopes + i), load(codes + i));
+            far = where(v > far, v, far);
+        }
+        float best = 0;
+        for (int i = 0; i < W; i++) best = std::max(best, far[i]);
+        furthest[at / SPAN] = best;
+    };
+    for (int64_t at = 0; at < n; at += SPAN) look(at);
+    while (most-- > 0) {
+        int64_t span = std::max_element(furthest, furthest + n / SPAN) - furthest;
+        if (!(furthest[span] > tolerance)) return;
+        int64_t j = span * SPAN;
+        while (std::fabs(std::max(slopes[j], -codes[j])) != furthest[span]) j++;
+        float step = std::max(slopes[j], -codes[j]);
+        codes[j] += step;
+        for (int64_t at = 0; at < n; at += SPAN) {
+            for (int64_t i = at; i < at + SPAN; i += W)
+                store(slopes + i, load(slopes + i) - all(step) * load(gram + j * n + i));
+            look(at);
+        }
+    }
+}
+
+// ---------------------------------------------------------------------------------------------
 
 template <class Policy>
 struct Type {
@@ -1020,5 +1061,12 @@ void advance(const Config* config, Sae* saes, int64_t n_saes, int64_t n_steps,
                          sparsity[n * n_saes + i], with_metrics && n == n_steps - 1);
         }
     });
+}
+
+// The codes of some samples, which start at 0; `furthest` has room for n / SPAN floats.
+void descend(const float* gram, int64_t n_samples, int64_t n, float tolerance, int64_t most,
+             float* slopes, float* codes, float* furthest) {
+    for (int64_t i = 0; i < n_samples; i++)
+        descend_one(gram, n, tolerance, most, slopes + i * n, codes + i * n, furthest);
 }
 }

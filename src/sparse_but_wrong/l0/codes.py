@@ -1,0 +1,99 @@
+"""Codes: how much of each of some directions is in a sample.
+
+Axes: B samples, D d_in, A directions.
+"""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import pad
+
+from sparse_but_wrong.training.compiled_step import kernels
+
+_SPAN = 64
+"""Codes are padded to multiples of it, as the compiled descent wants them."""
+
+_CHUNK = 128
+_MOST_MOVES = 10_000
+_TOLERANCE = 0.01
+"""How far a code may end from its best value, beside the others, in units of the penalty."""
+
+_SMALLEST_TOLERANCE = 1e-6
+"""The same, in units of the largest product of a sample and a direction; float32 ends there."""
+
+
+@torch.no_grad()
+def sparse_codes(
+    centred: Float[Tensor, "B D"], directions: Float[Tensor, "A D"], penalty: float
+) -> Float[Tensor, "B A"]:
+    """The non-negative lasso: argmin over y ≥ 0 of ½‖x − y·directions‖² + penalty·Σy, per sample.
+
+    Unlike projections, the codes of one direction do not hold what belongs to another that
+    overlaps with it. A code comes out too small by about the penalty.
+
+    Args:
+        centred: samples less the bias.
+        directions: rows of unit length.
+        penalty: in the units of the samples.
+    """
+    return _minimised(directions @ directions.T, centred @ directions.T - penalty, penalty)
+
+
+@torch.no_grad()
+def codes_by_others(directions: Float[Tensor, "A D"], penalty: float) -> Float[Tensor, "A A"]:
+    """The `sparse_codes` of each direction by all others: 0 on the diagonal."""
+    gram = directions @ directions.T
+    return _minimised(gram, (gram - penalty).fill_diagonal_(-math.inf), penalty)
+
+
+def _minimised(
+    gram: Float[Tensor, "A A"], slopes: Float[Tensor, "B A"], penalty: float
+) -> Float[Tensor, "B A"]:
+    """Codes from 0, with the slopes of the cost there, their sign turned; −∞ holds a code at 0."""
+    if slopes.numel() == 0:
+        return torch.zeros_like(slopes)
+    tolerance = max(_TOLERANCE * penalty, _SMALLEST_TOLERANCE * float(slopes.max()))
+    compiled = kernels() if slopes.device.type == "cpu" else None
+    if compiled is None:
+        return _by_gradients(gram, slopes, tolerance)
+    n = slopes.shape[1]
+    beyond = -n % _SPAN
+    gram = pad(gram, (0, beyond, 0, beyond))
+    slopes = pad(slopes, (0, beyond), value=-math.inf)
+    codes = torch.zeros_like(slopes)
+
+    def descend(first: int) -> None:
+        part, furthest = slopes[first : first + _CHUNK], slopes.new_empty(gram.shape[1] // _SPAN)
+        compiled.descend(
+            *(gram.data_ptr(), len(part), gram.shape[1], tolerance, _MOST_MOVES),
+            *(part.data_ptr(), codes[first].data_ptr(), furthest.data_ptr()),
+        )
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list(pool.map(descend, range(0, len(slopes), _CHUNK)))
+    return codes[:, :n].contiguous()
+
+
+def _by_gradients(gram: Tensor, slopes: Tensor, tolerance: float) -> Tensor:
+    """The same by the accelerated proximal gradient method, of whole batches at a time.
+
+    Source: Beck & Teboulle 2009, "A fast iterative shrinkage-thresholding algorithm".
+    """
+    step = 1 / (1.01 * float(torch.linalg.eigvalsh(gram)[-1]))
+    codes = torch.zeros_like(slopes)
+    ahead, momentum = codes, 1.0
+    for i in range(_MOST_MOVES):
+        moved = (ahead + step * (slopes - ahead @ gram)).clamp_min_(0)
+        momentum, before = (1 + math.sqrt(1 + 4 * momentum**2)) / 2, momentum
+        ahead = torch.lerp(codes, moved, 1 + (before - 1) / momentum)
+        codes = moved
+        if i % 20 == 19 and bool(
+            ((slopes - codes @ gram).maximum(-codes).abs() <= tolerance).all()
+        ):
+            break
+    return codes
