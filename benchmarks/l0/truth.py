@@ -22,7 +22,7 @@ from torch.nn.functional import normalize
 
 from benchmarks.l0.large import Architecture, LargeWorld, read_large_worlds
 from sparse_but_wrong import atomic
-from sparse_but_wrong.l0.options import config_class
+from sparse_but_wrong.l0.options import has_k, training_config
 from sparse_but_wrong.metrics.evaluate import evaluate
 from sparse_but_wrong.sae_lens_compat import inference_copy
 from sparse_but_wrong.seeds import derive_seed
@@ -54,27 +54,9 @@ def train(
     world: LargeWorld, architecture: str, targets: Sequence[float]
 ) -> list[sae_lens.TrainingSAE[Any]]:
     """SAEs of every target L0, all seeds of one after the other, on one stream."""
-    own: dict[str, Any] = {}
-    if architecture == "jumprelu":
-        own = {
-            "jumprelu_bandwidth": 2.0,
-            "jumprelu_init_threshold": 0.1,
-            "jumprelu_sparsity_loss_mode": "tanh",
-        }
-    elif architecture == "matryoshka_batchtopk":
-        own = {"matryoshka_widths": [world.d_sae // part for part in (4, 2, 1)]}
-    has_k = architecture != "jumprelu"
     pairs = [(target, seed) for target in targets for seed in range(N_SEEDS)]
-    cfgs = [
-        config_class(architecture)(
-            d_in=world.world.d_in,
-            d_sae=world.d_sae,
-            normalize_activations="expected_average_only_in",
-            **own,
-            **({"k": target} if has_k else {}),
-        )
-        for target, _ in pairs
-    ]
+    widths = world.world.d_in, world.d_sae
+    cfgs = [training_config(architecture, target, *widths) for target, _ in pairs]
     seeds = [derive_seed(seed, "truth", world.name, f"{target:.4g}") for target, seed in pairs]
     saes = make_saes(cfgs, seeds=seeds)
     train_saes(
@@ -89,7 +71,7 @@ def train(
             n_batches_for_norm_estimate=50,
             progress=False,
         ),
-        controls=[None if has_k else TargetL0(target) for target, _ in pairs],
+        controls=[None if has_k(architecture) else TargetL0(target) for target, _ in pairs],
     )
     return saes
 

@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,12 @@ import torch
 from torch import Tensor
 
 from sparse_but_wrong.l0.dictionaries import Directions
-from sparse_but_wrong.l0.options import SCALED, FindOptions as FindOptions, config_class
+from sparse_but_wrong.l0.options import (
+    SCALED,
+    FindOptions as FindOptions,
+    has_k,
+    training_config,
+)
 from sparse_but_wrong.l0.recommend import L0Recommendation, recommend_l0
 from sparse_but_wrong.l0.refine import most_worth
 from sparse_but_wrong.l0.source import Activations, draw_batch, draw_samples, open_source
@@ -34,13 +39,6 @@ from sparse_but_wrong.training.options import TrainOptions
 
 if TYPE_CHECKING:
     import sae_lens
-
-_JUMPRELU = {
-    "jumprelu_bandwidth": 2.0,
-    "jumprelu_init_threshold": 0.1,
-    "jumprelu_sparsity_loss_mode": "tanh",
-}
-"""Those of the published toy models; `TargetL0` was measured with them."""
 
 _SLOWNESS = 2
 """A coefficient takes time to bring an SAE to its L0; a k does not."""
@@ -199,8 +197,7 @@ class _Search:
         self.source, self.held_out, self.batch_size = source, held_out, batch_size
         self.d_in, self.d_sae, self.options = held_out.shape[1], d_sae, options
         self.is_counted = d_sae <= options.count_up_to
-        self._config_class = config_class(options.architecture)
-        self._has_k = any(f.name == "k" for f in fields(self._config_class))
+        self._has_k = has_k(options.architecture)
         self._fine_steps = options.fine_steps * (1 if self._has_k else _SLOWNESS)
 
     def coarse(self) -> _Trained:
@@ -301,21 +298,8 @@ class _Search:
     def _make(
         self, targets: Sequence[float], seeds: Sequence[int]
     ) -> list[sae_lens.TrainingSAE[Any]]:
-        architecture = self.options.architecture
-        own: dict[str, Any] = {}
-        if architecture == "jumprelu":
-            own = _JUMPRELU
-        elif architecture == "matryoshka_batchtopk":
-            own = {"matryoshka_widths": sorted({-(-self.d_sae // part) for part in (4, 2, 1)})}
-        shared = {
-            "d_in": self.d_in,
-            "d_sae": self.d_sae,
-            "normalize_activations": SCALED,
-            **own,
-            **self.options.sae_config,
-        }
-        ks = [max(1, round(t)) if architecture == "topk" else t for t in targets]
-        cfgs = [self._config_class(**shared, **({"k": k} if self._has_k else {})) for k in ks]
+        architecture, own = self.options.architecture, self.options.sae_config
+        cfgs = [training_config(architecture, t, self.d_in, self.d_sae, **own) for t in targets]
         first = self.options.seed * 1_000_003
         return make_saes(cfgs, seeds=[(first + s) * 1_000 + i for i, s in enumerate(seeds)])
 

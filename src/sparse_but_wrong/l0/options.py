@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sparse_but_wrong.l0.sweep import COUNT_UP_TO
+
+if TYPE_CHECKING:
+    import sae_lens
 
 ARCHITECTURES = ("batchtopk", "gated", "jumprelu", "matryoshka_batchtopk", "standard", "topk")
 """Those whose L0 can be set: they have a k, or a coefficient that a `TargetL0` can move."""
@@ -24,6 +27,13 @@ _SET_BY_THE_SEARCH = (
     "l1_coefficient",
     "l1_warm_up_steps",
 )
+
+_JUMPRELU = {
+    "jumprelu_bandwidth": 2.0,
+    "jumprelu_init_threshold": 0.1,
+    "jumprelu_sparsity_loss_mode": "tanh",
+}
+"""Those of the published toy models; `TargetL0` was measured with them."""
 
 
 @dataclass(frozen=True)
@@ -126,3 +136,26 @@ def config_class(architecture: str) -> type[Any]:
     from sparse_but_wrong.sae_lens_compat import SAE_TRAINING_CLASS_REGISTRY
 
     return SAE_TRAINING_CLASS_REGISTRY[architecture][1]
+
+
+def has_k(architecture: str) -> bool:
+    """Whether a k sets the L0 of an architecture, and not a coefficient that a `TargetL0` moves."""
+    return any(f.name == "k" for f in fields(config_class(architecture)))
+
+
+def training_config(
+    architecture: str, target_l0: float, d_in: int, d_sae: int, **others: Any
+) -> sae_lens.TrainingSAEConfig:
+    """The sae_lens config by which SAEs are trained for an L0, where there is no k by a `TargetL0`.
+
+    Args:
+        others: fields of the config, in place of those that are set here.
+    """
+    own: dict[str, Any] = {"normalize_activations": SCALED}
+    if architecture == "jumprelu":
+        own |= _JUMPRELU
+    elif architecture == "matryoshka_batchtopk":
+        own["matryoshka_widths"] = sorted({-(-d_sae // part) for part in (4, 2, 1)})
+    if has_k(architecture):
+        own["k"] = max(1, round(target_l0)) if architecture == "topk" else target_l0
+    return config_class(architecture)(d_in=d_in, d_sae=d_sae, **own | others)
