@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,7 @@ class SyntheticWorld(ToyWorld):
     def __repr__(self) -> str:
         return f"SyntheticWorld({self.n_features} features in {self.d_in} dimensions)"
 
-    @property
+    @cached_property
     def true_l0(self) -> float:
         """Features that fire per sample, on average over 50,000: hierarchies silence some."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "true_l0"))

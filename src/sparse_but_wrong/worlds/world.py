@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -159,7 +160,7 @@ class ToyWorld(Iterable[Tensor]):
         """The true features' directions as columns."""
         return self.model.embed.weight.detach()
 
-    @property
+    @cached_property
     def true_l0(self) -> float:
         """Features that fire per sample, on average."""
         return float(self.firing_probabilities.sum())
