@@ -56,6 +56,7 @@ def test_a_sweep_on_a_toy_world(tmp_path: Path) -> None:
     # The same samples every time, none of which the SAEs were trained on.
     assert sweep.evaluate(2_000)[1].mse == table[1].mse
     assert 0.5 < table["batchtopk_k_2_1"].mcc <= 1
+    assert 0.5 < table["batchtopk_k_1"].f1 < table["batchtopk_k_2_1"].f1 < 1
     assert table[1].mse != table[2].mse  # each has its own seed
     assert sbw.plot_projections(table, n=3).axes
     assert "batchtopk_k_1: L0 1.00" in repr(sweep)
@@ -109,8 +110,11 @@ def test_an_sae_trained_elsewhere() -> None:
     sae = StandardSAE(StandardSAEConfig(d_in=12, d_sae=6))
     with torch.no_grad():
         sae.W_dec.copy_(world.directions.T)
-    metrics = sbw.evaluate(sae, next(iter(world)), true_features=world.directions)
+    x, features = world.stream(seed=1).draw()
+    assert torch.equal(x, next(world.stream(seed=1)))
+    metrics = sbw.evaluate(sae, x, true_features=world.directions, true_feature_acts=features)
     assert metrics.mcc == pytest.approx(1, abs=1e-5)
+    assert metrics.uniqueness == 1
     # True directions project to features: those beyond the true L0 of 1.2 are 0.
     assert metrics.projections[1] > 0.9
     assert metrics.projections[2] == pytest.approx(0, abs=1e-4)

@@ -74,13 +74,11 @@ class LargeWorld:
         return (x for x, _ in self._drawn(batch_size, purpose))
 
     def _drawn(self, batch_size: int, purpose: str) -> Iterator[tuple[Tensor, Tensor]]:
-        generator = torch.Generator().manual_seed(derive_seed(0, purpose, self.name))
+        stream = self.world.stream(batch_size, derive_seed(0, purpose, self.name))
         while True:
-            with torch.no_grad():
-                features = self.world.sampler.sample(batch_size, generator)
-                x = self.world.model.embed(features)
+            x, features = stream.draw()
             if self.noise:
-                x = x + self.noise * torch.randn(x.shape, generator=generator)
+                x = x + self.noise * torch.randn(x.shape, generator=stream.generator)
             yield x, features
 
 

@@ -81,23 +81,17 @@ def rows(
     world: LargeWorld, saes: Sequence[sae_lens.TrainingSAE[Any]], targets: Sequence[float]
 ) -> Iterator[dict[str, float]]:
     """What is measured of each SAE, with the true features and without."""
-    from sae_lens.synthetic.evals import (
-        ClassificationMetricsCalculator,
-        feature_uniqueness,
-        mean_correlation_coefficient,
-    )
+    from sae_lens.synthetic import mean_correlation_coefficient
 
     activations, features = world.samples(N_SAMPLES, "evaluation")
     directions = world.world.directions.T.contiguous()
-    for i, (sae, found) in enumerate(zip(saes, evaluate(saes, activations), strict=True)):
+    evaluations = evaluate(saes, activations, world.world.directions, features)
+    for i, (sae, found) in enumerate(zip(saes, evaluations, strict=True)):
         used = inference_copy(sae)
-        detectors = ClassificationMetricsCalculator(used.W_dec, directions)
         code_norm = 0.0
-        for x, f in zip(activations.split(2048), features.split(2048), strict=True):
+        for x in activations.split(2048):
             codes = used.encode(x)
-            detectors.add_batch(codes, f)
             code_norm += float((codes * used.W_dec.norm(dim=1)).norm(dim=1).sum())
-        of_features = detectors.compute()
         best = (normalize(used.W_dec, dim=1) @ normalize(directions, dim=1).T).amax(1)
         fires = torch.from_numpy(found.densities) > 0
         yield {
@@ -117,11 +111,12 @@ def rows(
             "agreement": mean_correlation_coefficient(sae.W_dec, saes[i ^ 1].W_dec),
             **{f"s_{s:g}": float(found.projections[round(s * world.d_sae)]) for s in SHARES},
             "best_cosine": float(best[fires].mean()) if fires.any() else math.nan,
+            # Not that of `evaluate`, which keeps the signs of cosines: published numbers do not.
             "mcc": mean_correlation_coefficient(used.W_dec, directions),
-            "uniqueness": feature_uniqueness(used.W_dec, directions),
-            "f1": of_features.f1_score,
-            "precision": of_features.precision,
-            "recall": of_features.recall,
+            "uniqueness": found.uniqueness,
+            "f1": found.f1,
+            "precision": found.precision,
+            "recall": found.recall,
         }
 
 

@@ -18,7 +18,7 @@ from sparse_but_wrong.experiments.analysis import Analysis, Run, RunSettings
 from sparse_but_wrong.experiments.registry import EXPERIMENTS
 from sparse_but_wrong.experiments.verdict import Check, Verdict
 from sparse_but_wrong.metrics.evaluate import evaluate
-from sparse_but_wrong.metrics.evaluation import join_projections, split_projections
+from sparse_but_wrong.metrics.evaluation import RECOVERY, join_projections, split_projections
 from sparse_but_wrong.runs.make import load_data
 from sparse_but_wrong.runs.spec import ONLY_WORLD, USER_ANALYSES, ExperimentSpec, SyntheticSpec
 from sparse_but_wrong.training import compiled_step
@@ -64,16 +64,16 @@ def test_what_a_run_leaves_behind(whole: Run) -> None:
     assert table["sae_id"].tolist() == ["c_0.05", "c_0.5", "c_2"]
     assert table["added"].tolist() == [False, False, True]
 
-    activations, true_l0 = whole.samples(ONLY_WORLD)
-    assert whole.true_l0 == {ONLY_WORLD: true_l0}
-    assert true_l0 == pytest.approx(1.4, abs=0.1)
+    activations, features = whole.samples(ONLY_WORLD)
+    assert whole.only_l0 == pytest.approx(int((features > 0).sum()) / len(features))
+    assert whole.only_l0 == pytest.approx(1.4, abs=0.1)
     directions = whole.world(ONLY_WORLD).directions
     for row, s in zip(table.to_dict("records"), projections.to_numpy(), strict=True):
         sae = sae_lens.SAE.load_from_disk(folder.sae_path(row["sae_id"]))
         assert sae.cfg.normalize_activations == "none"  # the scale is folded in
-        found = evaluate(sae, activations, directions)
+        found = evaluate(sae, activations, directions, features)
         assert found.projections.tolist() == pytest.approx(s.tolist())
-        for name in ("l0", "shrinkage", "mse", "variance_explained", "c_dec", "c_enc", "mcc"):
+        for name in ("l0", "shrinkage", "mse", "variance_explained", "c_dec", "c_enc", *RECOVERY):
             assert row[name] == pytest.approx(getattr(found, name), rel=1e-5), name
 
     curves = pd.read_parquet(folder.path / "training_curves.parquet")

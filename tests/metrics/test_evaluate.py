@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import math
 import weakref
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import sae_lens
 import torch
+from sae_lens.synthetic import eval_sae_on_synthetic_data
 
 from sparse_but_wrong.activations.stored import StoredActivations
 from sparse_but_wrong.metrics.evaluate import evaluate
-from sparse_but_wrong.metrics.evaluation import DENSE
+from sparse_but_wrong.metrics.evaluation import DENSE, RECOVERY
 from sparse_but_wrong.metrics.projections import RELATIVE_ERROR
 from sparse_but_wrong.metrics.recovery import match_latents, pairwise_similarity
+from sparse_but_wrong.worlds.synthetic import SyntheticWorld
 from tests.metrics.evaluated import make_sae
+from tests.worlds.synthetic import CONFIG
 
 D, H, F = 6, 15, 5
 as_stream_or_not = pytest.mark.parametrize("as_stream", [True, False])
@@ -168,11 +173,12 @@ def test_the_row_begins_with_the_columns_of_a_table_of_results(sae):
     row = evaluate(sae, samples(50), FEATURES).to_row()
     first = "l0 dead_latents shrinkage mse variance_explained c_dec c_enc mean_max_cosine mcc"
     assert list(row)[:9] == first.split()
+    assert list(row)[9:13] == ["uniqueness", "f1", "precision", "recall"]
     assert {type(value) for value in row.values()} == {float, int}
     without = evaluate(sae, samples(50))
     assert f"l0={row['l0']:.4g}" in repr(without)
     assert without.match is None
-    assert math.isnan(without.to_row()["mcc"])
+    assert all(math.isnan(without.to_row()[name]) for name in RECOVERY)
 
 
 def test_the_true_sae_scores_full_marks_and_falls_off_at_the_true_l0():
@@ -185,6 +191,68 @@ def test_the_true_sae_scores_full_marks_and_falls_off_at_the_true_l0():
     # Orthogonal features are their own projections: the share that fires is above zero.
     assert 2 < found.l0 < 3
     assert found.projections.tolist() == [1, 1, 1, 0, 0, 0]
+
+
+def test_recovery_of_a_world_is_what_sae_lens_says():
+    world = SyntheticWorld(CONFIG)
+    x, features = world.stream(3_000, seed=0).draw()
+    # Features, one of them twice, turned a little; the first two are turned around.
+    rows = world.directions.T[[*range(24), 23]]
+    rows += 0.2 * torch.randn(rows.shape, generator=torch.Generator().manual_seed(3))
+    rows[:2] *= -1
+    sae = make_sae(rows, b_dec=world.model.embed.bias, threshold=torch.tensor(0.3))
+    parts = iter(features.split(1_000))
+    drawn: Any = SimpleNamespace(sample=lambda _: next(parts))
+    expected = eval_sae_on_synthetic_data(sae, world.synthetic.feature_dict, drawn, 3_000, 1_000)
+    for given in (features, features > 0):
+        for activations in (x, x.split(700), StoredActivations.of(x)):
+            found = evaluate(sae, activations, world.directions, given)
+            assert found.uniqueness == expected.uniqueness < 1
+            of_latents = expected.classification
+            assert (found.f1, found.precision, found.recall) == pytest.approx(
+                (of_latents.f1_score, of_latents.precision, of_latents.recall), rel=1e-6
+            )
+            assert 0.05 < found.f1 < 0.95
+            # Theirs takes |cosine|; two latents are turned around.
+            assert found.mcc < expected.mcc
+            assert found.l0 == pytest.approx(expected.sae_l0)
+    without = evaluate(sae, x, world.directions)
+    assert without.uniqueness == found.uniqueness
+    assert np.isnan([without.f1, without.precision, without.recall]).all()
+    # Everything else is the same, to the last digit.
+    rows = (evaluate(sae, x, world.directions, features).to_row(), without.to_row())
+    assert [name for name in rows[0] if str(rows[0][name]) != str(rows[1][name])] == [
+        *("f1", "precision", "recall")
+    ]
+
+
+def test_f1_of_latents_that_are_worked_out():
+    fires = torch.tensor([[1, 1, 0], [1, 0, 1], [0, 1, 0], [1, 0, 0.0]])
+    # Latents on feature 0, on all of it; on 0 and half of 1, nearest to 0; and on none.
+    rows = torch.tensor([[1, 0, 0], [1, 0.5, 0], [0, 0, 1.0]])
+    sae = make_sae(rows, b_enc=torch.tensor([0.0, 0.0, -2.0]))
+    found = evaluate(sae, fires, torch.eye(3), fires)
+    assert found.uniqueness == 2 / 3
+    assert found.precision == pytest.approx((1 + 3 / 4 + 0) / 3)
+    assert found.recall == pytest.approx((1 + 1 + 0) / 3)
+    assert found.f1 == pytest.approx((1 + 6 / 7 + 0) / 3)
+
+
+@pytest.mark.parametrize("skip_failing", [True, False])
+@pytest.mark.parametrize(
+    ("features", "acts", "message"),
+    [
+        (None, torch.ones(300, F), "give true_features"),
+        (FEATURES, torch.ones(300, F + 1), rf"\[samples, {F}\].*\[300, {F + 1}\]"),
+        (FEATURES, torch.full((300, F), math.nan), "NaN"),
+        (FEATURES, torch.ones(299, F), "299 samples.*300"),
+        (FEATURES, torch.ones(301, F), "301 samples.*300"),
+    ],
+)
+def test_activations_of_other_features_are_refused(sae, features, acts, message, skip_failing):
+    for x in (samples(300), samples(300).split(100)):
+        with pytest.raises(ValueError, match=message):
+            evaluate([sae], x, features, acts, skip_failing=skip_failing)
 
 
 def test_training_saes_are_evaluated_by_their_export():
@@ -201,13 +269,15 @@ def test_training_saes_are_evaluated_by_their_export():
 def test_a_diverged_sae_is_nan_and_leaves_others_alone(sae, as_stream):
     broken = make_sae(torch.full((3, D), torch.nan), b_dec=torch.tensor(torch.nan))
     x = samples(200)
-    found, fine = evaluate([broken, sae], x.split(100) if as_stream else x, FEATURES)
-    for name in ("l0", "mse", "variance_explained", "shrinkage", "c_dec", "c_enc", "mcc"):
+    fires = torch.ones(200, F)
+    found, fine = evaluate([broken, sae], x.split(100) if as_stream else x, FEATURES, fires)
+    for name in ("l0", "mse", "variance_explained", "shrinkage", "c_dec", "c_enc", *RECOVERY):
         assert math.isnan(found.to_row()[name]), name
     # The gate of an inference JumpReLU SAE multiplies NaN by 0, so nothing counts as dead.
     assert found.dead_latents == 0
     assert np.isnan(found.projections).all()
     assert math.isfinite(fine.l0)
+    assert fine.precision == 1  # every feature fires all the time
     assert np.isfinite(fine.projections).all()
 
 

@@ -25,6 +25,7 @@ _COLUMNS = {
     "mse": ("MSE", ".3f"),
     "variance_explained": ("var. expl.", ".4f"),
     "mcc": ("MCC", ".3f"),
+    "f1": ("F1", ".3f"),
     "c_dec": ("c_dec", ".3f"),
 }
 """Columns of the printed table: their heads and formats."""

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import torch
 from jaxtyping import Float
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -127,17 +126,13 @@ class Run:
         path = self.folder.checked_world_path(name or self.only_world)
         return load_world(path, self.settings.device)
 
-    def samples(self, name: str | None = None) -> tuple[Float[Tensor, "samples d_in"], float]:
-        """The activations on which the SAEs of a toy world are evaluated, and their true L0."""
+    def samples(
+        self, name: str | None = None
+    ) -> tuple[Float[Tensor, "samples d_in"], Float[Tensor, "samples n_features"]]:
+        """The activations on which SAEs of a toy world are evaluated, and the features in them."""
         name = name or self.only_world
-        world = self.world(name)
-        generator = torch.Generator(device=world.sampler.device).manual_seed(
-            world_seed(self.settings.seed, "evaluation", name)
-        )
-        features = world.sampler.sample(self.spec.evaluation_samples, generator)
-        true_l0 = (features > 0).sum(1).float().mean().item()
-        with torch.no_grad():
-            return world.model.embed(features), true_l0
+        seed = world_seed(self.settings.seed, "evaluation", name)
+        return self.world(name).stream(self.spec.evaluation_samples, seed).draw()
 
     def trained(self, sae_id: str) -> sae_lens.TrainingSAE[Any]:
         """An SAE as it was trained; `saes` has it as it is used."""

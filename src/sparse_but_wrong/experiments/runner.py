@@ -28,7 +28,7 @@ from sparse_but_wrong.experiments.train import make_training, train_all
 from sparse_but_wrong.experiments.verdict import Verdict
 from sparse_but_wrong.figures.style import save_figure
 from sparse_but_wrong.metrics.evaluate import evaluate
-from sparse_but_wrong.metrics.evaluation import join_projections
+from sparse_but_wrong.metrics.evaluation import RECOVERY, join_projections
 from sparse_but_wrong.report.run import write_report
 from sparse_but_wrong.runs.folder import RunFolder, fresh_path
 from sparse_but_wrong.runs.make import load_data, make_data
@@ -42,7 +42,7 @@ _OF_SAE = ("sae_id", "world", "architecture", "added")
 _OF_TRAINING = ("diverged_at_step", "l0_change_at_end")
 _TOY_METRICS = (
     *("l0", "dead_latents", "shrinkage", "mse", "variance_explained", "c_dec", "c_enc"),
-    *("mean_max_cosine", "mcc"),
+    *RECOVERY,
 )
 _STORED_METRICS = (
     *("l0", "l0_standard_error", "l0_p05", "l0_median", "l0_p95", "dead_latents", "dense_latents"),
@@ -254,8 +254,9 @@ def _evaluate(run: Run) -> None:
             found, columns = evaluate(saes, world.held_out()), _STORED_METRICS
             run.evaluations += found
         else:
-            activations, run.true_l0[name] = run.samples(name)
-            found = evaluate(saes, activations, world.directions) if saes else ()
+            activations, features = run.samples(name)
+            run.true_l0[name] = (features > 0).sum(1).float().mean().item()
+            found = evaluate(saes, activations, world.directions, features) if saes else ()
             columns = _TOY_METRICS
         for evaluation in found:
             row = evaluation.to_row()

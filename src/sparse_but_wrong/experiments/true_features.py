@@ -69,9 +69,9 @@ def nearest(ks: Iterable[float], true_l0: float) -> float:
 
 def _measure_tradeoff(run: Run) -> dict[str, MeasuredTable]:
     """What SAEs reconstruct at each k, trained there, trained at the right k, or not trained."""
-    activations, true_l0 = run.samples()
+    activations, _ = run.samples()
     saes = by_k(run.spec)
-    right = saes[right_k := nearest(saes, true_l0)]
+    right = saes[right_k := nearest(saes, run.only_l0)]
     same_for_all = {
         RIGHT: run.trained(right.sae_id),
         TRUE: run.untrained(replace(right, init="true_features"), run.world()),
@@ -164,7 +164,8 @@ def _measure_start_and_end(run: Run) -> dict[str, MeasuredTable]:
     """Where training took SAEs that start at the true features, and what it gained: a row each."""
     rows = []
     for name in run.spec.worlds:
-        world, (activations, true_l0) = run.world(name), run.samples(name)
+        world, (activations, _) = run.world(name), run.samples(name)
+        true_l0 = run.true_l0[name]
         for sae in run.spec.of_world(name):
             k = sae.factors["k"]
             ends = {"start": run.untrained(sae, world), "end": run.trained(sae.sae_id)}

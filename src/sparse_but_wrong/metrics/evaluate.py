@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from sparse_but_wrong.metrics.evaluation import DENSE, Evaluation, Evaluations
@@ -45,6 +45,7 @@ def evaluate(
     saes: sae_lens.SAE[Any],
     activations: Float[Tensor, "samples d_in"] | Iterable[Tensor],
     true_features: Float[Tensor, "d_in n_features"] | None = None,
+    true_feature_acts: Shaped[Tensor, "_samples _features"] | None = None,
     *,
     exact_below: int = ...,
     batch_size: int | None = ...,
@@ -56,6 +57,7 @@ def evaluate(
     saes: Sequence[sae_lens.SAE[Any]] | Mapping[str, sae_lens.SAE[Any]],
     activations: Float[Tensor, "samples d_in"] | Iterable[Tensor],
     true_features: Float[Tensor, "d_in n_features"] | None = None,
+    true_feature_acts: Shaped[Tensor, "_samples _features"] | None = None,
     *,
     exact_below: int = ...,
     batch_size: int | None = ...,
@@ -67,6 +69,7 @@ def evaluate(
     saes: Any,
     activations: Float[Tensor, "samples d_in"] | Iterable[Tensor],
     true_features: Float[Tensor, "d_in n_features"] | None = None,
+    true_feature_acts: Shaped[Tensor, "_samples _features"] | None = None,
     *,
     exact_below: int = EXACT_BELOW,
     batch_size: int | None = None,
@@ -94,6 +97,8 @@ def evaluate(
             Standard errors take batches to be independent: cut a stream of documents into batches
             of neighbours, so that what samples of one document share is within a batch.
         true_features: the true directions as columns, where they are known.
+        true_feature_acts: what each feature is on each of these samples, shape [samples,
+            n_features], above 0 where it fires (booleans will do); for F1, precision and recall.
         exact_below: up to so many projections (samples × latents) of a tensor are sorted; those
             beyond, and those of streams, are counted (see `projection_relative_error`).
         batch_size: samples per batch of a tensor (8,192 if left out) or of stored activations (a
@@ -103,8 +108,10 @@ def evaluate(
     Raises:
         ValueError: no SAEs, or SAEs of different d_in; activations of another width, none at all,
             or with values that are not finite (the message names the first) or that an SAE cannot
-            normalise; true features as in `match_latents`.
-    Source: Chanin & Garriga-Alonso 2025, arXiv:2508.16560, for s_n^dec and c_dec.
+            normalise; true features as in `match_latents`; activations of features without their
+            directions, of other samples or features, or with NaN.
+    Source: Chanin & Garriga-Alonso 2025, arXiv:2508.16560, for s_n^dec and c_dec;
+        `sae_lens.synthetic` for uniqueness, F1, precision and recall.
     """
     is_single = hasattr(saes, "W_dec")
     if not isinstance(saes, Mapping):
@@ -117,6 +124,7 @@ def evaluate(
             f"{sorted(widths)}; give at least one SAE, and those of one width at a time."
         )
     (d_in,) = widths
+    fires = None if true_feature_acts is None else _firing(true_feature_acts, true_features)
     failed: dict[str, Exception] = {}
 
     def each(step: Callable[[str], _T]) -> dict[str, _T]:
@@ -135,11 +143,21 @@ def evaluate(
 
     def totals(name: str, n_exact: int | None = None) -> _Totals:
         sae = named[name] if as_trained else inference_copy(named[name])
-        return _Totals(name, sae, true_features, n_exact)
+        return _Totals(name, sae, true_features, fires, n_exact)
+
+    def check_n_samples(there_are: int, *, or_more: bool = False) -> None:
+        n_fires = there_are if fires is None else len(fires)
+        if n_fires < there_are or (n_fires > there_are and not or_more):
+            raise ValueError(
+                f"true_feature_acts is of {n_fires:,} samples, but the activations are of "
+                f"{there_are:,}{' or more' if or_more else ''}; give both of the same samples, in "
+                "the same order."
+            )
 
     if isinstance(activations, Tensor):
         check_activations(activations, d_in)
         n_samples = len(activations)
+        check_n_samples(n_samples)
 
         def evaluated(name: str) -> Evaluation:
             is_exact = n_samples * named[name].W_dec.shape[0] <= exact_below
@@ -159,31 +177,61 @@ def evaluate(
             if len(failed) == len(named):
                 break
             check_activations(batch, d_in, n_samples)
+            check_n_samples(n_samples + len(batch), or_more=True)
             each(lambda name, batch=batch: running[name].add(batch))
             n_samples += len(batch)
             del batch
-        if n_samples == 0 and len(failed) < len(named):
-            raise ValueError("the stream held no batches; there is nothing to evaluate on.")
+        if len(failed) < len(named):
+            if n_samples == 0:
+                raise ValueError("the stream held no batches; there is nothing to evaluate on.")
+            check_n_samples(n_samples)
         results = each(lambda name: running[name].result())
     return results["0"] if is_single else Evaluations(results.values(), failed)
+
+
+def _firing(
+    true_feature_acts: Tensor, true_features: Tensor | None
+) -> Bool[Tensor, "samples n_features"]:
+    if true_features is None:
+        raise ValueError("true_feature_acts says when features fire; give true_features as well.")
+    shape, n_features = list(true_feature_acts.shape), true_features.shape[-1]
+    if len(shape) != 2 or shape[1] != n_features:
+        raise ValueError(
+            f"true_feature_acts holds a column for each of the {n_features} true features, so its "
+            f"shape is [samples, {n_features}], but it is {shape}."
+        )
+    if true_feature_acts.isnan().any():
+        raise ValueError("true_feature_acts holds NaN, which neither fires nor does not.")
+    return true_feature_acts > 0
 
 
 class _Totals:
     """What is added up of one SAE; of `n_exact` samples projections are sorted, else counted."""
 
     def __init__(
-        self, name: str, sae: sae_lens.SAE[Any], true_features: Tensor | None, n_exact: int | None
+        self,
+        name: str,
+        sae: sae_lens.SAE[Any],
+        true_features: Tensor | None,
+        fires: Bool[Tensor, "samples F"] | None,
+        n_exact: int | None,
     ) -> None:
         self.name, self.sae, self.d_sae = name, sae, sae.W_dec.shape[0]
         self.match = None if true_features is None else match_latents(sae, true_features)
         rows = unit_rows(sae.W_dec)
         self.projections: SortedProjections | CountedProjections | None = None
-        # Where weights are not finite no order exists.
+        self.fires, self.detectors = fires, None
+        # Where weights are not finite no order exists, and no nearest feature.
         if torch.isfinite(rows).all() and torch.isfinite(sae.b_dec).all():
             sorts = n_exact is not None
             self.projections = (
                 SortedProjections(rows, n_exact) if sorts else CountedProjections(rows)
             )
+            if fires is not None and true_features is not None:
+                from sparse_but_wrong.sae_lens_compat import ClassificationMetricsCalculator
+
+                directions = unit_rows(true_features.to(rows).T)
+                self.detectors = ClassificationMetricsCalculator(rows, directions)
         self.n_samples = 0
         self.active = torch.zeros(self.d_sae, dtype=torch.int64)
         self.l0_counts = torch.zeros(self.d_sae + 1, dtype=torch.int64)
@@ -192,7 +240,7 @@ class _Totals:
         self.reconstruction = ReconstructionTotals(torch.float64 if n_exact is None else None)
 
     def add(self, batch: Float[Tensor, "B D"]) -> None:
-        n_active = 0
+        n_active, at = 0, self.n_samples
         for chunk in chunks(batch, self.sae, self.n_samples):
             inputs = at_least_float32(chunk)
             # TopK SAEs can return sparse ones, which `decode` takes as they are.
@@ -205,6 +253,10 @@ class _Totals:
             self.l0_counts += torch.bincount(per_sample, minlength=self.d_sae + 1).cpu()
             self.has_nan |= latent_acts.to_dense().sum(0).isnan().cpu()
             self.reconstruction.add(inputs, self.sae.decode(latent_acts))
+            if self.fires is not None and self.detectors is not None:
+                of_chunk = self.fires[at : at + len(chunk)].to(active.device)
+                self.detectors.add_batch(active, of_chunk)
+                at += len(chunk)
             if self.projections is not None:
                 frame = decoder_frame(self.sae, inputs)
                 self.projections.add(frame.samples, frame.bias)
@@ -233,9 +285,16 @@ class _Totals:
             c_dec=pairwise_similarity(self.sae.W_dec),
             c_enc=pairwise_similarity(self.sae.W_enc.T),
             match=self.match,
+            **self._detection(diverged),
             **vars(self.reconstruction.result()),
             **self._projections(),
         )
+
+    def _detection(self, diverged: bool) -> dict[str, float]:
+        if diverged or self.detectors is None:
+            return {"f1": math.nan, "precision": math.nan, "recall": math.nan}
+        found = self.detectors.compute()
+        return {"f1": found.f1_score, "precision": found.precision, "recall": found.recall}
 
     def _projections(self) -> dict[str, Any]:
         if self.projections is None:

@@ -22,10 +22,15 @@ if TYPE_CHECKING:
 DENSE = 0.1
 """A latent that is active on a larger share of the samples counts as dense."""
 
-_COLUMNS = """l0 dead_latents shrinkage mse variance_explained c_dec c_enc mean_max_cosine mcc
-l0_standard_error l0_p05 l0_median l0_p95 dense_latents mse_standard_error
-variance_explained_standard_error d_sae n_samples n_batches"""
-_SHOWN = ["l0", "dead_latents", "variance_explained", "shrinkage", "c_dec", "c_enc", "mcc"]
+RECOVERY = ("mean_max_cosine", "mcc", "uniqueness", "f1", "precision", "recall")
+"""Columns of a table that need the true features."""
+
+_COLUMNS = (
+    *("l0", "dead_latents", "shrinkage", "mse", "variance_explained", "c_dec", "c_enc", *RECOVERY),
+    *("l0_standard_error", "l0_p05", "l0_median", "l0_p95", "dense_latents", "mse_standard_error"),
+    *("variance_explained_standard_error", "d_sae", "n_samples", "n_batches"),
+)
+_SHOWN = ["l0", "dead_latents", "variance_explained", "shrinkage", "c_dec", "c_enc", "mcc", "f1"]
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
@@ -57,6 +62,15 @@ class Evaluation(Reconstruction):
     match: FeatureMatch | None
     """Latents assigned to true features; None where those were not given."""
 
+    f1: float
+    """Mean over latents of how well each tells where the feature nearest to it fires, as
+    `sae_lens.synthetic` defines it: nearest by |cosine|, 0 for a latent that never fires with it.
+    NaN where it is not known when features fire, as for `precision` and `recall`."""
+    precision: float
+    """Mean over latents: of the samples on which it is active, those on which its feature fires."""
+    recall: float
+    """Mean over latents: of the samples on which its feature fires, those on which it is active."""
+
     projections: Float[np.ndarray, " H"]
     """s_n^dec for n = 0 … H − 1, with unit-norm decoder rows, in the units of the activations."""
     projection_standard_errors: Float[np.ndarray, " H"]
@@ -78,6 +92,11 @@ class Evaluation(Reconstruction):
         """Mean over features of the best cosine with any latent; NaN without true features."""
         return math.nan if self.match is None else self.match.mean_max_cosine
 
+    @property
+    def uniqueness(self) -> float:
+        """Different features that latents are nearest to, per latent; NaN without true features."""
+        return math.nan if self.match is None else self.match.uniqueness
+
     def l0_quantile(self, share: float) -> int:
         """The smallest number of active latents that a share of the samples does not exceed."""
         return int(np.searchsorted(self.l0_counts.cumsum(), math.ceil(share * self.n_samples)))
@@ -87,7 +106,7 @@ class Evaluation(Reconstruction):
         quantiles = {"l0_p05": 0.05, "l0_median": 0.5, "l0_p95": 0.95}
         return {
             name: self.l0_quantile(quantiles[name]) if name in quantiles else getattr(self, name)
-            for name in _COLUMNS.split()
+            for name in _COLUMNS
         }
 
     def __repr__(self) -> str:

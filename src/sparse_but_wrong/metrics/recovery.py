@@ -61,6 +61,10 @@ class FeatureMatch:
     """Mean correlation coefficient: the mean cosine over the pairs.
 
     An SAE with fewer latents than features can reach 1; `mean_max_cosine` shows what it misses."""
+    uniqueness: float
+    """Different features among those that latents are nearest to, as a share of the latents.
+
+    Nearest by |cosine|, as `sae_lens.synthetic` defines it."""
 
 
 @torch.no_grad()
@@ -68,7 +72,8 @@ def match_latents(sae: sae_lens.SAE[Any], features: Float[Tensor, "D F"]) -> Fea
     """Assign latents to true features one-to-one, so that the sum of cosines is largest.
 
     Cosines keep their sign: neither a true feature nor a latent fires negative, so a decoder row
-    that points the opposite way has not found the feature.
+    that points the opposite way has not found the feature. sae_lens' `mean_correlation_coefficient`
+    takes |cosine|, and so is never below this MCC.
 
     A decoder row or feature of zeros has cosine 0 with everything. A latent whose decoder row
     is not finite is paired last; its cosine, and every mean that holds it, is NaN.
@@ -80,6 +85,8 @@ def match_latents(sae: sae_lens.SAE[Any], features: Float[Tensor, "D F"]) -> Fea
     Source: for MCC, Song et al. 2025, arXiv:2505.20254.
     """
     from scipy.optimize import linear_sum_assignment
+
+    from sparse_but_wrong.sae_lens_compat import feature_uniqueness
 
     d_in = sae.W_dec.shape[1]
     if features.ndim != 2 or features.shape[0] != d_in or features.shape[1] == 0:
@@ -99,12 +106,14 @@ def match_latents(sae: sae_lens.SAE[Any], features: Float[Tensor, "D F"]) -> Fea
         cosines.nan_to_num(nan=-2.0).numpy(), maximize=True
     )
     matched = cosines[feature_index, latent_index]
+    unique = feature_uniqueness(unit_rows(rows), unit_rows(features.to(rows).T))
     return FeatureMatch(
         latents=torch.from_numpy(latent_index),
         features=torch.from_numpy(feature_index),
         cosines=matched,
         mean_max_cosine=cosines.max(dim=1).values.mean().item(),
         mcc=matched.mean().item(),
+        uniqueness=unique if torch.isfinite(rows).all() else float("nan"),
     )
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparse_but_wrong import atomic
 from sparse_but_wrong.figures.distributions import SHARES, plot_evaluations
-from sparse_but_wrong.metrics.evaluation import Evaluation
+from sparse_but_wrong.metrics.evaluation import RECOVERY, Evaluation
 from sparse_but_wrong.report.page import Section, made_section, save_image, write_page
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def evaluation_table(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
     for found in evaluations:
         row: dict[str, Any] = {"sae": found.name, **found.to_row()}
         if found.match is None:
-            del row["mcc"], row["mean_max_cosine"]
+            row = {name: value for name, value in row.items() if name not in RECOVERY}
         for share in SHARES:
             n = int(share * found.d_sae)
             row[f"s_{share:g}H"] = float(found.projections[n])

@@ -28,7 +28,10 @@ _MOST_SAES, _MOST_CELLS = 200, 1_000_000
 _MOST_N, _MOST_PROJECTIONS = 512, 200_000
 _MOST_CURVE_POINTS, _FEWEST_STEPS, _MOST_STEPS = 8_000, 40, 400
 _MOST_CLASSES = 8
-_TOLD = ("l0", "mcc", "mean_max_cosine", "variance_explained", "mse", "c_dec", "dead_latents")
+_TOLD = (
+    *("l0", "mcc", "mean_max_cosine", "f1"),
+    *("variance_explained", "mse", "c_dec", "dead_latents"),
+)
 _PALETTE = ("#2a87c8", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#808080", "#7b61c9")
 _GREY = {"color": "#888888", "width": 1.5}
 _TRUTH = {"color": "#e03030", "dash": "dash", "width": 1.5}

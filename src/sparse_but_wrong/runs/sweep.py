@@ -52,18 +52,19 @@ class Sweep:
         The samples are fresh ones of a toy world, whose features count as true; those held out of
         stored activations, or as many of them; or the next ones of an iterator.
         """
-        true_features = None
+        true_features = true_feature_acts = None
         n_batches = -(-n_samples // self.batch_size)
         if isinstance(self.source, ToyWorld):
             true_features = self.source.directions
-            seed = derive_seed(self.seed, "evaluation")
-            fresh = islice(self.source.stream(self.batch_size, seed), n_batches)
-            batches = torch.cat(list(fresh))[:n_samples]
+            fresh = self.source.stream(self.batch_size, derive_seed(self.seed, "evaluation"))
+            drawn = [(x, acts > 0) for x, acts in (fresh.draw() for _ in range(n_batches))]
+            batches = torch.cat([x for x, _ in drawn])[:n_samples]
+            true_feature_acts = torch.cat([fires for _, fires in drawn])[:n_samples]
         elif isinstance(self.source, StoredWorld):
             batches = self.source.held_out(n_samples)
         else:
             batches = islice(self.source, n_batches)
-        return evaluate(self.saes, batches, true_features)
+        return evaluate(self.saes, batches, true_features, true_feature_acts)
 
     def save(self, folder: str | Path) -> None:
         """Write into a new folder: each SAE as a sae_lens folder, curves, and the toy world.

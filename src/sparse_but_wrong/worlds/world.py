@@ -35,9 +35,14 @@ class ToyActivations(Iterator[Tensor]):
         self.batch_size = batch_size
         self.generator = torch.Generator(device=sampler.device).manual_seed(seed)
 
-    @torch.no_grad()
     def __next__(self) -> Float[Tensor, "batch d_in"]:
-        return self.embed(self.sampler.sample(self.batch_size, generator=self.generator))
+        return self.draw()[0]
+
+    @torch.no_grad()
+    def draw(self) -> tuple[Float[Tensor, "batch d_in"], Float[Tensor, "batch n_features"]]:
+        """The next batch, and the features in it."""
+        features = self.sampler.sample(self.batch_size, generator=self.generator)
+        return self.embed(features), features
 
     def state(self) -> dict[str, Tensor]:
         """The generator's state, for `load_state` to continue from."""
