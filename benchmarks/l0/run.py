@@ -100,7 +100,10 @@ def _run(entry: BenchmarkWorld, options: FindOptions) -> Row:
     # The baselines read the SAEs that anybody would have trained, all seeds and both sweeps.
     is_plain = table["group"].str.startswith("seed_").to_numpy()
     n = round(entry.d_sae / 2.5)
-    low, high = found.interval or (math.nan, math.nan)
+    # Of SAEs that are too narrow for all features it is asked how many are active: what they are to
+    # have themselves is another question, that of the large worlds.
+    answer = found.active if entry.d_sae < entry.world.n_features else found
+    low, high = answer.interval or (math.nan, math.nan)
     return Row(
         world=entry.name,
         split=entry.split,
@@ -110,7 +113,7 @@ def _run(entry: BenchmarkWorld, options: FindOptions) -> Row:
         d_in=entry.world.d_in,
         d_sae=entry.d_sae,
         true_l0=made.true_l0,
-        recommended=math.nan if found.l0 is None else found.l0,
+        recommended=math.nan if answer.l0 is None else answer.l0,
         low=low,
         high=high,
         counted=math.nan if found.counted is None else found.counted,

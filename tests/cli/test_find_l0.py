@@ -166,7 +166,7 @@ def test_a_folder_of_activations_is_no_run(sbw: Sbw, search: Search) -> None:
 def test_no_recommendation_is_said(sbw: Sbw, search: Search) -> None:
     search.answer = recommend_l0(sweep([count(presence(n_directions=60))]))
     out = sbw("find-l0 jumprelu --save").out
-    assert "No recommendation:\n  - the SAEs are too narrow" in out
+    assert "latents:\n  - the SAEs are too narrow" in out
     assert "a sae_lens folder" not in out
     assert "No SAE is kept" in out
     assert not Path("runs/find-l0/sae").exists()

@@ -119,10 +119,17 @@ def test_matryoshka_saes_have_widths_without_being_told() -> None:
     assert found.sae.cfg.matryoshka_widths == [5, 10, 20]
 
 
-def test_too_narrow_saes_are_declined_and_the_width_is_named() -> None:
-    found = search(d_sae=14)
-    assert (found.l0, found.sae) == (None, None)
-    assert any("too narrow" in doubt and "Use d_sae ≥ 20" in doubt for doubt in found.doubts)
+def test_too_narrow_saes_get_an_l0_of_their_own() -> None:
+    found = search(d_sae=16)
+    assert found.basis == "agreement"
+    assert "too narrow" in found.reasons[1]
+    assert "d_sae ≥ 20" in found.reasons[1]
+    # Of the 20 features so many are active, of 16 of them less.
+    assert found.active.l0 == pytest.approx(truth(), rel=0.03)
+    assert found.l0 is not None
+    assert 0.6 * truth() < found.l0 < truth()
+    assert found.interval is not None
+    assert found.sae_l0 is None or found.interval[0] <= found.sae_l0 <= found.interval[1]
 
 
 def test_an_sae_that_misses_the_l0_is_not_given() -> None:
@@ -151,24 +158,15 @@ def test_one_more_sae_is_trained_where_none_has_the_l0(monkeypatch: pytest.Monke
     assert found.sae_l0 == last["l0"] == pytest.approx(found.l0, rel=0.02)
 
 
-def test_saes_that_are_too_wide_to_count_are_read_by_their_curves() -> None:
-    options = replace(SMALL, count_up_to=19)
-    found = find_l0(stream(small_world(), batch_size=256), 20, options)
-    assert (found.l0, found.sae, found.counted, found.sweep.counts) == (None, None, None, ())
-    assert len(found.sweep.table) == 4 * 2
-    assert "the SAEs have 20 latents" in found.doubts[0]
-    assert [curve.metric for curve in found.curves] == ["c_dec", "s_5", "s_6", "s_7", "s_8", "s_9"]
-    again = recommend_l0(found.sweep)
-    assert (again.doubts, again.reasons) == (found.doubts, found.reasons)
-
-
 @pytest.mark.parametrize("batch_size", [64, 256])
-def test_steps_are_batches_of_the_source(batch_size: int) -> None:
+def test_steps_are_batches_of_the_source(batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(find, "count_from", lambda *_, **__: ())  # which ends after one sweep
     numbers, source = itertools.count(), stream(small_world(), batch_size=batch_size)
-    options = replace(SMALL, count_up_to=2, coarse_steps=40, evaluation_samples=1_024)
+    changes = {"n_seeds": 1, "coarse_steps": 40, "learning_batches": 3, "evaluation_samples": 1_024}
+    options = replace(SMALL, **changes)
     find_l0((next(source) for _ in numbers), 20, options)
-    # Those to measure on, those that the norm is estimated on, and the steps.
-    assert next(numbers) == 1_024 // batch_size + 40 + 40
+    # Those to measure on, those that the norm is estimated on, the steps, and those to learn from.
+    assert next(numbers) == 1_024 // batch_size + 40 + 40 + 3
 
 
 def small_search(held_out: torch.Tensor, **options: Any) -> find._Search:
@@ -261,7 +259,7 @@ def test_saes_that_are_no_sweep(widths: list[int], ids: list[str] | None, messag
         ),
         *(
             ({name: 0}, rf"FindOptions\.{name} must be at least 1, got 0")
-            for name in ("n_coarse", "count_up_to", "threads", "reinit_dead_every")
+            for name in ("n_coarse", "threads", "reinit_dead_every")
         ),
         ({"sae_config": {"foo": 1}}, "sae_config: .*'foo'; they have .*decoder_init_norm"),
         ({"sae_config": {"jumprelu_bandwidth": 1.0}}, "batchtopk SAEs have no field"),

@@ -20,7 +20,7 @@ from sparse_but_wrong.l0.recommend import (
     L0Recommendation,
     recommend_l0,
 )
-from sparse_but_wrong.l0.sweep import Count, too_wide
+from sparse_but_wrong.l0.sweep import Count, EvaluatedSweep
 from tests.l0.evidence import D_SAE, S_N, count, presence, sweep, table
 
 FALLING = table([5, 10, 12]).assign(**{name: [0.1, 0.2, 0.2] for name in ("c_dec", *S_N)})
@@ -94,8 +94,7 @@ ELSEWHERE = counted(12.0, "seed_1", above_cut=11.4)
 @pytest.mark.parametrize(
     ("counts", "curves", "doubt"),
     [
-        ([counted(n_directions=60)], None, r"too narrow.*about 60.*Use d_sae ≥ 60"),
-        ([counted(n_directions=74)], None, r"at least 74 directions.*Use d_sae ≥ 74, better 100"),
+        ([counted(n_directions=60)], None, r"too narrow.*of 60 directions.*d_sae ≥ 60"),
         ([count(presence(), noise_cost=1.2)], None, r"no sign of features.*cost 1\.20 times"),
         ([counted(above_cut=8.0)], None, r"do not part: 20%"),
         ([counted(residual=0.3)], None, r"leave 30% of the variance unexplained"),
@@ -166,12 +165,10 @@ def test_coarse_grids_and_as_many_directions_as_latents_do(l0s: Sequence[float])
     assert judged(counted(n_directions=D_SAE + 2), curves=table(l0s)).l0 == 10
 
 
-def test_too_wide_to_count() -> None:
-    found = recommend_l0(replace(sweep([]), not_counted=too_wide(2_048, 512)))
+def test_curves_alone_recommend_nothing() -> None:
+    found = recommend_l0(sweep([]))
     assert found.l0 is None
     assert found.counted is None
-    for part in ("2,048 latents", "up to 512 (count_up_to)", "Raise count_up_to"):
-        assert part in found.doubts[0]
     # Flat from 16 down to 9.9, and risen at 8.
     assert "is smallest at an L0 of 16 (s_12 to s_24)" in found.reasons[0]
     assert "down to an L0 of 9.9" in found.reasons[1]
@@ -189,6 +186,71 @@ def test_too_wide_to_count() -> None:
         assert text.format(error) in found.reasons[-1]
 
 
+def with_shared(shared: Sequence[float], *counts: Count, **columns: Any) -> EvaluatedSweep:
+    """Two seeds of every L0 from 4 to 16, that share so many latents."""
+    l0s = np.repeat([4.0, 5.0, 6.5, 8.0, 10.0, 12.5, 16.0], 2)
+    curves = table(l0s.tolist(), n_dead=10).assign(shared_latents=np.repeat(shared, 2), **columns)
+    return sweep(list(counts), curves)
+
+
+NARROW = counted(10.0, n_directions=60)
+
+
+def test_shared_latents_decide_where_saes_are_too_narrow() -> None:
+    # A parabola in log L0 around 6.5, of at most 30 of the 40 latents that fire.
+    shared = 30 - 40 * np.log(np.array([4.0, 5.0, 6.5, 8.0, 10.0, 12.5, 16.0]) / 6.5) ** 2
+    found = recommend_l0(with_shared(shared.tolist(), NARROW))
+    assert (found.basis, found.doubts) == ("agreement", ())
+    assert found.l0 == pytest.approx(6.5)
+    # Where 2 % fewer are shared.
+    width = math.exp((0.02 * 30 / 40) ** 0.5)
+    assert found.interval == pytest.approx((6.5 / width, 6.5 * width))
+    assert "30, which is 75% of those that fire" in found.reasons[0]
+    assert "too narrow" in found.reasons[1]
+    # How many features are active is another question, and answered too.
+    assert found.active.l0 == 10.0
+    assert "for SAEs of 50 latents" in repr(found)
+    assert "Features active per sample: 10," in repr(found)
+    # A clear count that SAEs have room for stands.
+    assert recommend_l0(with_shared(shared.tolist(), counted())).basis == "count"
+    # Directions that cannot be told from noise, and those that have no count at all.
+    noise = replace(NARROW, noise_cost=1.0)
+    assert recommend_l0(with_shared(shared.tolist(), noise)).l0 is None
+    assert recommend_l0(with_shared(shared.tolist())).l0 == pytest.approx(6.5)
+
+
+@pytest.mark.parametrize(
+    ("shared", "doubt"),
+    [
+        ([30, 28, 25, 20, 15, 10, 5], "extend it to lower L0"),
+        ([5, 10, 15, 20, 25, 28, 30], "extend it to higher L0"),
+        ([1, 2, 3, 4, 3, 2, 1], "at most 9% of those that fire are shared"),
+    ],
+)
+def test_shared_latents_do_not_decide(shared: list[float], doubt: str) -> None:
+    found = recommend_l0(with_shared(shared, NARROW))
+    assert (found.l0, found.interval) == (None, None)
+    assert "too narrow" in found.doubts[0]
+    assert doubt in found.doubts[1]
+
+
+def test_saes_of_less_training_have_no_say_in_what_is_shared() -> None:
+    steps = [3_000] * 2 + [2_000] * 2 + [3_000] * 10
+    found = recommend_l0(with_shared([20, 40, 25, 30, 28, 20, 10], NARROW, steps=steps))
+    assert found.l0 == pytest.approx(8, rel=0.1)
+    with_few = recommend_l0(
+        with_shared([20, 40, 25, 30, 28, 20, 10], NARROW, steps=[3_000] * 6 + [2_000] * 8)
+    )
+    assert with_few.agreement is None
+    assert with_few.l0 is None
+
+
+def test_as_many_directions_as_can_be_learned_are_no_count() -> None:
+    found = judged(counted(n_directions=74))
+    assert found.active.l0 is None
+    assert "at least 74 directions" in found.doubts[0]
+
+
 def test_saes_that_diverged_do_not_matter() -> None:
     curves = table([4, 8, 10, 12, 7])
     curves.loc[4, curves.columns[2:]] = math.nan
@@ -201,10 +263,10 @@ def test_saes_that_are_mostly_dead_are_left_out_of_the_curves() -> None:
     # The lowest has the smallest s_n, because nothing trained most of its directions.
     curves = table([4, 8, 10, 12])
     curves.loc[0, ["c_dec", *S_N]] = 1e-6
-    alive = replace(sweep([], curves), not_counted="they are wide")
+    alive = replace(sweep([], curves))
     assert all(curve.bottom.smallest_at == 4 for curve in recommend_l0(alive).curves)
     curves.loc[0, "dead_latents"] = 26
-    wide = replace(sweep([], curves), not_counted="they are wide")
+    wide = replace(sweep([], curves))
     found = recommend_l0(wide)
     assert found.l0 is None
     assert any("more than half of the latents of sae_0 are silent" in d for d in found.doubts)

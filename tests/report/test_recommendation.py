@@ -62,7 +62,7 @@ def test_no_recommendation_and_nothing_at_all_to_show(tmp_path: Path) -> None:
     declined = recommend_l0(sweep([count(presence(n_directions=60))]))
     page, written = write(declined, tmp_path / "out")
     assert "No recommendation" in page
-    assert "Use d_sae ≥ 60" in page
+    assert "d_sae ≥ 60" in page
     assert written["l0"] is None
     assert written["counted"] == 10.0
     assert not (tmp_path / "out/sae").exists()

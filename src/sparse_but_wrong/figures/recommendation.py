@@ -17,15 +17,15 @@ _ONE_SIZE = 0.05
 
 @paper_style()
 def plot_recommendation(recommendation: L0Recommendation) -> Figure:
-    """s_n^dec and c_dec over the sweep's L0 with the interval, and the codes that were counted.
+    """s_n^dec, c_dec and shared latents over the sweep's L0 with the interval, and codes.
 
     SAEs that started from the learned directions are hollow. Without a recommendation the count, if
     there is one, is a line without a band.
     """
     sweep = recommendation.sweep
     table = sweep.wide().assign(added=sweep.table["group"] == "directions")
-    figure = Figure(figsize=(9, 2.5))
-    projections, similarity, codes = figure.subplots(1, 3, width_ratios=(1.5, 1, 1))
+    figure = Figure(figsize=(11, 2.5))
+    projections, similarity, sharing, codes = figure.subplots(1, 4, width_ratios=(1.5, 1, 1, 1))
     ns = useful_n(recommendation.counted or 0.0, sweep.d_sae)[::2]
     if not ns:
         projections.text(0.5, 0.5, "no n is of use", transform=projections.transAxes, ha="center")
@@ -44,7 +44,13 @@ def plot_recommendation(recommendation: L0Recommendation) -> Figure:
     similarity.set_ylim(bottom=0)
     parts.finish(projections, "SAE L0", "$s_n$", "$n$-th decoder projection")
     parts.finish(similarity, "SAE L0", r"$c_\mathrm{dec}$", "Similarity of decoder rows")
-    for axes in (projections, similarity):
+    if np.isfinite(parts.numbers(table, "shared_latents")).any():
+        parts.draw_saes(sharing, table, "shared_latents", color=BLUE, line=False)
+        sharing.set_ylim(bottom=0)
+    else:
+        sharing.text(0.5, 0.5, "no second seed", transform=sharing.transAxes, ha="center")
+    parts.finish(sharing, "SAE L0", "latents", "Shared between seeds")
+    for axes in (projections, similarity, sharing):
         _mark(axes, recommendation, of_projections=axes is projections)
         parts.log_l0_axis(axes)
     if projections.get_legend_handles_labels()[1]:
@@ -57,11 +63,13 @@ def _mark(axes: Axes, recommendation: L0Recommendation, *, of_projections: bool)
     """The interval, what was counted, and a line for every L0 at which a curve has its elbow."""
     if recommendation.interval is not None:
         axes.axvspan(*recommendation.interval, color=GREEN, alpha=0.25, linewidth=0, zorder=0)
-    if recommendation.counted is not None:
-        found = recommendation.l0 is not None
-        label = f"{'L0' if found else 'counted, not recommended'}: {recommendation.counted:.4g}"
-        color = GREEN if found else VERMILLION
-        axes.axvline(recommendation.counted, color=color, linewidth=0.8, label=label, zorder=1)
+    lines = [(recommendation.l0, "L0", GREEN)]
+    if recommendation.l0 is None or recommendation.basis == "agreement":
+        lines.append((recommendation.counted, "counted, not recommended", VERMILLION))
+    for l0, said, color in lines:
+        if l0 is not None:
+            label = f"{said}: {l0:.4g}"
+            axes.axvline(l0, color=color, linewidth=0.8, label=label, zorder=1)
     elbows = {
         curve.bottom.elbow
         for curve in recommendation.curves

@@ -23,6 +23,9 @@ _PENALTY = 0.008
 """Of the spread of the activations: a hundredth to a fiftieth of the magnitude of a feature where 2
 to 20 are active."""
 
+_WIDE = 256
+"""Directions up to which all of the samples are used that choices are made on; with more, fewer."""
+
 _BIAS_SAMPLES = 2048
 _BIAS_ROUNDS = 8
 """Each reduces the error along a direction to the share of samples that have it; the rest is
@@ -30,6 +33,9 @@ learned with the directions."""
 
 _MEMORY = 0.95
 """How much of what earlier batches said is kept from one to the next."""
+
+_BLOCK = 32
+"""Rows that are moved between two products with all of them."""
 
 _UNUSED = 1e-3
 """Share of samples below which a direction counts as unused."""
@@ -71,13 +77,18 @@ def _cheapest_bias(
     each is solved for in turn, from the mean. That is above the bias sought, along directions that
     are present at times, and is left at once; from below the penalty alone would drive it.
     """
-    samples = activations[:_BIAS_SAMPLES]
+    samples = activations[: fewer(_BIAS_SAMPLES, len(rows))]
     bias = activations.mean(0)
     for _ in range(_BIAS_ROUNDS if len(rows) else 0):
         centred = samples - bias
         codes = sparse_codes(centred, rows, penalty)
         bias = bias + (centred - codes @ rows).mean(0)
     return bias
+
+
+def fewer(n: int, n_directions: int) -> int:
+    """Of n samples or batches those that are worth their time, which grows with the directions."""
+    return max(n // 8, n * _WIDE // max(_WIDE, n_directions))
 
 
 class Learner:
@@ -114,12 +125,25 @@ class Learner:
         centred -= shift
         self._codes_codes.mul_(_MEMORY).addmm_(codes.T, codes)
         self._codes_samples.mul_(_MEMORY).addmm_(codes.T, centred)
-        use = self._codes_codes.diagonal()
-        for j in (use > 1e-6 * use.max()).nonzero().flatten().tolist():
-            pull = self._codes_samples[j] - self._codes_codes[j] @ self.rows
-            moved = self.rows[j] + pull / self._codes_codes[j, j]
-            self.rows[j] = moved / moved.norm()
+        self._move_rows()
         return codes, residual
+
+    def _move_rows(self) -> None:
+        """Each row in turn to its best place beside the others, and back to unit length."""
+        use = self._codes_codes.diagonal()
+        is_used = use > 1e-6 * use.max()
+        for first in range(0, len(self.rows), _BLOCK):
+            # What earlier blocks have changed comes in with one product, what this one changes
+            # row by row.
+            block = slice(first, first + _BLOCK)
+            codes_codes = self._codes_codes[block]
+            pulls = self._codes_samples[block] - codes_codes @ self.rows
+            for i in is_used[block].nonzero().flatten().tolist():
+                j = first + i
+                moved = self.rows[j] + pulls[i] / use[j]
+                moved /= moved.norm()
+                pulls.addr_(codes_codes[:, j], moved - self.rows[j], alpha=-1)
+                self.rows[j] = moved
 
     def _renew(self, codes: Tensor, residual: Tensor) -> None:
         unused = ((codes > 0).float().mean(0) < _UNUSED).nonzero().flatten()

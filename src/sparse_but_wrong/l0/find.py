@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sparse_but_wrong.l0.agreement import SMALLEST_SHARE
 from sparse_but_wrong.l0.dictionaries import Directions
 from sparse_but_wrong.l0.options import (
     SCALED,
@@ -20,7 +21,7 @@ from sparse_but_wrong.l0.options import (
     has_k,
     training_config,
 )
-from sparse_but_wrong.l0.recommend import L0Recommendation, recommend_l0
+from sparse_but_wrong.l0.recommend import SMALLEST_NOISE_COST, L0Recommendation, recommend_l0
 from sparse_but_wrong.l0.refine import most_worth
 from sparse_but_wrong.l0.source import Activations, draw_batch, draw_samples, open_source
 from sparse_but_wrong.l0.sweep import (
@@ -29,7 +30,6 @@ from sparse_but_wrong.l0.sweep import (
     EvaluatedSweep,
     count_from,
     evaluate_saes,
-    too_wide,
 )
 from sparse_but_wrong.threads import threads_per_operation
 from sparse_but_wrong.training.controls import TargetL0
@@ -45,6 +45,12 @@ _SLOWNESS = 2
 
 _CLEAR = 0.03
 """`Presence.score` below which there is nothing more to look for."""
+
+_HOPELESS = 0.3
+"""`Presence.score` from which on no finer sweep makes a count clear."""
+
+_WIDER = 1.5
+"""Power of the fine factors around the most shared latents, which a coarse sweep only suggests."""
 
 _NEAR = 0.05
 """Share of the L0 by which a count may move without a new sweep around it."""
@@ -86,9 +92,7 @@ def find_l0(
     Returns:
         The recommendation. Its `sae` is trained from the learned directions, and its L0 (`sae_l0`)
         lies in the interval; it is None where nothing is recommended, and, with a reason, where no
-        SAE came there (the k of a TopK SAE is a whole number). SAEs of more than
-        `options.count_up_to` latents are trained in the coarse sweep alone: nothing is recommended,
-        and the reasons say what the curves show.
+        SAE came there (the k of a TopK SAE is a whole number).
     Raises:
         ValueError: a d_sae below 2 or none, activations that are not finite, of several shapes or
             all the same, an iterator that ends, or as `train_saes`.
@@ -137,13 +141,20 @@ def _centred(source: Iterator[Tensor], mean: Tensor) -> Iterator[Tensor]:
 
 def _found(search: _Search) -> L0Recommendation:
     coarse = search.coarse()
-    if not search.is_counted:
-        why = too_wide(search.d_sae, search.options.count_up_to)
-        return recommend_l0(replace(search.sweep([coarse], ()), not_counted=why))
     batches = [draw_batch(search.source) for _ in range(search.options.learning_batches)]
     counts = search.count(coarse, batches)
-    if not counts:
-        return recommend_l0(search.sweep([coarse], ()))
+    found = recommend_l0(search.sweep([coarse], counts))
+    if counts and counts[0].presence.score < _HOPELESS:
+        found = _around_count(search, coarse, counts, batches)
+    is_noise = bool(counts) and counts[0].noise_cost < SMALLEST_NOISE_COST
+    if is_noise or (found.l0 is not None and found.basis == "count"):
+        return found
+    return _around_agreement(search, coarse, found)
+
+
+def _around_count(
+    search: _Search, coarse: _Trained, counts: tuple[Count, ...], batches: Sequence[Tensor]
+) -> L0Recommendation:
     used = counts[0]
     fine, started = search.around(used)
     trained = [coarse, fine]
@@ -156,8 +167,28 @@ def _found(search: _Search) -> L0Recommendation:
             fine, started = search.around(used, "again_")
             trained.append(fine)
     found = recommend_l0(search.sweep([*trained, started], counts))
+    if found.basis == "agreement":
+        return found
     # SAEs of other directions than those that are recommended from are not given.
     return search.with_sae(found, started if used is counts[0] else None)
+
+
+def _around_agreement(
+    search: _Search, coarse: _Trained, found: L0Recommendation
+) -> L0Recommendation:
+    """Sweeps around the L0 at which SAEs share most latents, until it lies inside of one."""
+    parts, peak = [coarse], found.agreement
+    for prefix in ("shared", "shared_again"):
+        if peak is None or peak.share < SMALLEST_SHARE:
+            break
+        targets = [peak.l0 * f**_WIDER for f in search.options.fine_factors]
+        parts.append(search.fine(prefix, targets))
+        found = recommend_l0(search.sweep(parts, found.sweep.counts))
+        peak = found.agreement
+        if found.l0 is not None:
+            with_sae = [_nearest(found, part) for part in parts[1:]]
+            return next((one for one in with_sae if one is not None), found)
+    return found
 
 
 @torch.no_grad()
@@ -181,6 +212,7 @@ class _Trained:
     groups: list[str]
     targets: list[float]
     """The target L0 of each."""
+    steps: int
 
 
 class _Search:
@@ -196,7 +228,6 @@ class _Search:
     ) -> None:
         self.source, self.held_out, self.batch_size = source, held_out, batch_size
         self.d_in, self.d_sae, self.options = held_out.shape[1], d_sae, options
-        self.is_counted = d_sae <= options.count_up_to
         self._has_k = has_k(options.architecture)
         self._fine_steps = options.fine_steps * (1 if self._has_k else _SLOWNESS)
 
@@ -222,9 +253,15 @@ class _Search:
         The prefix tells their ids from those of others.
         """
         l0 = self.reachable(count)
-        targets = _distinct([min(l0 * f, 0.98 * self.d_sae) for f in self.options.fine_factors])
-        fine = self._from_scratch(f"{prefix}fine", targets, self._fine_steps)
-        return fine, self._from_directions(f"{prefix}directions", targets, count.directions)
+        targets = [l0 * f for f in self.options.fine_factors]
+        fine = self.fine(f"{prefix}fine", targets)
+        return fine, self._from_directions(
+            f"{prefix}directions", fine.targets[: len(targets)], count.directions
+        )
+
+    def fine(self, stage: str, targets: Sequence[float]) -> _Trained:
+        reachable = _distinct([min(target, 0.98 * self.d_sae) for target in targets])
+        return self._from_scratch(stage, reachable, self._fine_steps)
 
     def reachable(self, count: Count) -> float:
         """Its L0, or the highest that SAEs of this width are trained for."""
@@ -261,9 +298,9 @@ class _Search:
         return replace(judged, reasons=(*judged.reasons, missed))
 
     def _evaluated(self, trained: _Trained) -> EvaluatedSweep:
-        # Where the curves are all that there is, on as much as there is.
-        samples = self.held_out[:CURVE_SAMPLES] if self.is_counted else self.held_out
+        samples = self.held_out[:CURVE_SAMPLES]
         sweep = evaluate_saes(trained.saes, samples, trained.ids, trained.groups)
+        sweep.table["steps"] = trained.steps
         if not self._has_k:
             # A target that SAEs do not reach is evidence: L0 may stick.
             sweep.table["target_l0"] = trained.targets
@@ -275,7 +312,7 @@ class _Search:
         saes = self._make(every, [seed for seed, _ in pairs])
         self._fit(saes, every, steps, reinit=self.options.reinit_dead_every)
         ids = [f"{stage}_{target:.2f}_seed_{seed}" for seed, target in pairs]
-        return _Trained(saes, ids, [f"seed_{seed}" for seed, _ in pairs], every)
+        return _Trained(saes, ids, [f"seed_{seed}" for seed, _ in pairs], every, steps)
 
     def _from_directions(
         self, stage: str, targets: list[float], directions: Directions
@@ -287,7 +324,7 @@ class _Search:
             _start_at(sae, directions, self._scale())
         self._fit(saes, targets, self._fine_steps, reinit=None)
         ids = [f"{stage}_{target:.2f}" for target in targets]
-        return _Trained(saes, ids, ["directions"] * len(saes), targets)
+        return _Trained(saes, ids, ["directions"] * len(saes), targets, self._fine_steps)
 
     def _scale(self) -> float:
         """From the units of the activations to those that SAEs train on."""

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
-from sparse_but_wrong.l0.sweep import COUNT_UP_TO
-
 if TYPE_CHECKING:
     import sae_lens
 
@@ -82,11 +80,6 @@ class FindOptions:
 
     learning_batches: int = 200
     """Batches from which directions are learned."""
-
-    count_up_to: int = COUNT_UP_TO
-    """Latents of the widest SAEs whose directions are learned and counted; 256 take minutes, and
-    the time grows with the third power. Wider ones are only read by their curves, and nothing is
-    recommended."""
 
     threads: int | None = None
     """CPU threads to train and to count on; PyTorch's own number if left out."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from sparse_but_wrong.l0.agreement import SHARED, SMALLEST_SHARE, Agreement, read_agreement
 from sparse_but_wrong.l0.curves import BELOW, CLOSE, NEAR, Curve, curves_in_words, read_curves
 from sparse_but_wrong.l0.presence import Presence
 from sparse_but_wrong.l0.sweep import Count, EvaluatedSweep, most_directions
@@ -57,9 +58,33 @@ _TURNED = 2.0
 """Factor between their coefficients from which it is not the coefficient that keeps them there."""
 
 
+@dataclass(frozen=True)
+class FeaturesActive:
+    """How many features are active per sample, as counted, or why that cannot be said."""
+
+    l0: float | None
+    """None where the count is in doubt or nothing was counted."""
+
+    interval: tuple[float, float] | None
+    counted: float | None
+    """What was counted, in doubt or not."""
+
+    doubts: tuple[str, ...]
+    """Why no number is given; empty where one is."""
+
+    def __str__(self) -> str:
+        if self.l0 is None or self.interval is None:
+            return "cannot be said"
+        return f"{self.l0:.4g}, between {self.interval[0]:.4g} and {self.interval[1]:.4g}"
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class L0Recommendation:
-    """The L0 that SAEs on some activations should have, or why none can be named."""
+    """The L0 at which SAEs of one width and recipe learn true features, or why none can be named.
+
+    That is one question, and how many features are active (`active`) another. Where the SAEs have
+    room for all features both have one answer.
+    """
 
     l0: float | None
     """Active latents per sample; None where nothing is recommended."""
@@ -67,17 +92,24 @@ class L0Recommendation:
     interval: tuple[float, float] | None
     """Where the right L0 lies, in nine cases of ten on worlds with known answers."""
 
+    basis: Literal["count", "agreement"]
+    """What it rests on, or would: the features that are active, or the latents that SAEs of
+    different seeds share."""
+
     reasons: tuple[str, ...]
     """What speaks for it, in words."""
 
     doubts: tuple[str, ...]
     """Why nothing is recommended, and what to do; empty where something is."""
 
-    counted: float | None
-    """What was counted, recommended or not."""
+    active: FeaturesActive
+    """How many features are active."""
+
+    agreement: Agreement | None
+    """Where SAEs share most latents; None where too few can be compared."""
 
     curves: tuple[Curve, ...]
-    """c_dec, and s_n for several n; of `counted`, if anything was counted."""
+    """c_dec, and s_n for several n; of what was counted, if anything was."""
 
     sweep: EvaluatedSweep
     """The evidence."""
@@ -87,6 +119,11 @@ class L0Recommendation:
 
     sae_l0: float | None = None
     """The L0 of `sae` as it is used, measured on held-out samples; it lies in `interval`."""
+
+    @property
+    def counted(self) -> float | None:
+        """How many features were counted, in doubt or not."""
+        return self.active.counted
 
     @property
     def half_width(self) -> float | None:
@@ -99,22 +136,29 @@ class L0Recommendation:
         """The SAEs that it rests on: a row each, in order of L0."""
         return self.sweep.table.sort_values("l0")
 
-    def _parts(self) -> tuple[str, tuple[str, ...], str, tuple[str, ...]]:
-        """The answer, the doubts, and what the reasons are called."""
+    def paragraphs(self) -> list[tuple[str, tuple[str, ...]]]:
+        """Both answers in words, and what speaks for them: heads with their points."""
+        width = f"SAEs of {self.sweep.d_sae:,} latents"
         if self.l0 is None or self.interval is None:
-            return "No recommendation:", self.doubts, "Observed:", self.reasons
-        low, high = self.interval
-        return f"L0 {self.l0:.4g}, between {low:.4g} and {high:.4g}", (), "Why:", self.reasons
+            answer = f"No recommendation for {width}:", self.doubts
+        else:
+            low, high = self.interval
+            answer = f"L0 {self.l0:.4g}, between {low:.4g} and {high:.4g}, for {width}", ()
+        head = "Why:" if self.l0 is not None else "Observed:"
+        same = ", which these SAEs have room for" if self.l0 and self.basis == "count" else ""
+        active = f"Features active per sample: {self.active}{same}", self.active.doubts
+        return [answer, (head, self.reasons), active]
 
     def __repr__(self) -> str:
-        answer, doubts, head, reasons = self._parts()
-        return "\n  - ".join((answer, *doubts)) + "\n" + "\n  - ".join((head, *reasons))
+        return "\n".join("\n  - ".join((head, *points)) for head, points in self.paragraphs())
 
     def _repr_html_(self) -> str:
-        answer, doubts, head, reasons = (
-            escape(part) if isinstance(part, str) else _list(part) for part in self._parts()
+        (answer, *_), *_ = paragraphs = self.paragraphs()
+        return "".join(
+            f"<p>{'<b>' * (head is answer)}{escape(head)}{'</b>' * (head is answer)}</p>"
+            + (_list(points) if points else "")
+            for head, points in paragraphs
         )
-        return f"<p><b>{answer}</b></p>{doubts}<p>{head}</p>{reasons}"
 
 
 def _list(lines: tuple[str, ...]) -> str:
@@ -160,24 +204,72 @@ def recommend_l0(sweep: EvaluatedSweep) -> L0Recommendation:
         + (UNCONFIRMED if len({count.group for count in close}) == 1 else 0.0)
     )
     curves = read_curves(sweep, l0)
-    doubts = (
+    reasons = _reasons(sweep, close, spread, curves)
+    interval = (l0 * (1 - half), l0 * (1 + half))
+    noise = _those(_noise_doubt(close[0]))
+    of_count = (
+        *noise,
         *_doubts_of_counts(sweep.d_sae, close, spread),
-        *_doubts_of_sweep(sweep.table, l0, sweep.d_sae),
         *_doubts_of_curves(curves, presence.score),
     )
-    reasons = _reasons(sweep, close, spread, curves)
-    if doubts:
-        return L0Recommendation(None, None, reasons, doubts, l0, curves, sweep)
-    interval = (l0 * (1 - half), l0 * (1 + half))
-    return L0Recommendation(l0, interval, reasons, (), l0, curves, sweep)
+    active = FeaturesActive(l0, interval, l0, ())
+    if of_count:
+        active = FeaturesActive(None, None, l0, of_count)
+    # Those that leave the question to what SAEs of different seeds share.
+    of_sae = (
+        *of_count,
+        *_those(_width_doubt(sweep.d_sae, presence), _dead_doubt(sweep, l0)),
+    )
+    doubts = (*of_sae, *_doubts_of_sweep(sweep.table, l0))
+    agreement = read_agreement(sweep.table, sweep.d_sae)
+    found = L0Recommendation(l0, interval, "count", reasons, (), active, agreement, curves, sweep)
+    if not doubts:
+        return found
+    declined = replace(found, l0=None, interval=None, doubts=doubts)
+    return declined if noise or not of_sae else _by_agreement(declined)
+
+
+def _by_agreement(declined: L0Recommendation) -> L0Recommendation:
+    """What SAEs of different seeds share decides, if it can, where the count does not."""
+    if (agreement := declined.agreement) is None:
+        return declined
+    if doubts := _doubts_of_agreement(agreement):
+        return replace(declined, doubts=(*declined.doubts, *doubts))
+    reasons = (
+        f"SAEs of different seeds share most latents at an L0 of {agreement.l0:.4g}: "
+        f"{agreement.n_shared:.0f}, which is {agreement.share:.0%} of those that fire there, have "
+        f"a cosine of {SHARED:g} or more with each other's nearest.",
+        f"The count does not decide: {declined.doubts[0]}",
+        *declined.reasons,
+    )
+    return replace(
+        declined,
+        l0=agreement.l0,
+        interval=agreement.interval,
+        basis="agreement",
+        reasons=reasons,
+        doubts=(),
+    )
+
+
+def _doubts_of_agreement(agreement: Agreement) -> tuple[str, ...]:
+    return _those(
+        (
+            agreement.at_end,
+            f"SAEs of different seeds share most latents at the {agreement.at_end[:-2]}est L0 of "
+            f"the sweep; extend it to {agreement.at_end} L0.",
+        ),
+        (
+            agreement.share < SMALLEST_SHARE,
+            f"SAEs of different seeds find different latents: at most {agreement.share:.0%} of "
+            f"those that fire are shared (at least {SMALLEST_SHARE:.0%} must be). Train for "
+            "longer, or narrower SAEs.",
+        ),
+    )
 
 
 def _without_a_count(sweep: EvaluatedSweep) -> L0Recommendation:
-    if sweep.not_counted:
-        why = (
-            f"nothing was counted: {sweep.not_counted}. Raise count_up_to, or train narrower SAEs."
-        )
-    elif sweep.counts:
+    if sweep.counts:
         why = "none of the directions learned from the decoders is present in any sample."
     else:
         why = "no SAE of the sweep has a decoder to learn from; all have diverged or are empty."
@@ -197,32 +289,47 @@ def _without_a_count(sweep: EvaluatedSweep) -> L0Recommendation:
             "with reinit_dead_every.",
         ),
     )
-    return L0Recommendation(None, None, curves_in_words(curves), doubts, None, curves, sweep)
+    agreement = read_agreement(sweep.table, sweep.d_sae)
+    active = FeaturesActive(None, None, None, doubts)
+    words = curves_in_words(curves)
+    found = L0Recommendation(
+        None, None, "agreement", words, doubts, active, agreement, curves, sweep
+    )
+    return _by_agreement(found)
 
 
 def _those(*doubts: tuple[object, str]) -> tuple[str, ...]:
     return tuple(text for holds, text in doubts if holds)
 
 
-def _doubts_of_counts(d_sae: int, close: list[Count], spread: float) -> tuple[str, ...]:
-    best, presence = close[0], close[0].presence
+def _noise_doubt(best: Count) -> tuple[object, str]:
+    return (
+        best.noise_cost < SMALLEST_NOISE_COST,
+        "there is no sign of features: on Gaussian noise of the same mean and covariance the "
+        f"learned directions cost {best.noise_cost:.2f} times as much as on the activations, "
+        f"and at least {SMALLEST_NOISE_COST:g} times is required.",
+    )
+
+
+def _width_doubt(d_sae: int, presence: Presence) -> tuple[object, str]:
     n = presence.n_directions
-    about, better = "about", ""
-    if n >= AT_MOST * most_directions(d_sae):  # as many as could be learned: there may be more
-        about, better = "at least", f", better {2 * d_sae}"
+    return (
+        n > WIDTH_TOLERANCE * d_sae + 1,
+        f"the SAEs are too narrow for it: the activations are made of {n} directions, of which "
+        f"{presence.l0:.2f} are present at a time, and an SAE with {d_sae} latents has to merge or "
+        f"drop some at any L0. With d_sae ≥ {n} it would.",
+    )
+
+
+def _doubts_of_counts(d_sae: int, close: list[Count], spread: float) -> tuple[str, ...]:
+    presence = close[0].presence
+    n = presence.n_directions
     lowest, highest = (pick(count.presence.l0 for count in close) for pick in (min, max))
     return _those(
         (
-            best.noise_cost < SMALLEST_NOISE_COST,
-            "there is no sign of features: on Gaussian noise of the same mean and covariance the "
-            f"learned directions cost {best.noise_cost:.2f} times as much as on the activations, "
-            f"and at least {SMALLEST_NOISE_COST:g} times is required.",
-        ),
-        (
-            n > WIDTH_TOLERANCE * d_sae + 1,
-            f"the SAEs are too narrow: the activations are made of {about} {n} directions, of "
-            f"which {presence.l0:.2f} are present at a time, and an SAE with {d_sae} latents has "
-            f"to merge or drop some at any L0. Use d_sae ≥ {n}{better}.",
+            n >= AT_MOST * most_directions(d_sae),
+            f"the activations are made of at least {n} directions, as many as could be learned "
+            f"from SAEs of {d_sae} latents: there may be more. Train wider SAEs.",
         ),
         (
             presence.ambiguity > LARGEST_SCORE,
@@ -244,15 +351,25 @@ def _doubts_of_counts(d_sae: int, close: list[Count], spread: float) -> tuple[st
     )
 
 
-def _doubts_of_sweep(table: pd.DataFrame, l0: float, d_sae: int) -> tuple[str, ...]:
+def _dead_doubt(sweep: EvaluatedSweep, l0: float) -> tuple[object, str]:
+    dead = sweep.table["dead_latents"].to_numpy()
+    dead = dead[np.abs(sweep.table["l0"].to_numpy(float) / l0 - 1) < 2 * NEAR]
+    n_dead = dead.min(initial=sweep.d_sae) if len(dead) else 0
+    return (
+        n_dead > MOST_DEAD * sweep.d_sae,
+        f"most latents are dead in every SAE near an L0 of {l0:.2f} ({n_dead} of "
+        f"{sweep.d_sae} at best); re-initialise dead latents (TrainOptions.reinit_dead_every), or "
+        "train narrower SAEs.",
+    )
+
+
+def _doubts_of_sweep(table: pd.DataFrame, l0: float) -> tuple[str, ...]:
     everywhere = table["l0"].to_numpy(float)
     reached = everywhere[np.isfinite(everywhere) & (everywhere > 0)]
     relative = reached / l0
     has_below = ((relative >= BELOW[0]) & (relative < 1 - NEAR)).any()
     off = np.abs(reached - l0)
     next_to = f"{reached[off.argmin()]:.2f}" if len(off) else ""
-    near = np.abs(everywhere / l0 - 1) < 2 * NEAR
-    n_dead = table["dead_latents"].to_numpy()[near].min(initial=d_sae) if near.any() else 0
     return _those(
         (
             not has_below and not _sticks(table, l0),
@@ -270,12 +387,6 @@ def _doubts_of_sweep(table: pd.DataFrame, l0: float, d_sae: int) -> tuple[str, .
             not (relative > 1 + NEAR).any(),
             f"the sweep has no SAE clearly above the {l0:.2f} that were counted, with an L0 of "
             f"more than {(1 + NEAR) * l0:.3g}; extend it to higher L0.",
-        ),
-        (
-            n_dead > MOST_DEAD * d_sae,
-            f"most latents are dead in every SAE near an L0 of {l0:.2f} ({n_dead} of {d_sae} at "
-            "best); re-initialise dead latents (TrainOptions.reinit_dead_every), or train narrower "
-            "SAEs.",
         ),
     )
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sparse_but_wrong.l0.codes import codes_by_others
 from sparse_but_wrong.l0.corrections import drop_constants, keep_one_side, turn_round, unmix
-from sparse_but_wrong.l0.dictionaries import Directions, Learner, draw_residuals
+from sparse_but_wrong.l0.dictionaries import Directions, Learner, draw_residuals, fewer
 from sparse_but_wrong.l0.presence import Presence, count_present
 
 _ANNEALING = (1.0, 0.75, 0.5, 0.25, 0.0)
@@ -68,7 +68,7 @@ def refine_directions(
         rows = _on_residuals(batches[0], start, n_extra, generator)
         directions = replace(start, rows=torch.cat([start.rows, rows]))
     best: tuple[Directions, Presence] | None = None
-    counted_on = held_out[:_PRUNE_SAMPLES]
+    counted_on = held_out[: fewer(_PRUNE_SAMPLES, len(directions.rows))]
     for _ in range(n_cycles):
         learner = Learner(directions, generator)
         stages = len(_ANNEALING)
@@ -116,8 +116,9 @@ def _prune(
         kept = torch.ones(len(worth), dtype=torch.bool)
         kept[worth.argsort()[:step]] = False
         learner.keep(kept)
-        part = [batches[(at + i) % len(batches)] for i in range(_PRUNE_BATCHES)]
-        at += _PRUNE_BATCHES
+        n_batches = fewer(_PRUNE_BATCHES, len(directions.rows))
+        part = [batches[(at + i) % len(batches)] for i in range(n_batches)]
+        at += n_batches
         learner.learn(part, learner.penalty, renew=False)
         directions = learner.directions
         presence = count_present(directions, held_out)

@@ -11,11 +11,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparse_but_wrong.l0.dictionaries import Directions, decoder_directions
+from sparse_but_wrong.l0.agreement import partners, shared_latents
+from sparse_but_wrong.l0.dictionaries import Directions, decoder_directions, fewer
 from sparse_but_wrong.l0.presence import Presence, cost_on_noise, count_present
 from sparse_but_wrong.l0.refine import refine_directions
 from sparse_but_wrong.l0.source import draw_batch, draw_samples
 from sparse_but_wrong.metrics.evaluate import evaluate
+from sparse_but_wrong.metrics.evaluation import Evaluations
 from sparse_but_wrong.metrics.samples import check_activations
 
 if TYPE_CHECKING:
@@ -46,7 +48,8 @@ class EvaluatedSweep:
 
     table: pd.DataFrame
     """A row per SAE: `sae_id`, `group`, `l0`, `coefficient` (NaN where a k sets the L0, and for
-    SAEs that are for inference only), `dead_latents`, `c_dec`, and `target_l0` if there was one."""
+    SAEs that are for inference only), `dead_latents`, `c_dec`, `shared_latents` (with the SAE of
+    another group whose L0 is nearest; NaN without one), and `target_l0` and `steps` if known."""
 
     projections: pd.DataFrame
     """s_n^dec: a row per SAE as in `table`, a column per n."""
@@ -56,9 +59,6 @@ class EvaluatedSweep:
 
     n_samples: int
     """On which directions were counted."""
-
-    not_counted: str = ""
-    """Why directions were neither learned nor counted, where that was left out; in words."""
 
     @property
     def d_sae(self) -> int:
@@ -86,20 +86,8 @@ EVALUATION_SAMPLES = 24_576
 CURVE_SAMPLES = 8192
 """On which the curves are measured; counts take all samples, and so do curves without a count."""
 
-COUNT_UP_TO = 512
-"""Latents of the widest SAEs from whose decoders directions are learned. The time grows with the
-third power of their number: 256 take minutes, 1,000 would take hours."""
-
 _SORTED_UP_TO = 4096
 """Latents up to which projections are sorted; of wider SAEs they are counted."""
-
-
-def too_wide(d_sae: int, count_up_to: int) -> str:
-    """Why directions are not learned from SAEs of a width, in words."""
-    return (
-        f"the SAEs have {d_sae:,} latents, and directions are learned and counted from up to "
-        f"{count_up_to:,} (count_up_to), because the time it takes grows with their third power"
-    )
 
 
 def evaluate_sweep(
@@ -111,7 +99,6 @@ def evaluate_sweep(
     seed: int = 0,
     evaluation_samples: int = EVALUATION_SAMPLES,
     learning_batches: int = 200,
-    count_up_to: int = COUNT_UP_TO,
 ) -> EvaluatedSweep:
     """Evaluate SAEs that were trained elsewhere, for `recommend_l0`.
 
@@ -125,8 +112,6 @@ def evaluate_sweep(
         seed: of what is drawn while directions are learned.
         evaluation_samples: drawn first, to measure and count on.
         learning_batches: drawn next, to learn directions from.
-        count_up_to: the widest SAEs from whose decoders directions are learned and counted. The
-            time it takes grows with the third power of their latents.
     Raises:
         ValueError: no SAEs, SAEs of different shapes, lists of other lengths, activations of
             another width, not finite or all the same, or a source that ends.
@@ -145,12 +130,9 @@ def evaluate_sweep(
     for what, given in (("ids", names), ("groups", own)):
         if len(given) != len(saes):
             raise ValueError(f"there are {len(saes)} SAEs but {len(given)} {what}; give one each.")
-    d_sae, d_in = saes[0].W_dec.shape
+    d_in = saes[0].W_dec.shape[1]
     held_out = draw_samples(source, evaluation_samples)
     check_activations(held_out, d_in)
-    if d_sae > count_up_to:
-        sweep = evaluate_saes(saes, held_out, names, own)
-        return replace(sweep, not_counted=too_wide(d_sae, count_up_to))
     batches = [draw_batch(source, d_in) for _ in range(learning_batches)]
     sweep = evaluate_saes(saes, held_out[:CURVE_SAMPLES], names, own)
     counts = count_from(saes, names, own, batches, held_out, seed=seed)
@@ -176,7 +158,23 @@ def evaluate_saes(
     table["coefficient"] = [_coefficient(sae) for sae in saes]
     table["dead_latents"] = [one.dead_latents for one in found]
     table["c_dec"] = [one.c_dec for one in found]
+    table["shared_latents"] = _shared(saes, found, groups)
     return EvaluatedSweep(table, found.projections.reset_index(drop=True), (), len(activations))
+
+
+def _shared(
+    saes: Sequence[sae_lens.SAE[Any]], found: Evaluations, groups: Sequence[str]
+) -> list[float]:
+    """Latents that each SAE shares with the one of another group whose L0 is nearest."""
+    rows = [
+        sae.W_dec.detach().float()[torch.from_numpy(one.densities > 0).to(sae.W_dec.device)]
+        for sae, one in zip(saes, found, strict=True)
+    ]
+    others = partners([one.l0 for one in found], groups)
+    return [
+        math.nan if other is None else float(shared_latents(rows[i], rows[other]))
+        for i, other in enumerate(others)
+    ]
 
 
 def _coefficient(sae: sae_lens.SAE[Any]) -> float:
@@ -218,7 +216,8 @@ def count_from(
     for sae, sae_id, group in zip(saes, ids, groups, strict=True):
         directions = decoder_directions(sae, held_out)
         if len(directions.rows) > 1 and bool(directions.bias.isfinite().all()):
-            cost = count_present(directions, held_out[:4096]).cost
+            samples = held_out[: fewer(_RANKED_BY, len(directions.rows))]
+            cost = count_present(directions, samples).cost
             ranked.append((cost, sae_id, group, directions))
     ranked.sort(key=lambda entry: entry[0])
     counts: list[Count] = []
@@ -234,6 +233,7 @@ def count_from(
     return tuple(sorted(counts, key=lambda count: count.presence.score))
 
 
+_RANKED_BY = 4096
 _CONTROL_SAMPLES = 8192
 _EXTRA_SHARE = 2
 _AGREED = 0.005

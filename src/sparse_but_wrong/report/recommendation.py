@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,10 @@ from sparse_but_wrong.l0.recommend import L0Recommendation
 from sparse_but_wrong.report.page import Section, made_section, save_image, write_page
 
 _CAPTION = (
-    "Left and middle: an SAE per mark, hollow where it started from the learned directions; the "
-    "band is the interval, a dotted line the elbow of curves, the last L0 before they rise. "
-    "Right: how much of each direction a sample holds; what lies above the cut is present."
+    "An SAE per mark, hollow where it started from the learned directions; the band is the "
+    "interval, a dotted line the elbow of curves, the last L0 before they rise. Shared are latents "
+    "whose decoder rows are each other's nearest in SAEs of two seeds. Right: how much of each "
+    "learned direction a sample holds; what lies above the cut is present."
 )
 
 
@@ -71,22 +73,19 @@ def write_recommendation(
     shown = sweep.table.join(sweep.projections[named].add_prefix("s_")).sort_values("l0")
     more = {"table": shown, "csv": "sweep.csv", "notes": ["A row per SAE, in order of L0."]}
     sections += [Section("sweep", "The sweep", **more), made_section(facts)]
-    above = "The L0 that SAEs on these activations should have"
+    above = "The L0 that SAEs on these activations should have, and how many features are active"
     return write_page(folder / "report.html", title, sections, above=above)
 
 
 def _answer(found: L0Recommendation) -> Section:
-    if found.l0 is None or found.interval is None:
-        points = {"": found.doubts, "What was seen": found.reasons}
-        return Section("answer", "No recommendation", points=points)
-    low, high = found.interval
-    lead = f"between {low:.4g} and {high:.4g}"
-    return Section("answer", f"L0 {found.l0:.4g}", lead=lead, points={"Why": found.reasons})
+    (head, doubts), (why, reasons), (active, of_count) = found.paragraphs()
+    points = {"": doubts, why.rstrip(":"): reasons, "Why no number of features": of_count}
+    return Section("answer", head.rstrip(":"), lead=active, points=points)
 
 
 def _as_json(found: L0Recommendation, facts: Mapping[str, Any]) -> dict[str, Any]:
     """All numbers and words; what is not finite becomes null."""
-    words = ("l0", "interval", "counted", "sae_l0", "reasons", "doubts")
+    words = ("l0", "interval", "basis", "counted", "sae_l0", "reasons", "doubts")
     curves = [
         {
             "metric": curve.metric,
@@ -108,6 +107,8 @@ def _as_json(found: L0Recommendation, facts: Mapping[str, Any]) -> dict[str, Any
     ]
     made = {name: str(value) for name, value in facts.items()}
     found_words = {name: getattr(found, name) for name in words}
+    active, agreement = asdict(found.active), found.agreement and asdict(found.agreement)
+    found_words |= {"active": active, "agreement": agreement}
     return {**found_words, "curves": curves, "counts": counts, "made": made}
 
 

@@ -1,0 +1,130 @@
+"""Agreement: how many latents SAEs of different seeds share, and the L0 at which those are most.
+
+A true feature is found from any initial weights; what an SAE learns at too high an L0 depends on
+them, and at too low an L0 it learns fewer. So the number of shared latents falls on either side,
+also where an SAE is too narrow for all features, and curves of its decoder alone only fall.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SHARED = 0.7
+"""Cosine from which on two decoder rows are one latent; among random rows of 64 dimensions and more
+none reaches it."""
+
+_SAME = 1.3
+"""Factor between two L0s up to which SAEs can share latents for this purpose."""
+
+_REACH = 2.0
+"""Factor around the most shared latents within which a parabola is fitted."""
+
+_TOLERANCE = 0.02
+"""Share of the most shared latents by which an L0 may fall short and still be as good: less than
+two pairs of SAEs of one L0 differ by."""
+
+FEWEST_L0S = 4
+SMALLEST_SHARE = 0.2
+"""Of the latents that fire; below it SAEs of different seeds do not find the same."""
+
+
+@torch.no_grad()
+def shared_latents(a: Float[Tensor, "_H1 D"], b: Float[Tensor, "_H2 D"]) -> int:
+    """Decoder rows of two SAEs that are each other's nearest, with a cosine of `SHARED` at least.
+
+    Args:
+        a, b: rows of the latents that fire.
+    """
+    if not (len(a) and len(b)):
+        return 0
+    cosines = normalize(a, dim=1) @ normalize(b, dim=1).T
+    nearest = cosines.max(1)
+    is_mutual = cosines.argmax(0)[nearest.indices] == torch.arange(len(a), device=a.device)
+    return int((is_mutual & (nearest.values >= SHARED)).sum())
+
+
+def partners(l0: Sequence[float], groups: Sequence[str]) -> list[int | None]:
+    """The SAE of another group with the nearest L0, for each; None where there is none so near."""
+    logs = np.log(np.where(np.asarray(l0, float) > 0, l0, np.nan))
+    off = np.abs(logs[:, None] - logs)
+    names = np.asarray(groups)
+    off[(names[:, None] == names) | ~(off <= math.log(_SAME))] = np.inf
+    return [int(row.argmin()) if np.isfinite(row.min()) else None for row in off]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Where SAEs of different seeds share most latents."""
+
+    l0: float
+    """By a parabola in log L0 through the SAEs around it."""
+
+    interval: tuple[float, float]
+    """In which they share nearly as many."""
+
+    n_shared: float
+    """Latents shared there."""
+
+    share: float
+    """The same, of those that fire."""
+
+    at_end: str
+    """``"lower"`` or ``"higher"`` where the sweep ends before fewer are shared, else empty."""
+
+
+def read_agreement(table: pd.DataFrame, d_sae: int) -> Agreement | None:
+    """The L0 at which SAEs share most latents; None where too few have a partner to tell.
+
+    Args:
+        table: of an evaluated sweep. Where it has `steps`, SAEs that were trained for less than
+            most are left out: a budget has an optimum of its own.
+        d_sae: latents of each SAE.
+    """
+    columns = ["l0", "shared_latents", "dead_latents", *(["steps"] if "steps" in table else [])]
+    numbers = table[columns].to_numpy(float)
+    numbers = numbers[np.isfinite(numbers[:, :3]).all(1) & (numbers[:, 0] > 0)]
+    if len(numbers) == 0:
+        return None
+    if "steps" in table:
+        numbers = numbers[~(numbers[:, 3] < np.nanmax(numbers[:, 3], initial=0))]
+    numbers = numbers[numbers[:, 0].argsort()]
+    x, shared, fires = np.log(numbers[:, 0]), numbers[:, 1], d_sae - numbers[:, 2]
+    # SAEs of one L0 from several seeds are one point.
+    point = np.concatenate([[0], np.cumsum(np.diff(x) > math.log(1.03))])
+    if point[-1] + 1 < FEWEST_L0S:
+        return None
+    x, shared, fires = (
+        np.bincount(point, values) / np.bincount(point) for values in (x, shared, fires)
+    )
+    # The mean with its neighbours says where to look: single pairs are noisy.
+    padded = np.concatenate([shared[:1], shared, shared[-1:]])
+    top = int(((padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4).argmax())
+    near = np.abs(x - x[top]) <= math.log(_REACH)
+    bend, slope, level = (
+        np.polyfit(x[near] - x[top], shared[near], 2) if near.sum() > 2 else (0, 0, 0)
+    )
+    at = float(np.clip(-slope / (2 * bend), x[0] - x[top], x[-1] - x[top])) if bend < 0 else 0.0
+    most = float(level + slope * at + bend * at * at) if bend < 0 else float(shared[top])
+    width = math.sqrt(_TOLERANCE * most / -bend) if bend < 0 and most > 0 else math.log(_REACH)
+    best = float(x[top]) + at
+    ends = {0: "lower", len(x) - 1: "higher"}
+    at_end = ends.get(top, "") or ("lower" if best <= x[0] else "higher" if best >= x[-1] else "")
+    return Agreement(
+        l0=math.exp(best),
+        interval=(math.exp(best - width), math.exp(best + width)),
+        n_shared=most,
+        share=most / max(1.0, float(fires[top])),
+        at_end=at_end,
+    )

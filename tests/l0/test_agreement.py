@@ -1,0 +1,40 @@
+"""Latents that SAEs share, by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from sparse_but_wrong.l0.agreement import partners, shared_latents
+from tests.l0.worlds import random_rows
+
+
+def test_shared_latents() -> None:
+    rows = random_rows(40, 64)
+    # In another order, at any length, and a little off.
+    moved = rows.flip(0) * 3 + 0.2 * random_rows(40, 64, seed=1)
+    assert shared_latents(rows, moved) == 40
+    assert shared_latents(rows, random_rows(40, 64, seed=2)) == 0
+    assert shared_latents(rows, -rows) == 0
+    # Two copies of one are one, and rows that diverged are none.
+    assert shared_latents(rows, torch.cat([rows[:10], rows[:10]])) == 10
+    moved[:5] = math.nan
+    assert shared_latents(rows, moved) <= 35
+    assert shared_latents(rows, rows[:0]) == shared_latents(rows[:0], rows) == 0
+
+
+@pytest.mark.parametrize("cosine", [0.69, 0.71])
+def test_how_near_a_shared_latent_is(cosine: float) -> None:
+    a = torch.tensor([[1.0, 0.0]])
+    b = torch.tensor([[cosine, math.sqrt(1 - cosine**2)]])
+    assert shared_latents(a, b) == (cosine > 0.7)
+
+
+def test_partners() -> None:
+    l0s = [4.0, 4.1, 8.0, 9.0, 30.0, math.nan, 0.0]
+    groups = ["a", "b", "a", "b", "a", "b", "b"]
+    # The nearest of another group, if it is within a factor of 1.3.
+    assert partners(l0s, groups) == [1, 0, 3, 2, None, None, None]
+    assert partners([4.0, 4.0], ["a", "a"]) == [None, None]
