@@ -38,7 +38,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "enhanced_batchtopk": {"k": 3},
 }
 TOPK = ("topk", "batchtopk", "matryoshka_batchtopk")
-COMPILED = ("jumprelu", "topk", "batchtopk", "enhanced_batchtopk")
+COMPILED = ("jumprelu", *TOPK, "enhanced_batchtopk")
 
 AnySAE = TypeVar("AnySAE", bound=TrainingSAE[Any])
 

@@ -81,8 +81,11 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     **{name: {**FOR_ALL, **OF_TOPK} for name in ("topk", "batchtopk")},
     "matryoshka_batchtopk": {
         **FOR_ALL,
+        **OF_TOPK,
         "auxiliary loss by level": BY_LEVEL,
         "auxiliary loss by level, normalised": {**BY_LEVEL, **NORMALISED, **NO_NORMS},
+        "many levels": {**BY_LEVEL, "matryoshka_widths": [1, 2, 5, 9]},
+        "two levels": {"matryoshka_widths": [8, 9]},
     },
     "enhanced_batchtopk": {
         "as it comes": {},

@@ -40,7 +40,8 @@ _int, _double, _pointer = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
 _CONFIG = {
     # n_parameters: floats of one SAE's flat parameters; W_enc … threshold: where each begins
     "int64_t": "policy d_in d_sae n_parameters W_enc W_dec b_enc b_dec threshold apply_b_dec mode "
-    "ste_to_input has_pre_act_loss rescale dead_window max_batch",
+    "ste_to_input has_pre_act_loss rescale dead_window max_batch n_levels aux_by_level",
+    "int64_t*": "widths",
     "double": "beta1 beta2",
 }
 _SAE = {
@@ -48,9 +49,9 @@ _SAE = {
     "int64_t*": "last_fired diverged_at",
     # kth_value: of the last step, where to look for the next; n_active: added to over a call's
     # steps; from n_active_last on what a step reports
-    "double*": "topk_threshold",
+    "double*": "topk_threshold mse_losses",
     "double": "bandwidth tanh_scale target_l0 pre_act_coefficient aux_coefficient "
-    "topk_threshold_lr kth_value n_active n_active_last grad_norm mse_loss l0_loss pre_act_loss "
+    "topk_threshold_lr kth_value n_active n_active_last grad_norm l0_loss pre_act_loss "
     "auxiliary_reconstruction_loss",
 }
 
@@ -119,6 +120,9 @@ class CompiledStepper:
         self.stack = stack
         self.options = options
         self.losses = told[0].losses
+        widths = told[0].widths
+        self._widths = (_int * len(widths))(*widths)
+        self._mse_losses = torch.zeros(len(cfgs), len(widths), dtype=torch.float64)
         shared = _CONFIG["int64_t"].split()
         self._config = _Config(
             d_in=cfg.d_in,
@@ -127,6 +131,8 @@ class CompiledStepper:
             **stack.offsets,
             apply_b_dec=int(cfg.apply_b_dec_to_input),
             dead_window=options.dead_feature_window,
+            n_levels=len(widths),
+            widths=ctypes.addressof(self._widths),
             beta1=options.adam_beta1,
             beta2=options.adam_beta2,
             **{name: int(value) for name, value in told[0].options.items() if name in shared},
@@ -138,6 +144,7 @@ class CompiledStepper:
         self.chunks = even_slices(len(cfgs), max(-(-len(cfgs) // size), min(len(cfgs), threads)))
         places = " ".join(_SAE[kind] for kind in ("float*", "int64_t*", "double*")).split()
         tensors = {k.removeprefix("buffer."): v for k, v in stack.tensors().items()}
+        tensors["mse_losses"] = self._mse_losses
         saes = [
             _Sae(
                 **{name: tensors[name][i].data_ptr() for name in places if name in tensors},
@@ -194,8 +201,10 @@ class CompiledStepper:
         metrics = None
         if with_metrics:
             n_steps, window = steps.first + n, self.options.dead_feature_window
+            of_levels = self._mse_losses[rows].T.clone()
+            others = [reported(name) for name in self.losses[len(of_levels) :]]
             metrics = metrics_of(
-                {name: reported(name) for name in self.losses},
+                dict(zip(self.losses, [*of_levels, *others], strict=True)),
                 reported("n_active_last") / batches[-1].shape[0],
                 dead_after(n_steps, self.stack.last_fired[rows], window),
                 reported("grad_norm"),

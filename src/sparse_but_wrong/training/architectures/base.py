@@ -51,7 +51,9 @@ class Compiled(NamedTuple):
     options: Mapping[str, float]
     """Fields of the structures that `compiled_step` hands over."""
     losses: Sequence[str]
-    """Those that it reports, by sae_lens' names."""
+    """Those that it reports, by sae_lens' names; first the reconstruction loss of each level."""
+    widths: Sequence[int]
+    """How many latents are in each of the nested levels, the last of which is the whole SAE."""
 
 
 class Architecture(ABC):

@@ -134,7 +134,8 @@ class JumpReLU(Architecture):
             "target_l0": cfg.target_l0 or 1.0,
             "pre_act_coefficient": cfg.pre_act_loss_coefficient or 0.0,
         }
-        return Compiled(options, ("mse_loss", "l0_loss", *["pre_act_loss"] * has_pre_act_loss))
+        losses = "mse_loss", "l0_loss", *["pre_act_loss"] * has_pre_act_loss
+        return Compiled(options, losses, [cfg.d_sae])
 
     def __init__(self, cfgs: Sequence[Any], device: torch.device) -> None:
         super().__init__(cfgs, device)

@@ -72,16 +72,14 @@ class TopK(Architecture):
         return cfg.rescale_acts_by_decoder_norm, cfg.aux_loss_coefficient == 0
 
     @classmethod
-    def compiled(cls, cfg: Any) -> Compiled | None:
-        if cls.policy is None:
-            return None
+    def compiled(cls, cfg: Any) -> Compiled:
         options = {
             "policy": cls.policy,
             "rescale": cfg.rescale_acts_by_decoder_norm,
             "aux_coefficient": cfg.aux_loss_coefficient,
             "topk_threshold_lr": getattr(cfg, "topk_threshold_lr", 0.0),
         }
-        return Compiled(options, ("mse_loss", "auxiliary_reconstruction_loss"))
+        return Compiled(options, ("mse_loss", "auxiliary_reconstruction_loss"), [cfg.d_sae])
 
     def __init__(self, cfgs: Sequence[Any], device: torch.device) -> None:
         super().__init__(cfgs, device)
@@ -202,7 +200,6 @@ class Matryoshka(BatchTopK):
     """
 
     sae_classes = ("sae_lens:MatryoshkaBatchTopKTrainingSAE",)
-    policy = None
 
     @classmethod
     def why_impossible(cls, sae: Any, values: Sequence[float], batch_size: int) -> str | None:
@@ -220,6 +217,13 @@ class Matryoshka(BatchTopK):
     def stack_key(cfg: Any) -> tuple[object, ...]:
         levels = tuple(cfg.matryoshka_widths), cfg.use_matryoshka_aux_loss
         return *BatchTopK.stack_key(cfg), *levels
+
+    @classmethod
+    def compiled(cls, cfg: Any) -> Compiled:
+        told, widths = super().compiled(cfg), cfg.matryoshka_widths
+        inner = [f"inner_mse_loss_{width}" for width in widths[:-1]]
+        options = {**told.options, "aux_by_level": cfg.use_matryoshka_aux_loss}
+        return Compiled(options, (*inner, *told.losses), widths)
 
     def reconstruct(self, x: Tensor, acts: Tensor, p: Parameters) -> _Reconstruction:
         ends = self.cfg.matryoshka_widths

@@ -1,8 +1,11 @@
-// The training step of JumpReLU, TopK and BatchTopK SAEs as fused loops: one SAE, one thread, many
-// steps a call.
+// The training step of JumpReLU, TopK, BatchTopK and Matryoshka BatchTopK SAEs as fused loops: one
+// SAE, one thread, many steps a call.
 //
 // Axes: B batch, T samples of one tile, D d_in, H d_sae. A "row" is a sample. Rows of width D and H
 // are padded with zeros to whole vectors, so that no loop needs a tail.
+//
+// Latents stand in n_levels nested levels, the first widths[level] of them in each, and each level
+// reconstructs by itself. Only Matryoshka SAEs have more than one.
 //
 // A step goes tile by tile through the batch, so that everything a tile needs stays in the cache:
 // encode (dense), activate, list what is active, decode (active latents only), the gradient at the
@@ -391,7 +394,8 @@ struct Scratch {
     float *g_enc, *g_dec, *g_bias, *g_b_dec, *g_threshold, *g_norm, *grads;
     float *n_fired, *pre, *acts, *rank, *candidates;
     float* last_places;  // 0, and −∞ for the padding
-    float *errors, *grad, *values;
+    float* errors;  // of each level; later what the latents that join there are held to
+    float *grad, *values;
     int32_t* index;
     mask_t* masks;      // of the latents active in each sample of a tile
     uint64_t* samples;  // a mask for each latent: of the samples of the tile it is active in
@@ -418,7 +422,7 @@ struct Scratch {
         take(H * D, g_enc, g_dec);
         take(c.n_parameters, grads);
         take(rows * H, pre, acts);
-        take(TILE * D, errors);
+        take(c.n_levels * TILE * D, errors);
         take(TILE * H, grad);
         take(H + W, values, index);
         take(H / W * TILE / 2, masks);
@@ -449,7 +453,8 @@ class Step {
              double sparsity, bool with_metrics) {
         this->x = x, this->B = B, this->step = step, this->sparsity = sparsity;
         this->with_metrics = with_metrics;
-        s.mse_loss = s.l0_loss = s.pre_act_loss = s.auxiliary_reconstruction_loss = 0;
+        s.l0_loss = s.pre_act_loss = s.auxiliary_reconstruction_loss = 0;
+        std::fill(s.mse_losses, s.mse_losses + c.n_levels, 0.0);
         s.n_active_last = 0;
         prepare();
         policy().begin();
@@ -470,6 +475,11 @@ class Step {
     bool is_dense = false;  // nearly all latents of the tile are active
 
     Policy& policy() { return static_cast<Policy&>(*this); }
+
+    // The first latent that joins at a level.
+    int64_t start_of(int64_t level) const { return level ? c.widths[level - 1] : 0; }
+
+    float* errors_of(int64_t level) const { return w.errors + level * TILE * D; }
 
     bool is_dead(int64_t h) const { return s.last_fired[h] < step - 1 - c.dead_window; }
 
@@ -535,8 +545,15 @@ class Step {
         s.n_active += double(n_active);
         s.n_active_last += double(n_active);
         if (with_metrics) {
-            s.mse_loss += 1 / double(B) * squares(w.errors, T * D);
+            for (int64_t level = 0; level < c.n_levels; level++)
+                s.mse_losses[level] += 1 / double(B) * squares(errors_of(level), T * D);
             policy().measure(T, pre, acts);
+        }
+        policy().auxiliary(T, xt, pre);
+        // A latent is in its own level and in all wider ones.
+        for (int64_t level = c.n_levels - 2; level >= 0; level--) {
+            float *sums = errors_of(level), *wider = errors_of(level + 1);
+            for (int64_t i = 0; i < T * D; i += W) store(sums + i, load(sums + i) + load(wider + i));
         }
         for (int64_t d = 0; d < D; d += W) {
             vec sum = load(w.g_b_dec + d);
@@ -547,7 +564,7 @@ class Step {
         outer_products(T, xt, acts);
     }
 
-    // Who is active where, and the errors x̂ − x.
+    // Who is active where, and the errors x̂ − x of each level.
     int64_t decode(int64_t T, const float* xt, const float* acts) {
         int64_t n_active = 0;
         std::memset(w.masks, 0, H / W * TILE * sizeof(mask_t));
@@ -564,14 +581,27 @@ class Step {
                 store(w.errors + t * D + d, load(w.b_dec + d) - load(xt + t * D + d));
         is_dense = double(n_active) > DENSE * double(T * c.d_sae);
         if (is_dense) {
-            if (!is_packed) pack(w_dec(), c.d_in, 1, c.d_sae, c.d_in, w.dec_panels);
+            for (int64_t level = 0; level < c.n_levels; level++) {
+                int64_t start = start_of(level), n = c.widths[level] - start;
+                float* panels = w.dec_panels + start * D;
+                if (!is_packed) pack(w_dec() + start * c.d_in, c.d_in, 1, n, c.d_in, panels);
+                product(T, D / W, n, acts + start, H, panels, errors_of(level), D, nullptr,
+                        errors_of(std::max<int64_t>(level - 1, 0)));
+            }
             is_packed = true;
-            product(T, D / W, c.d_sae, acts, H, w.dec_panels, w.errors, D, nullptr, w.errors);
             return n_active;
         }
         for (int64_t t = 0; t < T; t++) {
             list_active(acts + t * H, H, w.masks + t, w.index, w.values);
-            gather(D / W, w.n_in_sample[t], w.index, w.values, w.dec_rows, D, w.errors + t * D);
+            int32_t *from = w.index, *end = w.index + w.n_in_sample[t];
+            for (int64_t level = 0; level < c.n_levels; level++) {
+                float* error = errors_of(level) + t * D;
+                if (level) std::memcpy(error, error - TILE * D, D * sizeof(float));
+                bool is_last = level == c.n_levels - 1;
+                int32_t* to = is_last ? end : std::lower_bound(from, end, c.widths[level]);
+                gather(D / W, to - from, from, w.values + (from - w.index), w.dec_rows, D, error);
+                from = to;
+            }
         }
         return n_active;
     }
@@ -580,16 +610,22 @@ class Step {
         // Beyond what is active the encoder's gradient is 0, unless a loss reaches past thresholds.
         if (is_dense || c.ste_to_input || c.has_pre_act_loss) {
             outer(T, c.d_sae, D / W, w.grad, H, xt, D, w.g_enc);
-            outer(T, c.d_sae, D / W, acts, H, w.errors, D, w.g_dec);
+            for (int64_t level = 0; level < c.n_levels; level++) {
+                int64_t start = start_of(level);
+                outer(T, c.widths[level] - start, D / W, acts + start, H, errors_of(level), D,
+                      w.g_dec + start * D);
+            }
             return;
         }
-        for (int64_t h = 0; h < c.d_sae; h++)
+        for (int64_t h = 0, level = 0; h < c.d_sae; h++) {
+            level += h == c.widths[level];
             for (int64_t d = 0; d < D; d += BLOCK * W)
                 with_constant<BLOCK>(std::min<int64_t>(BLOCK, (D - d) / W), [&](auto nb) {
                     gather_samples<decltype(nb)::value>(w.samples[h], acts + h, w.grad + h, H,
-                                                        w.errors + d, xt + d, D,
+                                                        errors_of(level) + d, xt + d, D,
                                                         w.g_dec + h * D + d, w.g_enc + h * D + d);
                 });
+        }
     }
 
     // The flat gradient.
@@ -696,6 +732,8 @@ class JumpReLU : public Step<JumpReLU> {
         if (c.has_pre_act_loss) pre_act_gradient(T, pre);
     }
 
+    void auxiliary(int64_t, const float*, const float*) {}
+
     void measure(int64_t T, const float* pre, const float* acts) {
         const double share = 1 / double(B);
         double loss = 0;
@@ -791,7 +829,7 @@ class JumpReLU : public Step<JumpReLU> {
 };
 
 // ---------------------------------------------------------------------------------------------
-// TopK and BatchTopK: which latents are active is settled for the whole batch first
+// TopK, BatchTopK, Matryoshka: which latents are active is settled for the whole batch first
 
 template <class Policy>
 class Selecting : public Step<Policy> {
@@ -812,22 +850,30 @@ class Selecting : public Step<Policy> {
 
     void measure(int64_t, const float*, const float*) {}
 
+    // Dead latents reconstruct the residual of the living: of all, or of those of their level.
+    void auxiliary(int64_t T, const float* xt, const float* pre) {
+        int64_t level = c.aux_by_level ? 0 : c.n_levels - 1;
+        for (int64_t first = 0, end = 0; end < n_dead; level++, first = end) {
+            while (end < n_dead && w.dead[end] < c.widths[level]) end++;
+            if (end > first) auxiliary(T, xt, pre, errors_of(level), first, end - first);
+        }
+    }
+
     // w.grad where something is active; g_bias with it.
-    void gradient(int64_t T, const float* xt, const float* pre, const float* acts,
-                  int64_t n_active) {
-        if (n_dead) auxiliary(T, xt, pre);
+    void gradient(int64_t T, const float*, const float*, const float* acts, int64_t n_active) {
         // Measured: a dot product of its own costs about four times its share of a dense product.
-        bool dense = 4 * n_active > T * c.d_sae;
+        bool dense = c.n_levels == 1 && 4 * n_active > T * c.d_sae;
         if (dense) this->decoder_gradient(T);
         if (this->is_dense)  // then the outer products will read all of it
             for (int64_t i = 0; i < T * H; i += W)
                 store(w.grad + i, where(load(acts + i) != vec{}, load(w.grad + i)));
-        for (int64_t h = 0; h < c.d_sae; h++) {
-            const float* row = w.dec_rows + h * D;
+        for (int64_t h = 0, level = 0; h < c.d_sae; h++) {
+            level += h == c.widths[level];
+            const float *row = w.dec_rows + h * D, *errors = errors_of(level);
             float sum = 0;
             for (uint64_t samples = w.samples[h]; samples; samples &= samples - 1) {
                 int64_t t = __builtin_ctzll(samples);
-                if (!dense) w.grad[t * H + h] = dot(D / W, w.errors + t * D, row);
+                if (!dense) w.grad[t * H + h] = dot(D / W, errors + t * D, row);
                 sum += w.grad[t * H + h];
             }
             w.g_bias[h] += sum;
@@ -846,6 +892,7 @@ class Selecting : public Step<Policy> {
 
   protected:
     using Base::B, Base::D, Base::H, Base::c, Base::s, Base::sparsity, Base::w, Base::x;
+    using Base::errors_of;
 
     // What the latents of a sample are ranked by. Those of the padding are never among the largest.
     vec rank(const float* pre, int64_t h) const {
@@ -867,16 +914,19 @@ class Selecting : public Step<Policy> {
         std::memset(w.g_dead_dec, 0, n_dead * D * sizeof(float));
     }
 
-    // Dead latents reconstruct the residual of the living.
-    void auxiliary(int64_t T, const float* xt, const float* pre) {
-        int64_t n = n_dead, N = padded(n), k = std::max<int64_t>(c.d_in / 2, 1);
+    // Some of the dead, n from the first on.
+    void auxiliary(int64_t T, const float* xt, const float* pre, const float* errors, int64_t first,
+                   int64_t n) {
+        const int32_t* dead = w.dead + first;
+        const float* rows = w.dead_rows + first * D;
+        int64_t N = padded(n), k = std::max<int64_t>(c.d_in / 2, 1);
         double scale = s.aux_coefficient * std::min(double(n) / double(k), 1.0);
-        activate_dead(T, pre, std::min(k, n));
+        activate_dead(T, pre, dead, n, std::min(k, n));
         // Packed anew for each tile: little beside the products, and rarely needed at all.
-        pack(w.dead_rows, D, 1, n, c.d_in, w.dead_panels);
-        pack(w.dead_rows, 1, D, c.d_in, n, w.dead_t_panels);
+        pack(rows, D, 1, n, c.d_in, w.dead_panels);
+        pack(rows, 1, D, c.d_in, n, w.dead_t_panels);
         // The error of their reconstruction: z · W_dec − residual, and the residual is −error.
-        product(T, D / W, n, w.dead_acts, N, w.dead_panels, w.dead_error, D, nullptr, w.errors);
+        product(T, D / W, n, w.dead_acts, N, w.dead_panels, w.dead_error, D, nullptr, errors);
         if (this->with_metrics)
             s.auxiliary_reconstruction_loss +=
                 scale / double(B) * Base::squares(w.dead_error, T * D);
@@ -891,22 +941,22 @@ class Selecting : public Step<Policy> {
                 if (w.dead_acts[t * N + i] == 0) gradient = 0;
                 sum += gradient;
             }
-            w.g_bias[w.dead[i]] += sum;
+            w.g_bias[dead[i]] += sum;
         }
-        outer(T, n, D / W, w.dead_acts, N, w.dead_error, D, w.g_dead_dec);
-        outer(T, n, D / W, w.dead_grad, N, xt, D, w.g_dead_enc);
+        outer(T, n, D / W, w.dead_acts, N, w.dead_error, D, w.g_dead_dec + first * D);
+        outer(T, n, D / W, w.dead_grad, N, xt, D, w.g_dead_enc + first * D);
     }
 
     // The k largest of the dead latents of each sample. Decoder norms rank them, and cancel after.
-    void activate_dead(int64_t T, const float* pre, int64_t k) {
-        int64_t n = n_dead, N = padded(n);
+    void activate_dead(int64_t T, const float* pre, const int32_t* dead, int64_t n, int64_t k) {
+        int64_t N = padded(n);
         for (int64_t t = 0; t < T; t++) {
             float *acts = w.dead_acts + t * N, *rank = w.dead_rank;
-            for (int64_t i = 0; i < n; i++) acts[i] = pre[t * H + w.dead[i]];
+            for (int64_t i = 0; i < n; i++) acts[i] = pre[t * H + dead[i]];
             for (int64_t i = n; i < N; i++) acts[i] = 0;
             if (k == n) continue;
             for (int64_t i = 0; i < n; i++)
-                rank[i] = c.rescale ? acts[i] * w.dec_norm[w.dead[i]] : acts[i];
+                rank[i] = c.rescale ? acts[i] * w.dec_norm[dead[i]] : acts[i];
             for (int64_t i = n; i < N; i++) rank[i] = -INFINITY;
             keep_largest(rank, acts, N, kth_largest(rank, N, k, 0, -FLT_MAX, w.candidates), acts);
         }
