@@ -38,7 +38,8 @@ _int, _double, _pointer = ctypes.c_int64, ctypes.c_double, ctypes.c_void_p
 
 # What is handed over, by its type in C++; kernels.cpp is compiled with declarations made from this.
 _CONFIG = {
-    # n_parameters: floats of one SAE's flat parameters; W_enc … threshold: where each begins
+    # n_parameters: floats of one SAE's flat parameters; W_enc … threshold: where each begins;
+    # widths: of the n_levels nested levels of latents
     "int64_t": "policy d_in d_sae n_parameters W_enc W_dec b_enc b_dec threshold apply_b_dec mode "
     "ste_to_input has_pre_act_loss rescale dead_window max_batch n_levels aux_by_level",
     "int64_t*": "widths",
@@ -48,7 +49,7 @@ _SAE = {
     "float*": "params exp_avg exp_avg_sq window_fired",
     "int64_t*": "last_fired diverged_at",
     # kth_value: of the last step, where to look for the next; n_active: added to over a call's
-    # steps; from n_active_last on what a step reports
+    # steps; from n_active_last on what a step reports, and the reconstruction loss of each level
     "double*": "topk_threshold mse_losses",
     "double": "bandwidth tanh_scale target_l0 pre_act_coefficient aux_coefficient "
     "topk_threshold_lr kth_value n_active n_active_last grad_norm l0_loss pre_act_loss "

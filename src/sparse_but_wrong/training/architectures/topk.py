@@ -196,7 +196,7 @@ class Matryoshka(BatchTopK):
 
     The latents below each width of `matryoshka_widths` make up one level, with a loss of its own.
     With `use_matryoshka_aux_loss` the dead latents that join at a level reconstruct its residual,
-    otherwise that of the whole SAE.
+    otherwise that of the whole SAE. To the compiled step it is BatchTopK with more than one level.
     """
 
     sae_classes = ("sae_lens:MatryoshkaBatchTopKTrainingSAE",)
