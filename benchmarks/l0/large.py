@@ -53,6 +53,11 @@ class LargeWorld:
             return make_world(self.toy.spec(), 0, name=self.name)
         return make_world(SyntheticSpec(self.synthetic or {}), 0)
 
+    @property
+    def d_in(self) -> int:
+        """Known without making the world, which takes a minute where it is large."""
+        return self.toy.d_in if self.toy is not None else (self.synthetic or {})["hidden_dim"]
+
     @cached_property
     def l0(self) -> tuple[float, float]:
         """Features active per sample: all, and the d_sae with the largest mean square."""

@@ -22,6 +22,7 @@ from torch.nn.functional import normalize
 
 from benchmarks.l0.large import Architecture, LargeWorld, read_large_worlds
 from sparse_but_wrong import atomic
+from sparse_but_wrong.l0.agreement import shared_latents
 from sparse_but_wrong.l0.options import has_k, training_config
 from sparse_but_wrong.metrics.evaluate import evaluate
 from sparse_but_wrong.sae_lens_compat import inference_copy
@@ -86,6 +87,10 @@ def rows(
     activations, features = world.samples(N_SAMPLES, "evaluation")
     directions = world.world.directions.T.contiguous()
     evaluations = evaluate(saes, activations, world.world.directions, features)
+    firing = [
+        sae.W_dec[torch.from_numpy(found.densities) > 0]
+        for sae, found in zip(saes, evaluations, strict=True)
+    ]
     for i, (sae, found) in enumerate(zip(saes, evaluations, strict=True)):
         used = inference_copy(sae)
         code_norm = 0.0
@@ -107,7 +112,8 @@ def rows(
             "input_norm": float((activations - used.b_dec).norm(dim=1).mean()),
             "c_dec": found.c_dec,
             "c_enc": found.c_enc,
-            # With the SAE of the same L0 from the other seed: PW-MCC.
+            # With the SAE of the same L0 from the other seed; the second is PW-MCC.
+            "shared": shared_latents(firing[i], firing[i ^ 1]),
             "agreement": mean_correlation_coefficient(sae.W_dec, saes[i ^ 1].W_dec),
             **{f"s_{s:g}": float(found.projections[round(s * world.d_sae)]) for s in SHARES},
             "best_cosine": float(best[fires].mean()) if fires.any() else math.nan,

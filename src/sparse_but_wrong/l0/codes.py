@@ -19,7 +19,12 @@ _SPAN = 64
 """Codes are padded to multiples of it, as the compiled descent wants them."""
 
 _CHUNK = 128
-_MOST_MOVES = 10_000
+_MOST_MOVES, _PER_DIRECTION = 3_000, 20
+"""Moves of a sample at most: so many, and so many more for each direction. A sample that is made of
+few directions is done long before; of noise, whose codes are dense, more is not worth the time."""
+
+_MOST_ITERATIONS = 10_000
+
 _TOLERANCE = 0.01
 """How far a code may end from its best value, beside the others, in units of the penalty."""
 
@@ -67,10 +72,12 @@ def _minimised(
     slopes = pad(slopes, (0, beyond), value=-math.inf)
     codes = torch.zeros_like(slopes)
 
+    most = _MOST_MOVES + _PER_DIRECTION * n
+
     def descend(first: int) -> None:
         part, furthest = slopes[first : first + _CHUNK], slopes.new_empty(gram.shape[1] // _SPAN)
         compiled.descend(
-            *(gram.data_ptr(), len(part), gram.shape[1], tolerance, _MOST_MOVES),
+            *(gram.data_ptr(), len(part), gram.shape[1], tolerance, most),
             *(part.data_ptr(), codes[first].data_ptr(), furthest.data_ptr()),
         )
 
@@ -87,7 +94,7 @@ def _by_gradients(gram: Tensor, slopes: Tensor, tolerance: float) -> Tensor:
     step = 1 / (1.01 * float(torch.linalg.eigvalsh(gram)[-1]))
     codes = torch.zeros_like(slopes)
     ahead, momentum = codes, 1.0
-    for i in range(_MOST_MOVES):
+    for i in range(_MOST_ITERATIONS):
         moved = (ahead + step * (slopes - ahead @ gram)).clamp_min_(0)
         momentum, before = (1 + math.sqrt(1 + 4 * momentum**2)) / 2, momentum
         ahead = torch.lerp(codes, moved, 1 + (before - 1) / momentum)

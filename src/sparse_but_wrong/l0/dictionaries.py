@@ -5,7 +5,7 @@ Axes: B samples, D d_in, A directions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -97,11 +97,16 @@ class Learner:
     Source: Mairal et al. 2009, "Online dictionary learning for sparse coding".
     """
 
-    def __init__(self, start: Directions, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        start: Directions,
+        generator: torch.Generator,
+        on_batch: Callable[[], object] = lambda: None,
+    ) -> None:
         self.rows = start.rows.clone()
         self.bias = start.bias.clone()
         self.penalty = start.penalty
-        self.generator = generator
+        self.generator, self.on_batch = generator, on_batch
         n, d_in = self.rows.shape
         self._codes_codes = self.rows.new_zeros(n, n)
         self._codes_samples = self.rows.new_zeros(n, d_in)
@@ -115,6 +120,7 @@ class Learner:
             codes, residual = self._step(batch, penalty)
             if renew and i % 20 == 19:
                 self._renew(codes, residual)
+            self.on_batch()
 
     def _step(self, batch: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
         centred = batch - self.bias

@@ -21,7 +21,8 @@ from sparse_but_wrong.l0.options import (
     has_k,
     training_config,
 )
-from sparse_but_wrong.l0.recommend import SMALLEST_NOISE_COST, L0Recommendation, recommend_l0
+from sparse_but_wrong.l0.presence import SMALLEST_NOISE_COST
+from sparse_but_wrong.l0.recommend import L0Recommendation, recommend_l0
 from sparse_but_wrong.l0.refine import most_worth
 from sparse_but_wrong.l0.source import Activations, draw_batch, draw_samples, open_source
 from sparse_but_wrong.l0.sweep import (
@@ -245,6 +246,7 @@ class _Search:
             batches,
             self.held_out,
             seed=self.options.seed,
+            progress=self.options.progress,
         )
 
     def around(self, count: Count, prefix: str = "") -> tuple[_Trained, _Trained]:

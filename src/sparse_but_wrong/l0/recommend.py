@@ -11,7 +11,7 @@ import numpy as np
 
 from sparse_but_wrong.l0.agreement import SHARED, SMALLEST_SHARE, Agreement, read_agreement
 from sparse_but_wrong.l0.curves import BELOW, CLOSE, NEAR, Curve, curves_in_words, read_curves
-from sparse_but_wrong.l0.presence import Presence
+from sparse_but_wrong.l0.presence import SMALLEST_NOISE_COST, Presence
 from sparse_but_wrong.l0.sweep import Count, EvaluatedSweep, most_directions
 
 if TYPE_CHECKING:
@@ -34,11 +34,6 @@ SCORE_WEIGHT = 1.2
 CLEAR_SCORE = 0.03
 """Below it the count is clear: it stands against the curves, and has to agree with every other that
 is."""
-
-SMALLEST_NOISE_COST = 1.5
-"""`Count.noise_cost` below which nothing tells the activations from noise. Of eight kinds of noise
-(Gaussian of several spectra and ranks, uniform, Laplace) it was 0.99 to 1.02; of small worlds with
-features, noise and densities of up to 40 % among them, 2.5 and more."""
 
 ENOUGH_FIRINGS = 10
 """Samples in which the mean latent must be active before silence says that a latent is dead."""

@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from tqdm import tqdm
 
 from sparse_but_wrong.l0.codes import codes_by_others
 from sparse_but_wrong.l0.corrections import drop_constants, keep_one_side, turn_round, unmix
@@ -24,6 +25,7 @@ wider than that of the samples cost only penalty, and a small one alone would na
 Features found from ten poor starts in two worlds (50 features; 80 in 40 dimensions): 68 % with the
 final penalty throughout, 94 % from 8 times, 91 % from 30 times."""
 
+_PRUNE_STEPS = 40
 _PRUNE_BATCHES = 8
 _PRUNE_SAMPLES = 8192
 _WORST_RESIDUAL = 0.005
@@ -41,6 +43,7 @@ def refine_directions(
     seed: int,
     n_extra: int = 0,
     n_cycles: int = 6,
+    progress: bool = False,
 ) -> tuple[Directions, Presence]:
     """Learn the directions that activations are made of, and how many.
 
@@ -59,6 +62,7 @@ def refine_directions(
         n_extra: directions added to the start, on its residuals. They show when there is more to
             find than the SAE has latents.
         n_cycles: at most; fewer once nothing improves.
+        progress: show a bar with the time that is left in a cycle.
     Returns:
         The directions, and their presence in `held_out`.
     """
@@ -69,8 +73,16 @@ def refine_directions(
         directions = replace(start, rows=torch.cat([start.rows, rows]))
     best: tuple[Directions, Presence] | None = None
     counted_on = held_out[: fewer(_PRUNE_SAMPLES, len(directions.rows))]
-    for _ in range(n_cycles):
-        learner = Learner(directions, generator)
+    for cycle in range(n_cycles):
+        n_pruned = _PRUNE_STEPS * fewer(_PRUNE_BATCHES, len(directions.rows))
+        bar = tqdm(
+            total=len(batches) + n_pruned,
+            desc=f"Directions, cycle {cycle + 1}",
+            unit="batch",
+            disable=not progress,
+            leave=False,
+        )
+        learner = Learner(directions, generator, bar.update)
         stages = len(_ANNEALING)
         for stage, exponent in enumerate(_ANNEALING):
             part = batches[len(batches) * stage // stages : len(batches) * (stage + 1) // stages]
@@ -80,6 +92,7 @@ def refine_directions(
                 renew=stage < stages - 2,
             )
         directions, presence = _prune(learner, batches, counted_on)
+        bar.close()
         unmixed = drop_constants(unmix(directions, presence, held_out), counted_on)
         directions, presence = _better(directions, presence, unmixed, counted_on)
         one_sided = keep_one_side(directions, counted_on)
@@ -109,7 +122,7 @@ def _prune(
     directions = learner.directions
     presence = count_present(directions, held_out)
     best, first = (directions, presence), presence.residual
-    step = max(1, len(directions.rows) // 40)
+    step = max(1, len(directions.rows) // _PRUNE_STEPS)
     at = 0
     while len(learner.rows) > step + 1:
         worth = _worth(directions, held_out[:2048])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sparse_but_wrong.l0.agreement import partners, shared_latents
 from sparse_but_wrong.l0.dictionaries import Directions, decoder_directions, fewer
-from sparse_but_wrong.l0.presence import Presence, cost_on_noise, count_present
+from sparse_but_wrong.l0.presence import SMALLEST_NOISE_COST, Presence, cost_on_noise, count_present
 from sparse_but_wrong.l0.refine import refine_directions
 from sparse_but_wrong.l0.source import draw_batch, draw_samples
 from sparse_but_wrong.metrics.evaluate import evaluate
@@ -195,6 +195,7 @@ def count_from(
     held_out: Float[Tensor, "samples d_in"],
     seed: int,
     n_starts: int = 4,
+    progress: bool = False,
 ) -> tuple[Count, ...]:
     """Learn directions from the most promising decoders, and count them.
 
@@ -211,6 +212,7 @@ def count_from(
             some of it: let those be like the others.
         seed: of what is drawn.
         n_starts: at most.
+        progress: show bars with the time that is left.
     """
     ranked = []
     for sae, sae_id, group in zip(saes, ids, groups, strict=True):
@@ -224,11 +226,17 @@ def count_from(
     for _, sae_id, group, start in _by_turns(ranked)[:n_starts]:
         width = len(start.rows)
         refined, presence = refine_directions(
-            start, batches, held_out, seed=seed, n_extra=most_directions(width) - width
+            start,
+            batches,
+            held_out,
+            seed=seed,
+            n_extra=most_directions(width) - width,
+            progress=progress,
         )
         noise_cost = cost_on_noise(refined, held_out[:_CONTROL_SAMPLES], seed) / presence.cost
         counts.append(Count(sae_id, group, refined, presence, noise_cost))
-        if _agree(counts):
+        # On noise every start is as long as it is in vain.
+        if _agree(counts) or noise_cost < SMALLEST_NOISE_COST:
             break
     return tuple(sorted(counts, key=lambda count: count.presence.score))
 

@@ -1,0 +1,141 @@
+"""What each rule for an L0 loses in recovery, on the grids of the large worlds.
+
+    python -m benchmarks.l0.regret --split tune
+
+Every rule reads the same SAEs, those of a grid of `truth.py`; none sees the true features. Its
+regret is the best recovery of the grid less that at the L0 it says, both read off between the SAEs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+import numpy as np
+from scipy.interpolate import PchipInterpolator
+
+from benchmarks.l0.large import read_large_worlds
+from benchmarks.l0.truth import HERE, TRUTHS
+from sparse_but_wrong.l0.agreement import read_agreement
+from sparse_but_wrong.l0.curves import RISE
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_BITS = 8
+"""Of a code, where descriptions are compared."""
+
+
+def _shared(rows: pd.DataFrame, d_sae: int) -> float:
+    """The rule of `find_l0` where the count does not decide; NaN where it declines."""
+    columns = {"shared": "shared_latents", "dead": "dead_latents"}
+    found = read_agreement(rows.rename(columns=columns), d_sae)
+    return math.nan if found is None or found.at_end else found.l0
+
+
+def _by_target(rows: pd.DataFrame, *values: pd.Series) -> np.ndarray:
+    """L0 and other columns, as means over the seeds of every target, in order: a row for each."""
+    _, which = np.unique(rows["target"].to_numpy(float), return_inverse=True)
+    columns = (column.to_numpy(float) for column in (rows["l0"], *values))
+    return np.stack([np.bincount(which, c) / np.bincount(which) for c in columns])
+
+
+def _at_smallest(metric: Callable[[pd.DataFrame, int], pd.Series]) -> Callable[..., float]:
+    def rule(rows: pd.DataFrame, d_sae: int) -> float:
+        l0, values = _by_target(rows, metric(rows, d_sae))
+        return float(l0[values.argmin()])
+
+    return rule
+
+
+def _elbow_of_s_n(rows: pd.DataFrame, _: int) -> float:
+    """The lowest L0 that can be reached from the smallest s_n before it has risen."""
+    l0, s_n = _by_target(rows, rows["s_0.4"])
+    at = int(s_n.argmin())
+    low = RISE * abs(s_n[at])
+    while at > 0 and s_n[at - 1] <= low:
+        at -= 1
+    return float(l0[at])
+
+
+def _elbow_of_explained(rows: pd.DataFrame, _: int) -> float:
+    """Where the explained variance over log L0 is furthest above its chord."""
+    l0, explained = _by_target(rows, rows["variance_explained"])
+    x, y = ((v - v[0]) / (v[-1] - v[0]) for v in (np.log(l0), explained))
+    return float(l0[(y - x).argmax()])
+
+
+def _description(rows: pd.DataFrame, d_sae: int) -> pd.Series:
+    """Bits of a sample: which latents, their codes, and what they leave, up to a constant."""
+    l0 = rows["l0"]
+    return l0 * (np.log2(math.e * d_sae / l0) + _BITS) + rows["d_in"] / 2 * np.log2(rows["mse"])
+
+
+RULES: dict[str, Callable[[pd.DataFrame, int], float]] = {
+    "shared latents": _shared,
+    "argmax of PW-MCC": _at_smallest(lambda rows, _: -rows["agreement"]),
+    "argmin of c_dec": _at_smallest(lambda rows, _: rows["c_dec"]),
+    "argmin of s_n, n = 0.4 d_sae": _at_smallest(lambda rows, _: rows["s_0.4"]),
+    "elbow of s_n, n = 0.4 d_sae": _elbow_of_s_n,
+    "elbow of explained variance": _elbow_of_explained,
+    "description length": _at_smallest(_description),
+    "norm of codes = norm of inputs": _at_smallest(
+        lambda rows, _: np.log(rows["code_norm"] / rows["input_norm"]).abs()
+    ),
+    "d_sae / 32": lambda _, d_sae: d_sae / 32,
+    "20": lambda *_: 20.0,
+}
+
+
+def regrets(split: str | None = None, tables: Path = HERE) -> pd.DataFrame:
+    """A row per table and rule: the L0 it says, and its regret in each measure of recovery."""
+    import pandas as pd
+
+    found = []
+    for world in read_large_worlds().values():
+        for path in sorted(tables.glob(f"{world.name}_*.csv")):
+            if split not in (None, world.split):
+                continue
+            architecture = path.stem.removeprefix(f"{world.name}_")
+            rows = pd.read_csv(path).assign(d_in=world.d_in)
+            l0s, *recovery = _by_target(rows, *(rows[truth] for truth in TRUTHS))
+            log_l0 = np.log(l0s)
+            fine = np.linspace(log_l0[0], log_l0[-1], 400)
+            for name, rule in RULES.items():
+                l0 = rule(rows, world.d_sae)
+                row: dict[str, object] = {"world": world.name, "architecture": architecture}
+                row |= {"true_l0": rows["true_l0"].iloc[0], "rule": name, "l0": l0}
+                for truth, values in zip(TRUTHS, recovery, strict=True):
+                    curve = PchipInterpolator(log_l0, values)
+                    row[f"best_l0_{truth}"] = math.exp(fine[int(curve(fine).argmax())])
+                    at = np.clip(math.log(l0), fine[0], fine[-1]) if math.isfinite(l0) else math.nan
+                    row[f"regret_{truth}"] = float(curve(fine).max() - curve(at))
+                found.append(row)
+    return pd.DataFrame(found)
+
+
+@click.command()
+@click.option("--split", type=click.Choice(["tune", "report"]), help="Only the worlds of one.")
+def main(split: str | None) -> None:
+    """Compare the rules over all grids that have a table."""
+    table = regrets(split)
+    columns = [f"regret_{truth}" for truth in TRUTHS]
+    click.echo(
+        table.drop(columns=[c for c in table if "best" in c]).round(3).to_string(index=False)
+    )
+    held = table.assign(held=(table[columns[:2]] <= 0.02).all(axis=1))
+    summary = held.groupby("rule", sort=False).agg(
+        cells=("held", "size"),
+        declined=("l0", lambda l0: int(l0.isna().sum())),
+        within_002=("held", "sum"),
+        **{f"median_{c}": (c, "median") for c in columns},
+        **{f"worst_{c}": (c, "max") for c in columns},
+    )
+    click.echo(summary.round(3).to_string())
+
+
+if __name__ == "__main__":
+    main()
