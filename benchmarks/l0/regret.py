@@ -123,9 +123,8 @@ def main(split: str | None) -> None:
     """Compare the rules over all grids that have a table."""
     table = regrets(split)
     columns = [f"regret_{truth}" for truth in TRUTHS]
-    click.echo(
-        table.drop(columns=[c for c in table if "best" in c]).round(3).to_string(index=False)
-    )
+    shown = ["world", "architecture", "rule", "l0", *(f"best_l0_{truth}" for truth in TRUTHS)]
+    click.echo(table[[*shown, *columns]].round(3).to_string(index=False))
     held = table.assign(held=(table[columns[:2]] <= 0.02).all(axis=1))
     summary = held.groupby("rule", sort=False).agg(
         cells=("held", "size"),
