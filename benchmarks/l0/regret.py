@@ -9,7 +9,7 @@ regret is the best recovery of the grid less that at the L0 it says, both read o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,33 +25,40 @@ from sparse_but_wrong.l0.curves import RISE
 if TYPE_CHECKING:
     import pandas as pd
 
+Rows = Mapping[str, np.ndarray]
+"""Columns of a table of `truth.py`: an entry per SAE."""
+
 _BITS = 8
 """Of a code, where descriptions are compared."""
 
 
-def _shared(rows: pd.DataFrame, d_sae: int) -> float:
+def _shared(rows: Rows, d_sae: int) -> float:
     """The rule of `find_l0` where the count does not decide; NaN where it declines."""
-    columns = {"shared": "shared_latents", "dead": "dead_latents"}
-    found = read_agreement(rows.rename(columns=columns), d_sae)
+    import pandas as pd
+
+    columns = {"l0": "l0", "shared_latents": "shared", "dead_latents": "dead"}
+    found = read_agreement(
+        pd.DataFrame({name: rows[column] for name, column in columns.items()}), d_sae
+    )
     return math.nan if found is None or found.at_end else found.l0
 
 
-def _by_target(rows: pd.DataFrame, *values: pd.Series) -> np.ndarray:
+def _by_target(rows: Rows, *values: np.ndarray) -> np.ndarray:
     """L0 and other columns, as means over the seeds of every target, in order: a row for each."""
-    _, which = np.unique(rows["target"].to_numpy(float), return_inverse=True)
-    columns = (column.to_numpy(float) for column in (rows["l0"], *values))
-    return np.stack([np.bincount(which, c) / np.bincount(which) for c in columns])
+    _, which = np.unique(rows["target"], return_inverse=True)
+    columns = (rows["l0"], *values)
+    return np.stack([np.bincount(which, column) / np.bincount(which) for column in columns])
 
 
-def _at_smallest(metric: Callable[[pd.DataFrame, int], pd.Series]) -> Callable[..., float]:
-    def rule(rows: pd.DataFrame, d_sae: int) -> float:
+def _at_smallest(metric: Callable[[Rows, int], np.ndarray]) -> Callable[..., float]:
+    def rule(rows: Rows, d_sae: int) -> float:
         l0, values = _by_target(rows, metric(rows, d_sae))
         return float(l0[values.argmin()])
 
     return rule
 
 
-def _elbow_of_s_n(rows: pd.DataFrame, _: int) -> float:
+def _elbow_of_s_n(rows: Rows, _: int) -> float:
     """The lowest L0 that can be reached from the smallest s_n before it has risen."""
     l0, s_n = _by_target(rows, rows["s_0.4"])
     at = int(s_n.argmin())
@@ -61,20 +68,20 @@ def _elbow_of_s_n(rows: pd.DataFrame, _: int) -> float:
     return float(l0[at])
 
 
-def _elbow_of_explained(rows: pd.DataFrame, _: int) -> float:
+def _elbow_of_explained(rows: Rows, _: int) -> float:
     """Where the explained variance over log L0 is furthest above its chord."""
     l0, explained = _by_target(rows, rows["variance_explained"])
     x, y = ((v - v[0]) / (v[-1] - v[0]) for v in (np.log(l0), explained))
     return float(l0[(y - x).argmax()])
 
 
-def _description(rows: pd.DataFrame, d_sae: int) -> pd.Series:
+def _description(rows: Rows, d_sae: int) -> np.ndarray:
     """Bits of a sample: which latents, their codes, and what they leave, up to a constant."""
     l0 = rows["l0"]
     return l0 * (np.log2(math.e * d_sae / l0) + _BITS) + rows["d_in"] / 2 * np.log2(rows["mse"])
 
 
-RULES: dict[str, Callable[[pd.DataFrame, int], float]] = {
+RULES: dict[str, Callable[[Rows, int], float]] = {
     "shared latents": _shared,
     "argmax of PW-MCC": _at_smallest(lambda rows, _: -rows["agreement"]),
     "argmin of c_dec": _at_smallest(lambda rows, _: rows["c_dec"]),
@@ -83,7 +90,7 @@ RULES: dict[str, Callable[[pd.DataFrame, int], float]] = {
     "elbow of explained variance": _elbow_of_explained,
     "description length": _at_smallest(_description),
     "norm of codes = norm of inputs": _at_smallest(
-        lambda rows, _: np.log(rows["code_norm"] / rows["input_norm"]).abs()
+        lambda rows, _: np.abs(np.log(rows["code_norm"] / rows["input_norm"]))
     ),
     "d_sae / 32": lambda _, d_sae: d_sae / 32,
     "20": lambda *_: 20.0,
@@ -100,14 +107,15 @@ def regrets(split: str | None = None, tables: Path = HERE) -> pd.DataFrame:
             if split not in (None, world.split):
                 continue
             architecture = path.stem.removeprefix(f"{world.name}_")
-            rows = pd.read_csv(path).assign(d_in=world.d_in)
+            read = pd.read_csv(path).assign(d_in=world.d_in)
+            rows: Rows = {name: read[name].to_numpy(float) for name in read}
             l0s, *recovery = _by_target(rows, *(rows[truth] for truth in TRUTHS))
             log_l0 = np.log(l0s)
             fine = np.linspace(log_l0[0], log_l0[-1], 400)
             for name, rule in RULES.items():
                 l0 = rule(rows, world.d_sae)
                 row: dict[str, object] = {"world": world.name, "architecture": architecture}
-                row |= {"true_l0": rows["true_l0"].iloc[0], "rule": name, "l0": l0}
+                row |= {"true_l0": rows["true_l0"][0], "rule": name, "l0": l0}
                 for truth, values in zip(TRUTHS, recovery, strict=True):
                     curve = PchipInterpolator(log_l0, values)
                     row[f"best_l0_{truth}"] = math.exp(fine[int(curve(fine).argmax())])
