@@ -16,7 +16,7 @@ from tests.l0.evidence import count, presence, sweep, table
 
 def test_the_figure_shows_the_numbers() -> None:
     found = recommend_l0(sweep())
-    projections, similarity, codes = plot_recommendation(found).axes
+    projections, similarity, _, codes = plot_recommendation(found).axes
     labels = projections.get_legend_handles_labels()[1]
     assert labels == ["$n = 12$", "$n = 17$", "$n = 22$", "L0: 10", "elbow"]
     measured = found.sweep.wide()
