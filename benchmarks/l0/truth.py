@@ -87,10 +87,8 @@ def rows(
     activations, features = world.samples(N_SAMPLES, "evaluation")
     directions = world.world.directions.T.contiguous()
     evaluations = evaluate(saes, activations, world.world.directions, features)
-    firing = [
-        sae.W_dec[torch.from_numpy(found.densities) > 0]
-        for sae, found in zip(saes, evaluations, strict=True)
-    ]
+    fires = [torch.from_numpy(found.densities) > 0 for found in evaluations]
+    firing = [sae.W_dec[which] for sae, which in zip(saes, fires, strict=True)]
     for i, (sae, found) in enumerate(zip(saes, evaluations, strict=True)):
         used = inference_copy(sae)
         code_norm = 0.0
@@ -98,7 +96,6 @@ def rows(
             codes = used.encode(x)
             code_norm += float((codes * used.W_dec.norm(dim=1)).norm(dim=1).sum())
         best = (normalize(used.W_dec, dim=1) @ normalize(directions, dim=1).T).amax(1)
-        fires = torch.from_numpy(found.densities) > 0
         yield {
             "target": targets[i // N_SEEDS],
             "seed": i % N_SEEDS,
@@ -116,7 +113,7 @@ def rows(
             "shared": shared_latents(firing[i], firing[i ^ 1]),
             "agreement": mean_correlation_coefficient(sae.W_dec, saes[i ^ 1].W_dec),
             **{f"s_{s:g}": float(found.projections[round(s * world.d_sae)]) for s in SHARES},
-            "best_cosine": float(best[fires].mean()) if fires.any() else math.nan,
+            "best_cosine": float(best[fires[i]].mean()) if fires[i].any() else math.nan,
             # Not that of `evaluate`, which keeps the signs of cosines: published numbers do not.
             "mcc": mean_correlation_coefficient(used.W_dec, directions),
             "uniqueness": found.uniqueness,

@@ -144,9 +144,10 @@ def _found(search: _Search) -> L0Recommendation:
     coarse = search.coarse()
     batches = [draw_batch(search.source) for _ in range(search.options.learning_batches)]
     counts = search.count(coarse, batches)
-    found = recommend_l0(search.sweep([coarse], counts))
     if counts and counts[0].presence.score < _HOPELESS:
         found = _around_count(search, coarse, counts, batches)
+    else:
+        found = recommend_l0(search.sweep([coarse], counts))
     is_noise = bool(counts) and counts[0].noise_cost < SMALLEST_NOISE_COST
     if is_noise or (found.l0 is not None and found.basis == "count"):
         return found

@@ -84,7 +84,7 @@ EVALUATION_SAMPLES = 24_576
 """On which directions are counted."""
 
 CURVE_SAMPLES = 8192
-"""On which the curves are measured; counts take all samples, and so do curves without a count."""
+"""On which the curves are measured; counts take all samples."""
 
 _SORTED_UP_TO = 4096
 """Latents up to which projections are sorted; of wider SAEs they are counted."""
