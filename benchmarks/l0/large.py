@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -16,9 +17,11 @@ from torch import Tensor
 
 from benchmarks.l0.worlds import STRICT, ToyRecipe
 from sparse_but_wrong.runs.make import make_world
-from sparse_but_wrong.runs.spec import SyntheticSpec
 from sparse_but_wrong.seeds import derive_seed
+from sparse_but_wrong.worlds.synthetic import SyntheticWorld
 from sparse_but_wrong.worlds.world import ToyWorld
+
+WORLDS = Path("runs/large_worlds")
 
 Architecture = Literal["batchtopk", "jumprelu", "matryoshka_batchtopk"]
 
@@ -51,7 +54,12 @@ class LargeWorld:
         """The features and directions, without the noise."""
         if self.toy is not None:
             return make_world(self.toy.spec(), 0, name=self.name)
-        return make_world(SyntheticSpec(self.synthetic or {}), 0)
+        config = self.synthetic or {}
+        # Making directions near-orthogonal takes minutes, so they are kept.
+        folder = WORLDS / f"{self.name}_{derive_seed(0, json.dumps(config, sort_keys=True)):x}"
+        if not folder.exists():
+            SyntheticWorld(config).save(folder)
+        return SyntheticWorld.load(folder)
 
     @property
     def d_in(self) -> int:

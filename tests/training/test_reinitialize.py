@@ -75,6 +75,23 @@ def test_only_what_is_dead_changes_and_points_at_what_is_left_over() -> None:
     assert stack.last_fired[0, DEAD].tolist() == [19, 19]
 
 
+def test_saes_with_other_dead_latents_start_again_on_other_samples() -> None:
+    sae = with_dead_latents("jumprelu")
+    x = torch.randn(64, sae.cfg.d_in, generator=torch.Generator().manual_seed(0))
+
+    def first_start(dead: list[int]) -> torch.Tensor:
+        stack = stack_of(sae, last_fired=19, of_dead=19)
+        stack.last_fired[0, dead] = 9
+        reinitialize_dead(sae, stack, x, 20, OPTIONS)
+        row = stack.views(stack.params)["W_dec"][0][dead[0]]
+        return row / row.norm()
+
+    starts = torch.stack([first_start([2, 5]), first_start([2, 5]), first_start([2, 6])])
+    cosines = starts @ starts.T
+    assert float(cosines[0, 1]) == pytest.approx(1)
+    assert float(cosines[0, 2]) < 0.9
+
+
 @pytest.mark.parametrize(
     ("last_fired", "of_dead", "diverged"), [(19, 19, -1), (3, 3, -1), (19, 3, 7)]
 )

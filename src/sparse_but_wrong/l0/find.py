@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import reduce
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -211,10 +212,9 @@ def _moved(found: L0Recommendation, by: Tensor) -> L0Recommendation:
 class _Trained:
     saes: list[sae_lens.TrainingSAE[Any]]
     ids: list[str]
-    groups: list[str]
     targets: list[float]
     """The target L0 of each."""
-    steps: int
+    evaluated: EvaluatedSweep
 
 
 class _Search:
@@ -243,7 +243,7 @@ class _Search:
         return count_from(
             trained.saes,
             trained.ids,
-            trained.groups,
+            trained.evaluated.table["group"].tolist(),
             batches,
             self.held_out,
             seed=self.options.seed,
@@ -271,9 +271,7 @@ class _Search:
         return min(count.presence.l0, 0.9 * self.d_sae)
 
     def sweep(self, trained: Sequence[_Trained], counts: tuple[Count, ...]) -> EvaluatedSweep:
-        sweep = self._evaluated(trained[0])
-        for part in trained[1:]:
-            sweep = sweep.joined(self._evaluated(part))
+        sweep = reduce(EvaluatedSweep.joined, [part.evaluated for part in trained])
         return replace(sweep, counts=counts)
 
     def with_sae(self, found: L0Recommendation, started: _Trained | None) -> L0Recommendation:
@@ -289,7 +287,7 @@ class _Search:
             return with_sae
         count = found.sweep.counts[0]
         again = self._from_directions("last_directions", [self.reachable(count)], count.directions)
-        judged = recommend_l0(found.sweep.joined(self._evaluated(again)))
+        judged = recommend_l0(found.sweep.joined(again.evaluated))
         if judged.l0 is None:
             return judged
         if (with_sae := _nearest(judged, again)) is not None:
@@ -300,14 +298,20 @@ class _Search:
         )
         return replace(judged, reasons=(*judged.reasons, missed))
 
-    def _evaluated(self, trained: _Trained) -> EvaluatedSweep:
-        samples = self.held_out[:CURVE_SAMPLES]
-        sweep = evaluate_saes(trained.saes, samples, trained.ids, trained.groups)
-        sweep.table["steps"] = trained.steps
+    def _evaluated(
+        self,
+        saes: list[sae_lens.TrainingSAE[Any]],
+        ids: list[str],
+        groups: list[str],
+        targets: list[float],
+        steps: int,
+    ) -> _Trained:
+        sweep = evaluate_saes(saes, self.held_out[:CURVE_SAMPLES], ids, groups)
+        sweep.table["steps"] = steps
         if not self._has_k:
             # A target that SAEs do not reach is evidence: L0 may stick.
-            sweep.table["target_l0"] = trained.targets
-        return replace(sweep, n_samples=len(self.held_out))
+            sweep.table["target_l0"] = targets
+        return _Trained(saes, ids, targets, replace(sweep, n_samples=len(self.held_out)))
 
     def _from_scratch(self, stage: str, targets: list[float], steps: int) -> _Trained:
         pairs = [(seed, target) for seed in range(self.options.n_seeds) for target in targets]
@@ -315,7 +319,7 @@ class _Search:
         saes = self._make(every, [seed for seed, _ in pairs])
         self._fit(saes, every, steps, reinit=self.options.reinit_dead_every)
         ids = [f"{stage}_{target:.2f}_seed_{seed}" for seed, target in pairs]
-        return _Trained(saes, ids, [f"seed_{seed}" for seed, _ in pairs], every, steps)
+        return self._evaluated(saes, ids, [f"seed_{seed}" for seed, _ in pairs], every, steps)
 
     def _from_directions(
         self, stage: str, targets: list[float], directions: Directions
@@ -327,7 +331,8 @@ class _Search:
             _start_at(sae, directions, self._scale())
         self._fit(saes, targets, self._fine_steps, reinit=None)
         ids = [f"{stage}_{target:.2f}" for target in targets]
-        return _Trained(saes, ids, ["directions"] * len(saes), targets, self._fine_steps)
+        groups = ["directions"] * len(saes)
+        return self._evaluated(saes, ids, groups, targets, self._fine_steps)
 
     def _scale(self) -> float:
         """From the units of the activations to those that SAEs train on."""

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sparse_but_wrong.seeds import derive_seed
 from sparse_but_wrong.training.options import TrainOptions
 from sparse_but_wrong.training.stack import Stack
 
@@ -44,8 +45,9 @@ def reinitialize_dead(
     decoder row becomes the residual of a sample, drawn with a probability proportional to its
     squared length, at the mean length of the other rows; its encoder column the same direction at
     theirs; its biases and threshold become their means; what Adam remembers of it is forgotten.
-    Which samples are drawn follows from the step and the residuals alone, so that an SAE does not
-    depend on its neighbours.
+    Which samples are drawn follows from the SAE alone, so that it does not depend on its
+    neighbours, and differs between SAEs: two seeds that started again on the same samples would
+    share latents for no better reason.
 
     The SAE holds the parameters of its row of the stack, and is not changed; x is scaled.
 
@@ -57,7 +59,10 @@ def reinitialize_dead(
     if n_dead in (0, len(dead)) or int(row.diverged_at) >= 0:
         return
     residual = x - sae.decode(sae.encode(x))
-    generator = torch.Generator().manual_seed(n_steps)
+    which = dead.nonzero().flatten().tolist()
+    generator = torch.Generator().manual_seed(
+        derive_seed(n_steps, "reinitialize", *map(str, which))
+    )
     chances = residual.square().sum(1).double().cpu() + _NUDGE
     drawn = torch.multinomial(
         chances, n_dead, replacement=n_dead > len(chances), generator=generator

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 import torch
 
-from benchmarks.l0 import truth
+from benchmarks.l0 import large, truth
 from benchmarks.l0.large import LargeWorld, read_large_worlds
 from tests.worlds.synthetic import CONFIG
 
 WORLDS = read_large_worlds()
 SMALL = LargeWorld("small", "tune", d_sae=32, synthetic=CONFIG, noise=0.1)
+
+
+@pytest.fixture(autouse=True)
+def kept_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(large, "WORLDS", tmp_path)
 
 
 def n_features(world: LargeWorld) -> int:
@@ -54,7 +61,10 @@ def test_a_grid(monkeypatch: pytest.MonkeyPatch) -> None:
     saes = truth.train(SMALL, "matryoshka_batchtopk", targets[:2])
     table = pd.DataFrame(list(truth.rows(SMALL, saes, targets[:2])))
     assert table["target"].tolist() == [targets[0]] * 2 + [targets[1]] * 2
-    assert len(set(table["agreement"].tolist())) == 2
+    # With each other, and so the same of both up to rounding.
+    first, second = table["agreement"].to_numpy(float).reshape(2, 2).T
+    assert first == pytest.approx(second, abs=1e-6)
+    assert abs(first[0] - first[1]) > 1e-4
     for name in ("best_cosine", "mcc", "f1", "agreement", "uniqueness"):
         values = table[name].to_numpy(float)
         assert 0 <= values.min() <= values.max() <= 1
