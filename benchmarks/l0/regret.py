@@ -4,6 +4,7 @@
 
 Every rule reads the same SAEs, those of a grid of `truth.py`; none sees the true features. Its
 regret is the best recovery of the grid less that at the L0 it says, both read off between the SAEs.
+`find_l0` trained SAEs of its own (`search.py`). An interval holds if the best L0 lies in it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 from scipy.interpolate import PchipInterpolator
 
 from benchmarks.l0.large import read_large_worlds
+from benchmarks.l0.search import TABLE as SEARCHES
 from benchmarks.l0.truth import HERE, TRUTHS
 from sparse_but_wrong.l0.agreement import read_agreement
 from sparse_but_wrong.l0.curves import RISE
@@ -28,19 +30,13 @@ if TYPE_CHECKING:
 Rows = Mapping[str, np.ndarray]
 """Columns of a table of `truth.py`: an entry per SAE."""
 
+Answer = tuple[float, float, float]
+"""An L0 and the ends of its interval; NaN where a rule declines or has none."""
+
+_DECLINED: Answer = (math.nan, math.nan, math.nan)
+
 _BITS = 8
 """Of a code, where descriptions are compared."""
-
-
-def _shared(rows: Rows, d_sae: int) -> float:
-    """The rule of `find_l0` where the count does not decide; NaN where it declines."""
-    import pandas as pd
-
-    columns = {"l0": "l0", "shared_latents": "shared", "dead_latents": "dead"}
-    found = read_agreement(
-        pd.DataFrame({name: rows[column] for name, column in columns.items()}), d_sae
-    )
-    return math.nan if found is None or found.at_end else found.l0
 
 
 def _by_target(rows: Rows, *values: np.ndarray) -> np.ndarray:
@@ -82,7 +78,6 @@ def _description(rows: Rows, d_sae: int) -> np.ndarray:
 
 
 RULES: dict[str, Callable[[Rows, int], float]] = {
-    "shared latents": _shared,
     "argmax of PW-MCC": _at_smallest(lambda rows, _: -rows["agreement"]),
     "argmin of c_dec": _at_smallest(lambda rows, _: rows["c_dec"]),
     "argmin of s_n, n = 0.4 d_sae": _at_smallest(lambda rows, _: rows["s_0.4"]),
@@ -97,11 +92,37 @@ RULES: dict[str, Callable[[Rows, int], float]] = {
 }
 
 
+def _searched() -> dict[tuple[str, str], Answer]:
+    """What `find_l0` said, by world and architecture."""
+    import pandas as pd
+
+    table = pd.read_csv(SEARCHES).query("control == 'none'")
+    said = table[["l0", "low", "high"]].to_numpy(float).tolist()
+    names = zip(table["world"], table["architecture"], strict=True)
+    return {name: (l0, low, high) for name, (l0, low, high) in zip(names, said, strict=True)}
+
+
+def _answers(rows: Rows, d_sae: int) -> dict[str, Answer]:
+    """What every rule says."""
+    import pandas as pd
+
+    columns = {"l0": "l0", "shared_latents": "shared", "dead_latents": "dead"}
+    agreed = read_agreement(
+        pd.DataFrame({name: rows[column] for name, column in columns.items()}), d_sae
+    )
+    answers: dict[str, Answer] = {"shared latents": _DECLINED}
+    # As `find_l0` has it where the count does not decide.
+    if agreed is not None and not agreed.at_end:
+        answers["shared latents"] = (agreed.l0, *agreed.interval)
+    return answers | {name: (rule(rows, d_sae), math.nan, math.nan) for name, rule in RULES.items()}
+
+
 def regrets(split: str | None = None, tables: Path = HERE) -> pd.DataFrame:
     """A row per table and rule: the L0 it says, and its regret in each measure of recovery."""
     import pandas as pd
 
     found = []
+    searched = _searched()
     for world in read_large_worlds().values():
         for path in sorted(tables.glob(f"{world.name}_*.csv")):
             if split not in (None, world.split):
@@ -112,13 +133,18 @@ def regrets(split: str | None = None, tables: Path = HERE) -> pd.DataFrame:
             l0s, *recovery = _by_target(rows, *(rows[truth] for truth in TRUTHS))
             log_l0 = np.log(l0s)
             fine = np.linspace(log_l0[0], log_l0[-1], 400)
-            for name, rule in RULES.items():
-                l0 = rule(rows, world.d_sae)
+            answers = _answers(rows, world.d_sae)
+            if (key := (world.name, architecture)) in searched:
+                answers = {"find_l0": searched[key]} | answers
+            for name, (l0, low, high) in answers.items():
                 row: dict[str, object] = {"world": world.name, "architecture": architecture}
                 row |= {"true_l0": rows["true_l0"][0], "rule": name, "l0": l0}
+                row["half_width"] = (high - low) / (2 * l0)
                 for truth, values in zip(TRUTHS, recovery, strict=True):
                     curve = PchipInterpolator(log_l0, values)
-                    row[f"best_l0_{truth}"] = math.exp(fine[int(curve(fine).argmax())])
+                    best = math.exp(fine[int(curve(fine).argmax())])
+                    row[f"best_l0_{truth}"] = best
+                    row[f"holds_{truth}"] = float(low <= best <= high) if low < high else math.nan
                     at = np.clip(math.log(l0), fine[0], fine[-1]) if math.isfinite(l0) else math.nan
                     row[f"regret_{truth}"] = float(curve(fine).max() - curve(at))
                 found.append(row)
@@ -138,6 +164,8 @@ def main(split: str | None) -> None:
         cells=("held", "size"),
         declined=("l0", lambda l0: int(l0.isna().sum())),
         within_002=("held", "sum"),
+        half_width=("half_width", "median"),
+        **{f"holds_{truth}": (f"holds_{truth}", "mean") for truth in TRUTHS[:2]},
         **{f"median_{c}": (c, "median") for c in columns},
         **{f"worst_{c}": (c, "max") for c in columns},
     )

@@ -1,0 +1,123 @@
+"""What `find_l0` says on the large worlds, from activations alone; its regret is in `regret.py`.
+
+    python -m benchmarks.l0.search --split report                 every world that has no row yet
+    python -m benchmarks.l0.search eighth --control shuffled      what has to be declined
+
+SAEs have the budget of the grids of `truth.py`. Rows are added to search.csv one by one.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+import click
+import torch
+from torch import Tensor
+
+from benchmarks.l0.large import Architecture, LargeWorld, read_large_worlds
+from benchmarks.l0.truth import BATCH_SIZE, LR, STEPS
+from sparse_but_wrong import atomic
+from sparse_but_wrong.l0.find import FindOptions, find_l0
+from sparse_but_wrong.seeds import derive_seed
+
+TABLE = Path(__file__).parent / "search.csv"
+CONTROLS = ("none", "noise", "shuffled")
+"""Activations as they are; Gaussian noise of their mean and covariance; each coordinate shuffled
+over the samples of a batch."""
+
+_COVARIANCE_SAMPLES = 50_000
+
+
+def source(world: LargeWorld, control: str) -> Iterator[Tensor]:
+    """Batches without end, of a world or of a control made from it."""
+    stream = world.stream(BATCH_SIZE, "search")
+    generator = torch.Generator().manual_seed(derive_seed(0, control, world.name))
+    if control == "noise":
+        samples = world.samples(_COVARIANCE_SAMPLES, "covariance")[0]
+        factor = torch.linalg.cholesky(samples.T.cov())
+        while True:
+            drawn = torch.randn(BATCH_SIZE, world.d_in, generator=generator)
+            yield samples.mean(0) + drawn @ factor.T
+    for x in stream:
+        if control == "shuffled":
+            x = x.gather(0, torch.rand(x.shape, generator=generator).argsort(0))
+        yield x
+
+
+def search(
+    world: LargeWorld, architecture: str, control: str, options: FindOptions
+) -> dict[str, object]:
+    """The row of one search."""
+    started = time.monotonic()
+    found = find_l0(source(world, control), world.d_sae, options)
+    low, high = found.interval or (math.nan, math.nan)
+    active = found.active
+    active_low, active_high = active.interval or (math.nan, math.nan)
+    return {
+        "world": world.name,
+        "architecture": architecture,
+        "control": control,
+        "l0": math.nan if found.l0 is None else found.l0,
+        "low": low,
+        "high": high,
+        "basis": found.basis,
+        "true_l0": world.l0[0],
+        "active": math.nan if active.l0 is None else active.l0,
+        "active_low": active_low,
+        "active_high": active_high,
+        "counted": math.nan if active.counted is None else active.counted,
+        "n_saes": len(found.sweep.table),
+        "seconds": time.monotonic() - started,
+        "doubts": " ".join(found.doubts),
+    }
+
+
+@click.command()
+@click.argument("names", nargs=-1)
+@click.option(
+    "-a",
+    "--architecture",
+    type=click.Choice(get_args(Architecture)),
+    default="batchtopk",
+    show_default=True,
+)
+@click.option("--control", type=click.Choice(CONTROLS), default="none", show_default=True)
+@click.option("--split", type=click.Choice(["tune", "report"]), help="Only the worlds of one.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads. [default: all cores]")
+@click.option("--table", type=click.Path(path_type=Path), default=TABLE, show_default=True)
+def main(
+    names: tuple[str, ...],
+    architecture: str,
+    control: str,
+    split: str | None,
+    threads: int | None,
+    table: Path,
+) -> None:
+    """Search for the L0 of all large worlds, or of those NAMED, that have no row yet."""
+    import pandas as pd
+
+    worlds = read_large_worlds()
+    if unknown := set(names) - set(worlds):
+        raise ValueError(f"no large world is called {unknown}; there are {', '.join(worlds)}.")
+    options = FindOptions(
+        architecture=architecture, fine_steps=STEPS, lr=LR, threads=threads, progress=False
+    )
+    for world in worlds.values():
+        if (names and world.name not in names) or split not in (None, world.split):
+            continue
+        rows = pd.read_csv(table) if table.exists() else pd.DataFrame()
+        key = [world.name, architecture, control]
+        if len(rows) and key in rows[["world", "architecture", "control"]].to_numpy().tolist():
+            continue
+        row = search(world, architecture, control, options)
+        click.echo(", ".join(f"{name}: {value}" for name, value in row.items()))
+        text = pd.concat([rows, pd.DataFrame([row])]).to_csv(index=False)
+        atomic.write_bytes(table, text.encode())
+
+
+if __name__ == "__main__":
+    main()
