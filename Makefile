@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 NOTEBOOK ?= $(firstword $(wildcard ../shared/seed/*.ipynb) tests/data/toy_models.ipynb)
 
 # TEST gives pytest more arguments, as in make test TEST=tests/worlds.
-.PHONY: run paper real test shapes bench notebook lint types clean
+.PHONY: run paper real test shapes bench notebook docs lint types clean
 
 run: $(VENV)/.installed
 	$(BIN)/sbw run jumprelu
@@ -40,6 +40,10 @@ bench: $(VENV)/.installed-test
 notebook: $(VENV)/.installed-test
 	$(BIN)/python scripts/run_notebook.py "$(NOTEBOOK)" $(if $(SEED),--seed $(SEED))
 
+# The site, in site/index.html; without a warning, and without the network once this is installed.
+docs: $(VENV)/.installed-test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+
 # The environment itself; a half-made one is made anew.
 $(VENV)/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -59,4 +63,4 @@ $(VENV)/.installed-gguf: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	@touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache
+	rm -rf $(VENV) .pytest_cache .ruff_cache site
