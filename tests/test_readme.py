@@ -20,7 +20,7 @@ from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
 
 from sparse_but_wrong.activations.stored import open_activations
 from sparse_but_wrong.cli.main import cli
-from sparse_but_wrong.l0 import find, options, sweep
+from sparse_but_wrong.l0 import find, options, refine, sweep
 from tests.activations.tiny_model import D_IN, make_tiny_model, write_text
 from tests.experiments import tiny
 
@@ -73,14 +73,15 @@ def run_page(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any
     few = {"evaluation_samples": 4_096, "learning_batches": 20}
     small: Any = functools.partial(
         options.FindOptions,
-        coarse_steps=300,
-        fine_steps=300,
+        coarse_steps=200,
+        fine_steps=200,
         n_coarse=3,
         fine_factors=(0.7, 1.0, 1.4),
         **few,
     )
     for module in (options, find):
         monkeypatch.setattr(module, "FindOptions", small)
+    monkeypatch.setattr(refine, "_PRUNE_BATCHES", 1)
     monkeypatch.setattr(sweep, "evaluate_sweep", functools.partial(sweep.evaluate_sweep, **few))
     monkeypatch.chdir(tmp_path)
     for path in here.iterdir():
