@@ -184,7 +184,7 @@ def run_task(task: Task, ways: Sequence[Way], batch_size: int = 512) -> Iterator
             "hit": bool(is_hit(np.array(one.l0), target)),
             "settled": settled_at(log.columns["l0"], target),
             "mcc": one.mcc,
-            "best_cosine": one.mean_max_cosine,
+            "mean_max_cosine": one.mean_max_cosine,
             "f1": one.f1,
             "variance_explained": one.variance_explained,
         }
@@ -200,7 +200,7 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
         worst_error=("off", "max"),
         settled=("settled", "median"),
         mcc=("mcc", "mean"),
-        best_cosine=("best_cosine", "mean"),
+        mean_max_cosine=("mean_max_cosine", "mean"),
         f1=("f1", "mean"),
     )
 

@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Any
 import click
 import torch
 
+from benchmarks.l0.large import kept_world
 from sparse_but_wrong import atomic
 from sparse_but_wrong.api import FoundL0, find_l0
-from sparse_but_wrong.l0.options import FindOptions, config_class
+from sparse_but_wrong.l0.options import FindOptions, training_config
 from sparse_but_wrong.metrics.evaluate import evaluate
 from sparse_but_wrong.seeds import derive_seed
 from sparse_but_wrong.training.loop import train_saes
@@ -120,14 +121,10 @@ class Protocol:
 
     def saes(self, architecture: str, device: str) -> list[sae_lens.TrainingSAE[Any]]:
         """Untrained SAEs in the order of `sae_ids`."""
-        chosen = self.sae_ids.values()
-        cfgs = [
-            config_class(architecture)(
-                d_in=self.d_in, d_sae=self.d_sae, k=l0, **self._own(architecture)
-            )
-            for l0, _ in chosen
-        ]
-        seeds = [derive_seed(seed, architecture, f"{l0:g}") for l0, seed in chosen]
+        own = {"normalize_activations": "none", **self._own(architecture)}
+        pairs = self.sae_ids.values()
+        cfgs = [training_config(architecture, l0, self.d_in, self.d_sae, **own) for l0, _ in pairs]
+        seeds = [derive_seed(seed, architecture, f"{l0:g}") for l0, seed in pairs]
         return make_saes(cfgs, seeds, device=device)
 
     def search(self, architecture: str, device: str) -> FindOptions:
@@ -144,28 +141,8 @@ class Protocol:
     def _own(self, architecture: str) -> dict[str, Any]:
         if architecture != "matryoshka_batchtopk":
             return {}
-        widths = self.matryoshka_widths or (self.d_sae // 4, self.d_sae // 2, self.d_sae)
-        return {"matryoshka_widths": list(widths)}
-
-
-def open_world(config: Mapping[str, Any], folder: Path, device: str) -> SyntheticWorld:
-    """The world of a config, from the folder that keeps it; made and kept there if it is not.
-
-    A loaded world draws the same samples as the one that was saved: its directions, hierarchy,
-    probabilities and correlations are in the folder, its magnitudes follow from the seed. Made on
-    another device its directions would be others.
-
-    Raises:
-        ValueError: the folder keeps the world of another config.
-    """
-    from sae_lens.synthetic import SyntheticModelConfig
-
-    if not SyntheticWorld.is_saved_in(folder):
-        SyntheticWorld(config, device=device).save(folder)
-    world = SyntheticWorld.load(folder, device)
-    if world.synthetic.cfg != SyntheticModelConfig.from_dict(dict(config)):
-        raise ValueError(f"{folder} keeps the world of another config; name another folder.")
-    return world
+        default: Any = training_config(architecture, 1.0, self.d_in, self.d_sae)
+        return {"matryoshka_widths": list(self.matryoshka_widths or default.matryoshka_widths)}
 
 
 def true_l0(world: SyntheticWorld, width: int) -> tuple[float, float]:
@@ -317,7 +294,7 @@ def main(
     import pandas as pd
 
     protocol = Protocol(**settings)
-    opened = open_world(protocol.world(), world or out / "world", device)
+    opened = kept_world(protocol.world(), world or out / "world", device)
     every, top = true_l0(opened, protocol.d_sae)
     click.echo(
         f"{opened}: true L0 {every:.2f} over all features, {top:.2f} over the first "

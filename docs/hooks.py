@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import griffe
-import numpy as np
 from mkdocs.structure.files import File
 
 if TYPE_CHECKING:
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 _OUTSIDE = re.compile(r"\]\(\.\./([^)#]+)")
-_GOOD = 0.02
-"""Regret up to which an L0 counts as good."""
 
 
 class SpacedSections(griffe.Extension):
@@ -131,24 +128,25 @@ def large_worlds() -> str:
 
 
 def _rules(cells: pd.DataFrame) -> str:
+    from benchmarks.l0.regret import GOOD, summarize
+
     names = {"best_cosine": "mean best cosine", "mcc": "MCC", "f1": "F1"}
+    summary = summarize(cells).sort_values(
+        ["good", "median_regret_best_cosine"], ascending=[False, True]
+    )
     rows = []
-    for rule, of_rule in cells.groupby("rule", sort=False):
-        lost = [of_rule[f"regret_{name}"].to_numpy(float) for name in names]
-        is_good = (lost[0] <= _GOOD) & (lost[1] <= _GOOD)
-        declined = np.isnan(of_rule["l0"].to_numpy(float))
-        counts = [str(which.sum()) for which in (is_good, declined)]
-        rows.append([str(rule), *counts, *map(_median_and_worst, lost)])
-    rows.sort(key=lambda row: (-int(row[1]), row[3]))
-    good = f"within {_GOOD} in cosine and MCC"
+    for row in summary.reset_index().to_dict("records"):
+        lost = (
+            # The best one is below 0 by rounding.
+            ", ".join(f"{abs(row[f'{which}_regret_{name}']):.3f}" for which in ("median", "worst"))
+            if row["declined"] < row["cells"]
+            else "–"
+            for name in names
+        )
+        rows.append([row["rule"], f"{row['good']} of {row['cells']}", str(row["declined"]), *lost])
+    good = f"within {GOOD} in cosine and MCC"
     lost = [f"lost in {name}: median, worst" for name in names.values()]
     return _table(["rule", good, "declined", *lost], rows)
-
-
-def _median_and_worst(lost: np.ndarray) -> str:
-    """Over the worlds for which a rule gives an L0; the best one is below 0 by rounding."""
-    lost = lost[np.isfinite(lost)]
-    return f"{abs(np.median(lost)):.3f}, {abs(lost.max()):.3f}" if len(lost) else "–"
 
 
 def _shared_latents(cells: pd.DataFrame) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
@@ -55,11 +55,8 @@ class LargeWorld:
         if self.toy is not None:
             return make_world(self.toy.spec(), 0, name=self.name)
         config = self.synthetic or {}
-        # Making directions near-orthogonal takes minutes, so they are kept.
-        folder = WORLDS / f"{self.name}_{derive_seed(0, json.dumps(config, sort_keys=True)):x}"
-        if not folder.exists():
-            SyntheticWorld(config).save(folder)
-        return SyntheticWorld.load(folder)
+        made_from = derive_seed(0, json.dumps(config, sort_keys=True))
+        return kept_world(config, WORLDS / f"{self.name}_{made_from:x}")
 
     @property
     def d_in(self) -> int:
@@ -95,6 +92,26 @@ class LargeWorld:
             yield x, features
 
 
+def kept_world(config: Mapping[str, Any], folder: Path, device: str = "cpu") -> SyntheticWorld:
+    """The world of a config, from the folder that keeps it; made and kept there if it is not.
+
+    Making directions near-orthogonal takes minutes. A loaded world draws the same samples as the
+    one that was saved: its directions, hierarchy, probabilities and correlations are in the folder,
+    its magnitudes follow from the seed. Made on another device its directions would be others.
+
+    Raises:
+        ValueError: the folder keeps the world of another config.
+    """
+    from sae_lens.synthetic import SyntheticModelConfig
+
+    if not SyntheticWorld.is_saved_in(folder):
+        SyntheticWorld(config, device=device).save(folder)
+    world = SyntheticWorld.load(folder, device)
+    if world.synthetic.cfg != SyntheticModelConfig.from_dict(dict(config)):
+        raise ValueError(f"{folder} keeps the world of another config; name another folder.")
+    return world
+
+
 def read_large_worlds() -> dict[str, LargeWorld]:
     """The large worlds by name."""
     import yaml
@@ -102,3 +119,19 @@ def read_large_worlds() -> dict[str, LargeWorld]:
     text = resources.files("benchmarks.l0").joinpath("large.yaml").read_text(encoding="utf-8")
     entries = TypeAdapter(list[LargeWorld]).validate_json(json.dumps(yaml.safe_load(text)))
     return {entry.name: entry for entry in entries}
+
+
+def chosen_worlds(names: Sequence[str], split: str | None) -> list[LargeWorld]:
+    """The large worlds of some names, or all, that are in a split, or in either.
+
+    Raises:
+        ValueError: a name that no large world has.
+    """
+    worlds = read_large_worlds()
+    if unknown := set(names) - set(worlds):
+        raise ValueError(f"no large world is called {unknown}; there are {', '.join(worlds)}.")
+    return [
+        world
+        for world in worlds.values()
+        if (not names or world.name in names) and split in (None, world.split)
+    ]

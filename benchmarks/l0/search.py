@@ -18,7 +18,7 @@ import click
 import torch
 from torch import Tensor
 
-from benchmarks.l0.large import Architecture, LargeWorld, read_large_worlds
+from benchmarks.l0.large import Architecture, LargeWorld, chosen_worlds
 from benchmarks.l0.truth import BATCH_SIZE, LR, STEPS
 from sparse_but_wrong import atomic
 from sparse_but_wrong.l0.find import FindOptions, find_l0
@@ -100,15 +100,10 @@ def main(
     """Search for the L0 of all large worlds, or of those NAMED, that have no row yet."""
     import pandas as pd
 
-    worlds = read_large_worlds()
-    if unknown := set(names) - set(worlds):
-        raise ValueError(f"no large world is called {unknown}; there are {', '.join(worlds)}.")
     options = FindOptions(
         architecture=architecture, fine_steps=STEPS, lr=LR, threads=threads, progress=False
     )
-    for world in worlds.values():
-        if (names and world.name not in names) or split not in (None, world.split):
-            continue
+    for world in chosen_worlds(names, split):
         rows = pd.read_csv(table) if table.exists() else pd.DataFrame()
         key = [world.name, architecture, control]
         if len(rows) and key in rows[["world", "architecture", "control"]].to_numpy().tolist():

@@ -20,7 +20,7 @@ import click
 import torch
 from torch.nn.functional import normalize
 
-from benchmarks.l0.large import Architecture, LargeWorld, read_large_worlds
+from benchmarks.l0.large import Architecture, LargeWorld, chosen_worlds
 from sparse_but_wrong import atomic
 from sparse_but_wrong.l0.agreement import shared_latents
 from sparse_but_wrong.l0.options import has_k, training_config
@@ -148,13 +148,9 @@ def main(
     """Train the grids that have no table yet, of all large worlds or of those NAMED."""
     import pandas as pd
 
-    worlds = read_large_worlds()
-    if unknown := set(names) - set(worlds):
-        raise ValueError(f"no large world is called {unknown}; there are {', '.join(worlds)}.")
+    worlds = chosen_worlds(names, split)
     HERE.mkdir(exist_ok=True)
-    for world in worlds.values():
-        if (names and world.name not in names) or split not in (None, world.split):
-            continue
+    for world in worlds:
         for name in architecture or get_args(Architecture):
             file = HERE / f"{world.name}_{name}.csv"
             if file.exists():

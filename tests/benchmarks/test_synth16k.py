@@ -14,6 +14,7 @@ from sae_lens import TrainingSAE
 from sae_lens.synthetic import eval_sae_on_synthetic_data
 
 from benchmarks import synth16k
+from benchmarks.l0.large import kept_world
 from benchmarks.synth16k import Protocol
 from sparse_but_wrong.worlds.synthetic import SyntheticWorld
 
@@ -42,7 +43,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def world(here: Path) -> SyntheticWorld:
-    return synth16k.open_world(SMALL.world(), here / "world", "cpu")
+    return kept_world(SMALL.world(), here / "world", "cpu")
 
 
 def test_the_defaults_are_the_published_protocol() -> None:
@@ -76,7 +77,7 @@ def test_a_kept_world_draws_what_it_drew_when_it_was_made(
     here: Path, world: SyntheticWorld
 ) -> None:
     made = SyntheticWorld(SMALL.world())
-    again = synth16k.open_world(SMALL.world(), here / "world", "cpu")
+    again = kept_world(SMALL.world(), here / "world", "cpu")
     for drawn, kept in zip(made.stream(256, 3).draw(), again.stream(256, 3).draw(), strict=True):
         assert torch.equal(drawn, kept)
     every, top = synth16k.true_l0(world, 32)
@@ -86,7 +87,7 @@ def test_a_kept_world_draws_what_it_drew_when_it_was_made(
     assert synth16k.true_l0(world, 128) == (every, every)
     other = SMALL.world() | {"seed": 43}
     with pytest.raises(ValueError, match="another config"):
-        synth16k.open_world(other, here / "world", "cpu")
+        kept_world(other, here / "world", "cpu")
 
 
 def test_the_rows_are_those_of_sae_lens(here: Path, world: SyntheticWorld) -> None:
