@@ -127,6 +127,11 @@ def test_too_narrow_saes_get_an_l0_of_their_own() -> None:
     # Of the 20 features so many are active, of 16 of them less.
     assert found.active.l0 == pytest.approx(truth(), rel=0.03)
     assert found.l0 is not None
+    # On noise of the same covariance SAEs were trained for the L0 that was found.
+    assert found.sweep.on_noise is not None
+    assert found.sweep.on_noise["l0"].tolist() == pytest.approx([found.l0] * 2, rel=0.2)
+    assert found.agreement is not None
+    assert found.agreement.on_noise < found.agreement.n_shared / 2
     assert 0.6 * truth() < found.l0 < truth()
     assert found.interval is not None
     assert found.sae_l0 is None or found.interval[0] <= found.sae_l0 <= found.interval[1]
@@ -308,10 +313,10 @@ def test_a_vector_added_to_all_activations_changes_nothing(
 def test_noise_is_not_recommended_from() -> None:
     generator = torch.Generator().manual_seed(0)
     source = iter(lambda: torch.randn(256, 12, generator=generator), None)
-    found = find_l0(source, 24, SMALL)
+    found = find_l0(source, 24, replace(SMALL, evaluation_samples=2_048, learning_batches=20))
     assert (found.l0, found.sae) == (None, None)
     assert found.sweep.counts[0].noise_cost == pytest.approx(1, abs=0.1)
-    assert "there is no sign of features" in found.doubts[0]
+    assert "no sign of features" in found.doubts[0]
 
 
 def test_a_search_has_its_threads_and_training_reports_nothing_on_single_saes(

@@ -71,24 +71,28 @@ def test_neighbours_that_are_alike_tell_less() -> None:
 
 def test_featureless_samples_have_mean_and_covariance_and_no_more() -> None:
     x = known(40_000).x + 3
-    noise = featureless(x, seed=0)
+    batches = featureless(x, 40_000, seed=0)
+    noise = next(batches)
     torch.testing.assert_close(noise.mean(0), x.mean(0), rtol=0, atol=0.02)
     torch.testing.assert_close(torch.cov(noise.T), torch.cov(x.T), rtol=0, atol=0.01)
     kurtosis = ((noise - noise.mean(0)) ** 4).mean(0) / noise.var(0) ** 2
     assert float(kurtosis.mean()) == pytest.approx(3, abs=0.05)
-    assert torch.equal(noise, featureless(x, seed=0))
-    assert not torch.equal(noise, featureless(x, seed=1))
+    assert torch.equal(noise, next(featureless(x, 40_000, seed=0)))
+    for other in (next(batches), next(featureless(x, 40_000, seed=1))):
+        assert not torch.equal(noise, other)
 
 
 def test_samples_in_fewer_dimensions_than_they_have() -> None:
     x = torch.randn(500, 3) @ torch.randn(3, 10)
-    assert torch.linalg.matrix_rank(featureless(x, 0) - featureless(x, 0).mean(0), rtol=1e-4) == 3
+    noise = next(featureless(x, 400, seed=0))
+    assert noise.shape == (400, 10)
+    assert torch.linalg.matrix_rank(noise - noise.mean(0), rtol=1e-4) == 3
 
 
 def test_features_cost_less_than_noise() -> None:
     true, x, _ = known()
     assert cost_on_noise(true, x, seed=0) > 5 * count_present(true, x).cost
     # And on noise, as much as on other noise.
-    noise = featureless(x, seed=1)
+    noise = next(featureless(x, len(x), seed=1))
     there = count_present(true, noise).cost
     assert cost_on_noise(true, noise, seed=0) == pytest.approx(there, rel=0.02)

@@ -194,12 +194,12 @@ def with_shared(shared: Sequence[float], *counts: Count, **columns: Any) -> Eval
 
 
 NARROW = counted(10.0, n_directions=60)
+PEAK = [30 - 40 * math.log(l0 / 6.5) ** 2 for l0 in (4.0, 5.0, 6.5, 8.0, 10.0, 12.5, 16.0)]
+"""A parabola in log L0 around 6.5, of at most 30 of the 40 latents that fire."""
 
 
 def test_shared_latents_decide_where_saes_are_too_narrow() -> None:
-    # A parabola in log L0 around 6.5, of at most 30 of the 40 latents that fire.
-    shared = 30 - 40 * np.log(np.array([4.0, 5.0, 6.5, 8.0, 10.0, 12.5, 16.0]) / 6.5) ** 2
-    found = recommend_l0(with_shared(shared.tolist(), NARROW))
+    found = recommend_l0(with_shared(PEAK, NARROW))
     assert (found.basis, found.doubts) == ("agreement", ())
     assert found.l0 == pytest.approx(6.5)
     # Where 2 % fewer are shared.
@@ -212,11 +212,29 @@ def test_shared_latents_decide_where_saes_are_too_narrow() -> None:
     assert "for SAEs of 50 latents" in repr(found)
     assert "Features active per sample: 10," in repr(found)
     # A clear count that SAEs have room for stands.
-    assert recommend_l0(with_shared(shared.tolist(), counted())).basis == "count"
-    # Directions that cannot be told from noise, and those that have no count at all.
-    noise = replace(NARROW, noise_cost=1.0)
-    assert recommend_l0(with_shared(shared.tolist(), noise)).l0 is None
-    assert recommend_l0(with_shared(shared.tolist())).l0 == pytest.approx(6.5)
+    assert recommend_l0(with_shared(PEAK, counted())).basis == "count"
+    assert recommend_l0(with_shared(PEAK)).l0 == pytest.approx(6.5)
+
+
+@pytest.mark.parametrize(
+    ("on_noise", "doubt"),
+    [
+        (None, "may share latents on noise"),
+        ({"l0": [6.0, 7.0], "shared_latents": [13.0, 15.0]}, ""),
+        ({"l0": [6.0, 7.0], "shared_latents": [15.0, 17.0]}, "share 30 latents, and 16 if"),
+        ({"l0": [14.0, math.nan], "shared_latents": [1.0, 1.0]}, "may share latents on noise"),
+    ],
+)
+def test_shared_latents_are_held_against_those_on_noise(
+    on_noise: dict[str, list[float]] | None, doubt: str
+) -> None:
+    given = with_shared(PEAK, replace(NARROW, noise_cost=1.2))
+    found = recommend_l0(replace(given, on_noise=on_noise and pd.DataFrame(on_noise)))
+    assert "no sign of features" in found.active.doubts[0]
+    assert (found.l0 is None) == bool(doubt)
+    assert doubt in (found.doubts or ("",))[-1]
+    if not doubt:
+        assert "noise of the same mean and covariance 14 do" in found.reasons[0]
 
 
 @pytest.mark.parametrize(

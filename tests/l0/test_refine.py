@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from sparse_but_wrong.l0 import refine
 from sparse_but_wrong.l0.dictionaries import Directions
 from sparse_but_wrong.l0.presence import Presence
 from sparse_but_wrong.l0.refine import most_worth, refine_directions
-from tests.l0.worlds import found, known, small_world, stream, unit
+from tests.l0.worlds import found, known, random_rows, small_world, stream, unit
 
 
 def learn(
@@ -83,3 +84,17 @@ def test_of_more_directions_than_latents_those_worth_least_are_left_out() -> Non
     more = replace(true, rows=torch.cat([needless, true.rows]))
     assert torch.equal(most_worth(more, x, 20).rows, true.rows)
     assert most_worth(more, x, 21) is more
+
+
+def test_what_does_not_part_is_not_pruned(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    noise = [torch.randn(256, 8, generator=generator) for _ in range(10)]
+    start = Directions(random_rows(16, 8), torch.zeros(8), 0.02)
+
+    def fail(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(refine, "_prune", fail)
+    directions, presence = refine_directions(start, noise, torch.cat(noise), seed=0, n_extra=4)
+    assert presence.n_directions == len(directions.rows) == 20
+    assert presence.score > 0.5

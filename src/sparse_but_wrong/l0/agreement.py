@@ -29,7 +29,7 @@ _SAME = 1.3
 """Factor between two L0s up to which SAEs can share latents for this purpose."""
 
 _REACH = 2.0
-"""Factor around the most shared latents within which a parabola is fitted."""
+"""Factor around the most shared latents within which a parabola is fitted, and a control counts."""
 
 _TOLERANCE = 0.02
 """Share of the most shared latents by which an L0 may fall short and still be as good: less than
@@ -38,6 +38,9 @@ two pairs of SAEs of one L0 differ by."""
 FEWEST_L0S = 4
 SMALLEST_SHARE = 0.2
 """Of the latents that fire; below it SAEs of different seeds do not find the same."""
+
+MORE_THAN_ON_NOISE = 2.0
+"""Factor by which shared latents must outnumber those on noise."""
 
 
 @torch.no_grad()
@@ -80,17 +83,24 @@ class Agreement:
     share: float
     """The same, of those that fire."""
 
+    on_noise: float
+    """Latents shared at about that L0 by SAEs trained on Gaussian noise of the same mean and
+    covariance; NaN where none were."""
+
     at_end: str
     """``"lower"`` or ``"higher"`` where the sweep ends before fewer are shared, else empty."""
 
 
-def read_agreement(table: pd.DataFrame, d_sae: int) -> Agreement | None:
+def read_agreement(
+    table: pd.DataFrame, d_sae: int, on_noise: pd.DataFrame | None = None
+) -> Agreement | None:
     """The L0 at which SAEs share most latents; None where too few have a partner to tell.
 
     Args:
         table: of an evaluated sweep. Where it has `steps`, SAEs that were trained for less than
             most are left out: a budget has an optimum of its own.
         d_sae: latents of each SAE.
+        on_noise: the table of SAEs that were trained on noise, if there are any.
     """
     columns = ["l0", "shared_latents", "dead_latents", *(["steps"] if "steps" in table else [])]
     numbers = table[columns].to_numpy(float)
@@ -126,5 +136,11 @@ def read_agreement(table: pd.DataFrame, d_sae: int) -> Agreement | None:
         interval=(math.exp(best - width), math.exp(best + width)),
         n_shared=most,
         share=most / max(1.0, float(fires[top])),
+        on_noise=math.nan if on_noise is None else _shared_near(math.exp(best), on_noise),
         at_end=at_end,
     )
+
+
+def _shared_near(l0: float, table: pd.DataFrame) -> float:
+    near = np.abs(np.log(table["l0"].to_numpy(float) / l0)) <= math.log(_REACH)
+    return float(table["shared_latents"].to_numpy(float)[near].mean()) if near.any() else math.nan

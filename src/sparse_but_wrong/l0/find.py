@@ -22,7 +22,7 @@ from sparse_but_wrong.l0.options import (
     has_k,
     training_config,
 )
-from sparse_but_wrong.l0.presence import SMALLEST_NOISE_COST
+from sparse_but_wrong.l0.presence import featureless
 from sparse_but_wrong.l0.recommend import L0Recommendation, recommend_l0
 from sparse_but_wrong.l0.refine import most_worth
 from sparse_but_wrong.l0.source import Activations, draw_batch, draw_samples, open_source
@@ -40,6 +40,7 @@ from sparse_but_wrong.training.make import make_saes
 from sparse_but_wrong.training.options import TrainOptions
 
 if TYPE_CHECKING:
+    import pandas as pd
     import sae_lens
 
 _SLOWNESS = 2
@@ -149,8 +150,7 @@ def _found(search: _Search) -> L0Recommendation:
         found = _around_count(search, coarse, counts, batches)
     else:
         found = recommend_l0(search.sweep([coarse], counts))
-    is_noise = bool(counts) and counts[0].noise_cost < SMALLEST_NOISE_COST
-    if is_noise or (found.l0 is not None and found.basis == "count"):
+    if found.l0 is not None and found.basis == "count":
         return found
     return _around_agreement(search, coarse, found)
 
@@ -179,17 +179,20 @@ def _around_count(
 def _around_agreement(
     search: _Search, coarse: _Trained, found: L0Recommendation
 ) -> L0Recommendation:
-    """Sweeps around the L0 at which SAEs share most latents, until it lies inside of one."""
+    """Sweeps around the L0 at which SAEs share most latents, until it lies inside of one; there
+    some are trained on noise, to see what is shared where there is nothing to find."""
     parts, peak = [coarse], found.agreement
     for prefix in ("shared", "shared_again"):
         if peak is None or peak.share < SMALLEST_SHARE:
             break
         targets = [peak.l0 * f**_WIDER for f in search.options.fine_factors]
         parts.append(search.fine(prefix, targets))
-        found = recommend_l0(search.sweep(parts, found.sweep.counts))
+        sweep = search.sweep(parts, found.sweep.counts)
+        found = recommend_l0(sweep)
         peak = found.agreement
-        if found.l0 is not None:
-            with_sae = [_nearest(found, part) for part in parts[1:]]
+        if peak is not None and not peak.at_end:
+            found = recommend_l0(replace(sweep, on_noise=search.on_noise(peak.l0)))
+            with_sae = [_nearest(found, part) for part in parts[1:] if found.l0 is not None]
             return next((one for one in with_sae if one is not None), found)
     return found
 
@@ -265,6 +268,13 @@ class _Search:
     def fine(self, stage: str, targets: Sequence[float]) -> _Trained:
         reachable = _distinct([min(target, 0.98 * self.d_sae) for target in targets])
         return self._from_scratch(stage, reachable, self._fine_steps)
+
+    def on_noise(self, l0: float) -> pd.DataFrame:
+        """The table of SAEs of an L0, trained on Gaussian noise of the same mean and covariance."""
+        source = featureless(self.held_out, self.batch_size, self.options.seed)
+        held_out = draw_samples(source, min(len(self.held_out), CURVE_SAMPLES))
+        noise = _Search(source, held_out, self.batch_size, self.d_sae, self.options)
+        return noise.fine("noise", [l0]).evaluated.table
 
     def reachable(self, count: Count) -> float:
         """Its L0, or the highest that SAEs of this width are trained for."""

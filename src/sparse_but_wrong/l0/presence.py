@@ -6,6 +6,7 @@ Axes: B samples, D d_in, A directions.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -133,14 +134,18 @@ def _smoothed(values: Tensor) -> Tensor:
     return torch.nn.functional.conv1d(padded, (weights / weights.sum())[None, None])[0, 0]
 
 
-def featureless(samples: Float[Tensor, "B D"], seed: int) -> Float[Tensor, "B D"]:
-    """As many Gaussian samples of the same mean and covariance."""
+def featureless(
+    samples: Float[Tensor, "_N D"], batch_size: int, seed: int
+) -> Iterator[Float[Tensor, "B D"]]:
+    """Batches without end of Gaussian samples of the same mean and covariance."""
     mean = samples.mean(0)
     centred = (samples - mean).double()
     variances, axes = torch.linalg.eigh(centred.T @ centred / len(samples))
+    mixing = variances.clamp_min(0).sqrt()[:, None] * axes.T
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randn(centred.shape, generator=generator, dtype=torch.float64)
-    return mean + (drawn * variances.clamp_min(0).sqrt() @ axes.T).to(samples.dtype)
+    while True:
+        drawn = torch.randn(batch_size, len(mean), generator=generator, dtype=torch.float64)
+        yield mean + (drawn @ mixing).to(samples.dtype)
 
 
 @torch.no_grad()
@@ -151,4 +156,5 @@ def cost_on_noise(directions: Directions, samples: Float[Tensor, "B D"], seed: i
     dimensions, some that are nearly all present in nearly every sample. Those cost as much on other
     noise. Directions of features cost far more, because noise does not keep to their cones.
     """
-    return count_present(directions, featureless(samples, seed)).cost
+    noise = next(featureless(samples, len(samples), seed))
+    return count_present(directions, noise).cost

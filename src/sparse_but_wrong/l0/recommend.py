@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from sparse_but_wrong.l0.agreement import SHARED, SMALLEST_SHARE, Agreement, read_agreement
+from sparse_but_wrong.l0.agreement import (
+    MORE_THAN_ON_NOISE,
+    SHARED,
+    SMALLEST_SHARE,
+    Agreement,
+    read_agreement,
+)
 from sparse_but_wrong.l0.curves import BELOW, CLOSE, NEAR, Curve, curves_in_words, read_curves
 from sparse_but_wrong.l0.presence import SMALLEST_NOISE_COST, Presence
 from sparse_but_wrong.l0.sweep import Count, EvaluatedSweep, most_directions
@@ -201,9 +207,8 @@ def recommend_l0(sweep: EvaluatedSweep) -> L0Recommendation:
     curves = read_curves(sweep, l0)
     reasons = _reasons(sweep, close, spread, curves)
     interval = (l0 * (1 - half), l0 * (1 + half))
-    noise = _those(_noise_doubt(close[0]))
     of_count = (
-        *noise,
+        *_those(_noise_doubt(close[0])),
         *_doubts_of_counts(sweep.d_sae, close, spread),
         *_doubts_of_curves(curves, presence.score),
     )
@@ -216,24 +221,30 @@ def recommend_l0(sweep: EvaluatedSweep) -> L0Recommendation:
         *_those(_width_doubt(sweep.d_sae, presence), _dead_doubt(sweep, l0)),
     )
     doubts = (*of_sae, *_doubts_of_sweep(sweep.table, l0))
-    agreement = read_agreement(sweep.table, sweep.d_sae)
+    agreement = read_agreement(sweep.table, sweep.d_sae, sweep.on_noise)
     found = L0Recommendation(l0, interval, "count", reasons, (), active, agreement, curves, sweep)
     if not doubts:
         return found
     declined = replace(found, l0=None, interval=None, doubts=doubts)
-    return declined if noise or not of_sae else _by_agreement(declined)
+    return _by_agreement(declined) if of_sae else declined
 
 
 def _by_agreement(declined: L0Recommendation) -> L0Recommendation:
     """What SAEs of different seeds share decides, if it can, where the count does not."""
     if (agreement := declined.agreement) is None:
         return declined
-    if doubts := _doubts_of_agreement(agreement):
+    counts = declined.sweep.counts
+    if doubts := _doubts_of_agreement(agreement, bool(counts and counts[0].is_noise)):
         return replace(declined, doubts=(*declined.doubts, *doubts))
+    on_noise = (
+        ""
+        if math.isnan(agreement.on_noise)
+        else f" On Gaussian noise of the same mean and covariance {agreement.on_noise:.0f} do."
+    )
     reasons = (
         f"SAEs of different seeds share most latents at an L0 of {agreement.l0:.4g}: "
         f"{agreement.n_shared:.0f}, which is {agreement.share:.0%} of those that fire there, have "
-        f"a cosine of {SHARED:g} or more with each other's nearest.",
+        f"a cosine of {SHARED:g} or more with each other's nearest.{on_noise}",
         f"The count does not decide: {declined.doubts[0]}",
         *declined.reasons,
     )
@@ -247,8 +258,20 @@ def _by_agreement(declined: L0Recommendation) -> L0Recommendation:
     )
 
 
-def _doubts_of_agreement(agreement: Agreement) -> tuple[str, ...]:
+def _doubts_of_agreement(agreement: Agreement, needs_control: bool) -> tuple[str, ...]:
     return _those(
+        (
+            needs_control and math.isnan(agreement.on_noise),
+            "SAEs of different seeds may share latents on noise as well: no SAEs of about that L0 "
+            "were trained on it. find_l0 trains some.",
+        ),
+        (
+            agreement.n_shared < MORE_THAN_ON_NOISE * agreement.on_noise,
+            f"SAEs of an L0 of {agreement.l0:.4g} share {agreement.n_shared:.0f} latents, and "
+            f"{agreement.on_noise:.0f} if they are trained on Gaussian noise of the same mean and "
+            f"covariance (at least {MORE_THAN_ON_NOISE:g} times as many are required): there is no "
+            "sign of features.",
+        ),
         (
             agreement.at_end,
             f"SAEs of different seeds share most latents at the {agreement.at_end[:-2]}est L0 of "
@@ -284,7 +307,7 @@ def _without_a_count(sweep: EvaluatedSweep) -> L0Recommendation:
             "with reinit_dead_every.",
         ),
     )
-    agreement = read_agreement(sweep.table, sweep.d_sae)
+    agreement = read_agreement(sweep.table, sweep.d_sae, sweep.on_noise)
     active = FeaturesActive(None, None, None, doubts)
     words = curves_in_words(curves)
     found = L0Recommendation(
@@ -299,10 +322,10 @@ def _those(*doubts: tuple[object, str]) -> tuple[str, ...]:
 
 def _noise_doubt(best: Count) -> tuple[object, str]:
     return (
-        best.noise_cost < SMALLEST_NOISE_COST,
-        "there is no sign of features: on Gaussian noise of the same mean and covariance the "
-        f"learned directions cost {best.noise_cost:.2f} times as much as on the activations, "
-        f"and at least {SMALLEST_NOISE_COST:g} times is required.",
+        best.is_noise,
+        "the learned directions show no sign of features: on Gaussian noise of the same mean and "
+        f"covariance they cost {best.noise_cost:.2f} times as much as on the activations, and at "
+        f"least {SMALLEST_NOISE_COST:g} times is required.",
     )
 
 

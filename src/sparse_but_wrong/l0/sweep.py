@@ -41,6 +41,11 @@ class Count:
     """What the same directions cost on samples without features (`cost_on_noise`), in units of
     what they cost here (`Presence.cost`): about 1 where there are no features here either."""
 
+    @property
+    def is_noise(self) -> bool:
+        """Whether nothing tells the activations from such noise."""
+        return self.noise_cost < SMALLEST_NOISE_COST
+
 
 @dataclass(frozen=True, eq=False)
 class EvaluatedSweep:
@@ -59,6 +64,10 @@ class EvaluatedSweep:
 
     n_samples: int
     """On which directions were counted."""
+
+    on_noise: pd.DataFrame | None = None
+    """A table of SAEs like these, but trained and evaluated on Gaussian noise of the same mean and
+    covariance (`featureless`), where some were."""
 
     @property
     def d_sae(self) -> int:
@@ -234,9 +243,9 @@ def count_from(
             progress=progress,
         )
         noise_cost = cost_on_noise(refined, held_out[:_CONTROL_SAMPLES], seed) / presence.cost
-        counts.append(Count(sae_id, group, refined, presence, noise_cost))
+        counts.append(count := Count(sae_id, group, refined, presence, noise_cost))
         # On noise every start is as long as it is in vain.
-        if _agree(counts) or noise_cost < SMALLEST_NOISE_COST:
+        if _agree(counts) or count.is_noise:
             break
     return tuple(sorted(counts, key=lambda count: count.presence.score))
 
