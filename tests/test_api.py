@@ -95,19 +95,6 @@ def test_an_sae_on_a_language_model(tmp_path: Path) -> None:
     assert metrics.projections[12] > metrics.projections[24]
 
 
-def test_which_l0(tmp_path: Path) -> None:
-    world = sbw.ToyWorld(n_features=8, d_in=16, firing_probability=0.25, std_magnitude=0.1, seed=0)
-    np.save(tmp_path / "acts.npy", next(world.stream(8_192, seed=1)).numpy())
-    few = sbw.FindOptions(
-        coarse_steps=60, fine_steps=60, n_coarse=3, fine_factors=(0.7, 1, 1.4), learning_batches=20
-    )
-    for found in (sbw.find_l0(tmp_path / "acts.npy", 8, few), sbw.find_l0(world, options=few)):
-        assert len(found.to_frame()) > 6
-        assert repr(found)
-        assert found.plot().axes
-    assert found.save(tmp_path / "out").is_file()
-
-
 def test_an_sae_trained_elsewhere() -> None:
     world = sbw.ToyWorld(n_features=6, d_in=12, seed=0)
     sae = StandardSAE(StandardSAEConfig(d_in=12, d_sae=6))

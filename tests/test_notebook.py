@@ -8,9 +8,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -126,17 +124,11 @@ def run_in(folder: Path, script: ModuleType, notebook: Notebook) -> Run:
     return Run(notebook, read(executed), folder)
 
 
-@pytest.fixture(scope="module")
-def run_of(
-    script: ModuleType, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[Notebook], Run]:
-    """Runs a notebook the first time it is asked for."""
-    return cache(lambda notebook: run_in(tmp_path_factory.mktemp("notebook"), script, notebook))
-
-
 @pytest.fixture(scope="module", params=NOTEBOOKS, ids=lambda notebook: notebook.path.stem)
-def run(request: pytest.FixtureRequest, run_of: Callable[[Notebook], Run]) -> Run:
-    return run_of(request.param)
+def run(
+    request: pytest.FixtureRequest, script: ModuleType, tmp_path_factory: pytest.TempPathFactory
+) -> Run:
+    return run_in(tmp_path_factory.mktemp("notebook"), script, request.param)
 
 
 def test_runs_every_cell_of_the_source_after_a_marked_prelude(run: Run, script: ModuleType) -> None:
@@ -201,29 +193,44 @@ def test_prints_the_true_l0_and_that_of_all_saes(run: Run) -> None:
         assert 0 < float(l0) <= 50 - int(dead)
 
 
-def test_a_seed_gives_the_same_numbers_twice(
-    script: ModuleType, run_of: Callable[[Notebook], Run], tmp_path: Path
-) -> None:
-    run = run_of(OURS)
-    texts, again = (
-        [printed(cell) for cell in one.code_cells] for one in (run, run_in(tmp_path, script, OURS))
-    )
-    assert again == texts
-    assert len("".join(texts)) > 300
-    # All three global generators are read.
-    draws = re.search(r"^generators: (\S+), (\S+), (\S+)$", texts[-1], re.M)
-    assert draws is not None
-    assert len(set(draws.groups())) == 3
-    # Weights too, to the last bit.
-    weights = "wide/sae_weights.safetensors"
-    assert (tmp_path / weights).read_bytes() == (run.folder / weights).read_bytes()
-
-
 def write_notebook(path: Path, *cells: str) -> Path:
     title = nbformat.v4.new_markdown_cell("A title is no code cell and takes no number.")
     code = map(nbformat.v4.new_code_cell, cells)
     nbformat.write(nbformat.v4.new_notebook(cells=[title, *code]), path)
     return path
+
+
+TRAINS = """\
+import random
+import numpy, torch
+from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
+from sparse_but_wrong.toy_models.get_training_batch import get_training_batch
+from sparse_but_wrong.toy_models.toy_model import ToyModel
+from sparse_but_wrong.toy_models.train_toy_sae import train_toy_sae
+
+world, firing = ToyModel(num_feats=5, hidden_dim=20), torch.full((5,), 0.4)
+sae = BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(d_in=20, d_sae=8, k=2))
+draw = lambda size: get_training_batch(size, firing, std_firing_magnitudes=torch.tensor(0.15))
+train_toy_sae(sae, world, draw, training_tokens=640, train_batch_size_tokens=64)
+print(random.random(), numpy.random.rand(), torch.rand(1).item(), sae.W_dec.sum().item())
+sae.save_model("sae")
+"""
+
+
+def test_a_seed_gives_the_same_numbers_twice(script: ModuleType, tmp_path: Path) -> None:
+    notebook, printed_by, weights = write_notebook(tmp_path / "trains.ipynb", TRAINS), set(), set()
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        folder.mkdir()
+        executed = read(script.run_notebook(notebook, folder, prelude=ONE_THREAD, seed=3))
+        printed_by.add(printed(executed.cells[-1]))
+        # To the last bit.
+        weights.add((folder / "sae/sae_weights.safetensors").read_bytes())
+    assert len(weights) == 1
+    (text,) = printed_by
+    # All three global generators are read, and differ.
+    *draws, total = text.split()
+    assert len(set(draws)) == 3
+    assert float(total) != 0
 
 
 def test_without_a_seed_two_runs_differ(script: ModuleType, tmp_path: Path) -> None:
