@@ -81,8 +81,14 @@ def _minimised(
             *(part.data_ptr(), codes[first].data_ptr(), furthest.data_ptr()),
         )
 
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        list(pool.map(descend, range(0, len(slopes), _CHUNK)))
+    firsts = range(0, len(slopes), _CHUNK)
+    if (n_threads := torch.get_num_threads()) == 1:
+        # On a busy machine, passing each batch to a thread and back takes most of the time.
+        for first in firsts:
+            descend(first)
+    else:
+        with ThreadPoolExecutor(n_threads) as pool:
+            list(pool.map(descend, firsts))
     return codes[:, :n].contiguous()
 
 
