@@ -95,3 +95,17 @@ def test_the_bias_follows_what_is_added_to_all_samples() -> None:
     torch.testing.assert_close(moved.bias, plain.bias + offset, rtol=0, atol=1e-3)
     # Nearly that of the world, which has none, and not the SAE's own.
     assert float(plain.bias.norm()) < 0.2
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_codes_of_another_bias_are_a_start(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not compiled:
+        monkeypatch.setattr(codes, "kernels", lambda: None)
+    true, x, _ = known(500)
+    before = sparse_codes(x, true.rows, 0.01)
+    moved = x - 0.05 * true.rows[0]
+    kept = before.clone()
+    warm = sparse_codes(moved, true.rows, 0.01, before)
+    torch.testing.assert_close(warm, sparse_codes(moved, true.rows, 0.01), rtol=0, atol=1e-3)
+    assert not torch.allclose(warm, before, atol=1e-3)
+    assert torch.equal(before, kept)

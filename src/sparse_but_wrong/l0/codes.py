@@ -34,7 +34,10 @@ _SMALLEST_TOLERANCE = 1e-6
 
 @torch.no_grad()
 def sparse_codes(
-    centred: Float[Tensor, "B D"], directions: Float[Tensor, "A D"], penalty: float
+    centred: Float[Tensor, "B D"],
+    directions: Float[Tensor, "A D"],
+    penalty: float,
+    start: Float[Tensor, "B A"] | None = None,
 ) -> Float[Tensor, "B A"]:
     """The non-negative lasso: argmin over y ≥ 0 of ½‖x − y·directions‖² + penalty·Σy, per sample.
 
@@ -45,8 +48,10 @@ def sparse_codes(
         centred: samples less the bias.
         directions: rows of unit length.
         penalty: in the units of the samples.
+        start: codes of samples that hardly differ, from which less is left to do; 0 if left out.
     """
-    return _minimised(directions @ directions.T, centred @ directions.T - penalty, penalty)
+    gram = directions @ directions.T
+    return _minimised(gram, centred @ directions.T - penalty, penalty, start)
 
 
 @torch.no_grad()
@@ -57,20 +62,26 @@ def codes_by_others(directions: Float[Tensor, "A D"], penalty: float) -> Float[T
 
 
 def _minimised(
-    gram: Float[Tensor, "A A"], slopes: Float[Tensor, "B A"], penalty: float
+    gram: Float[Tensor, "A A"],
+    slopes: Float[Tensor, "B A"],
+    penalty: float,
+    start: Float[Tensor, "B A"] | None = None,
 ) -> Float[Tensor, "B A"]:
-    """Codes from 0, with the slopes of the cost there, their sign turned; −∞ holds a code at 0."""
+    """Codes, by the slopes of the cost where all are 0, their sign turned; −∞ holds one at 0."""
     if slopes.numel() == 0:
         return torch.zeros_like(slopes)
     tolerance = max(_TOLERANCE * penalty, _SMALLEST_TOLERANCE * float(slopes.max()))
     compiled = kernels() if slopes.device.type == "cpu" else None
+    codes = torch.zeros_like(slopes) if start is None else start
     if compiled is None:
-        return _by_gradients(gram, slopes, tolerance)
+        return _by_gradients(gram, slopes, tolerance, codes)
+    if start is not None:
+        slopes = slopes - start @ gram
     n = slopes.shape[1]
     beyond = -n % _SPAN
     gram = pad(gram, (0, beyond, 0, beyond))
     slopes = pad(slopes, (0, beyond), value=-math.inf)
-    codes = torch.zeros_like(slopes)
+    codes = pad(codes, (0, beyond)).clone()
 
     most = _MOST_MOVES + _PER_DIRECTION * n
 
@@ -92,13 +103,12 @@ def _minimised(
     return codes[:, :n].contiguous()
 
 
-def _by_gradients(gram: Tensor, slopes: Tensor, tolerance: float) -> Tensor:
+def _by_gradients(gram: Tensor, slopes: Tensor, tolerance: float, codes: Tensor) -> Tensor:
     """The same by the accelerated proximal gradient method, of whole batches at a time.
 
     Source: Beck & Teboulle 2009, "A fast iterative shrinkage-thresholding algorithm".
     """
     step = 1 / (1.01 * float(torch.linalg.eigvalsh(gram)[-1]))
-    codes = torch.zeros_like(slopes)
     ahead, momentum = codes, 1.0
     for i in range(_MOST_ITERATIONS):
         moved = (ahead + step * (slopes - ahead @ gram)).clamp_min_(0)

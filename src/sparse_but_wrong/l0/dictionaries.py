@@ -78,10 +78,10 @@ def _cheapest_bias(
     are present at times, and is left at once; from below the penalty alone would drive it.
     """
     samples = activations[: fewer(_BIAS_SAMPLES, len(rows))]
-    bias = activations.mean(0)
+    bias, codes = activations.mean(0), None
     for _ in range(_BIAS_ROUNDS if len(rows) else 0):
         centred = samples - bias
-        codes = sparse_codes(centred, rows, penalty)
+        codes = sparse_codes(centred, rows, penalty, codes)
         bias = bias + (centred - codes @ rows).mean(0)
     return bias
 
