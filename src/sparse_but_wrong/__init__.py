@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     )
     from sparse_but_wrong.figures.recommendation import plot_recommendation as plot_recommendation
     from sparse_but_wrong.figures.sweep import plot_projections as plot_projections
+    from sparse_but_wrong.l0.monitor import L0Monitor as L0Monitor
     from sparse_but_wrong.l0.options import FindOptions as FindOptions
     from sparse_but_wrong.l0.recommend import L0Recommendation as L0Recommendation
     from sparse_but_wrong.l0.sweep import evaluate_sweep as evaluate_sweep
@@ -79,6 +80,7 @@ _NAMES = {
     "figures.published": "plot_sae_feat_cos_sims plot_sae_feat_cos_sims_seaborn",
     "figures.recommendation": "plot_recommendation",
     "figures.sweep": "plot_projections",
+    "l0.monitor": "L0Monitor",
     "l0.options": "FindOptions",
     "l0.recommend": "L0Recommendation",
     "l0.sweep": "evaluate_sweep",

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
         SyntheticModel as SyntheticModel,
         SyntheticModelConfig as SyntheticModelConfig,
     )
-    from sae_lens.training.sae_trainer import SAETrainer
+    from sae_lens.training.activation_scaler import ActivationScaler as ActivationScaler
+    from sae_lens.training.sae_trainer import Evaluator as Evaluator, SAETrainer
 
 
 _HOMES = {
@@ -236,9 +237,8 @@ def step_metrics(
     return metrics
 
 
-def complete(trainer: SAETrainer[Any, Any], sae: sae_lens.TrainingSAE[Any]) -> None:
-    """Fold a trainer's normalisation into its SAE or a copy and record metadata, as `fit` does."""
-    scaler = trainer.activation_scaler
+def fold(scaler: ActivationScaler, sae: sae_lens.TrainingSAE[Any]) -> None:
+    """Fold a trainer's normalisation into its SAE, or a copy, as `fit` does in the end."""
     if scaler.scaling_factor is not None:
         sae.fold_activation_norm_scaling_factor(scaler.scaling_factor)
     if scaler.whitening is not None:
@@ -247,6 +247,11 @@ def complete(trainer: SAETrainer[Any, Any], sae: sae_lens.TrainingSAE[Any]) -> N
             whitening_matrix=scaler.whitening.matrix,
             unwhitening_matrix=scaler.whitening.inverse_matrix,
         )
+
+
+def complete(trainer: SAETrainer[Any, Any], sae: sae_lens.TrainingSAE[Any]) -> None:
+    """Fold a trainer's normalisation into its SAE or a copy and record metadata, as `fit` does."""
+    fold(trainer.activation_scaler, sae)
     l0, n_dead = None, None
     if trainer.n_frac_active_samples > 0:
         l0 = float(trainer.feature_sparsity.sum())

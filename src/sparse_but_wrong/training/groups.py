@@ -50,7 +50,7 @@ def make_groups(
     moves: list[Control | None] = []
     for place, (sae, control) in enumerate(zip(saes, controls, strict=True)):
         cfg, kind = sae.cfg, type(sae).__name__
-        architecture, reason = _architecture_of(sae)
+        architecture, reason = architecture_of(sae)
         refusal = _why_refused(sae, architecture, control, options)
         if refusal is None and architecture is None and options.reinit_dead_every is not None:
             refusal = (
@@ -83,7 +83,7 @@ def make_groups(
     return [*groups, *(SAELensGroup([saes[place]], [place], options) for place in alone)]
 
 
-def _architecture_of(
+def architecture_of(
     sae: sae_lens.TrainingSAE[Any],
 ) -> tuple[type[Architecture] | None, str | None]:
     """What steps an SAE; or None, and why it is left to sae_lens' trainer."""

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparse_but_wrong.training.architectures.base import Inputs
+from sparse_but_wrong.training.architectures.base import Inputs, Parameters
 from sparse_but_wrong.training.architectures.penalty import JumpReLU
 from sparse_but_wrong.training.options import TrainOptions
 from sparse_but_wrong.training.stack import Stack
@@ -79,9 +79,22 @@ def threshold_state(
     """The state of one SAE, a row of a stack, after `n_steps` steps, on a scaled batch."""
     mean = row.views(row.exp_avg)["threshold"] / (1 - options.adam_beta1**n_steps)
     square = row.views(row.exp_avg_sq)["threshold"] / (1 - options.adam_beta2**n_steps)
+    share, l0 = reconstruction_share(cfg, row.views(row.params), x, coefficient)
+    drift = float(-(mean / (square.sqrt() + 1e-8)).mean())
+    return ThresholdState(drift=drift, reconstruction_share=share, l0=l0)
 
-    leaves = row.views(row.params.clone())
-    threshold = leaves["threshold"].requires_grad_()
+
+@torch.no_grad()
+def reconstruction_share(
+    cfg: Any, parameters: Parameters, x: Float[Tensor, "B D"], coefficient: float
+) -> tuple[float, float]:
+    """`ThresholdState.reconstruction_share` and `.l0` of one JumpReLU SAE on a scaled batch.
+
+    Args:
+        parameters: [1, …] each, by sae_lens' names.
+    """
+    threshold = parameters["threshold"].detach().clone().requires_grad_()
+    leaves = {**parameters, "threshold": threshold}
     dead = torch.zeros(1, cfg.d_sae, dtype=torch.bool, device=x.device)
     with torch.enable_grad():
         inputs = Inputs(x, torch.full((1, 1), coefficient, device=x.device), dead)
@@ -92,8 +105,4 @@ def threshold_state(
             for loss in (losses[0].sum(), torch.stack(losses).sum())
         )
     share = reconstruction.norm() / (whole - reconstruction).norm()
-    return ThresholdState(
-        drift=float(-(mean / (square.sqrt() + 1e-8)).mean()),
-        reconstruction_share=float(share),
-        l0=float((forward.acts > 0).sum()) / x.shape[0],
-    )
+    return float(share), float((forward.acts > 0).sum()) / x.shape[0]
