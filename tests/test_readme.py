@@ -71,7 +71,7 @@ def asked() -> set[str]:
 
 @pytest.fixture
 def run_page(here: Path, asked: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Runs the blocks of a page, in order, in a folder of its own; gives the last block's names."""
+    """Runs the blocks of a page, in order, in a folder of its own; gives all names they set."""
     # The experiments by their names, but tiny: tested is that the commands do what they say.
     for name in ("jumprelu", "small"):
         tiny.register(monkeypatch, name=name)
@@ -104,13 +104,14 @@ def run_page(here: Path, asked: set[str], tmp_path: Path, monkeypatch: pytest.Mo
             rng = np.random.default_rng(0)
             acts = (rng.random(shape) < 0.1) * rng.normal(1, 0.1, shape)
             np.save("acts/0.npy", acts.astype("f4"))
-        names: dict[str, Any] = {}
+        of_page: dict[str, Any] = {}
         for language, text in blocks(page):
             assert language in ("", "python", "text"), "nothing runs it"
             if language == "python":
-                names = {}
+                names: dict[str, Any] = {}
                 with torch.random.fork_rng(devices=[]):
                     exec(compile(text, str(PAGES[page]), "exec"), names)
+                of_page |= names
             for line in text.splitlines() if language == "" else ():
                 command, _, file = line.split("#")[0].strip().partition(" > ")
                 if not command.startswith("sbw "):
@@ -125,7 +126,7 @@ def run_page(here: Path, asked: set[str], tmp_path: Path, monkeypatch: pytest.Mo
                 assert done.exit_code == 0, (line, done.output)
                 if file:
                     Path(file).write_text(done.output)
-        return names
+        return of_page
 
     return run
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 from jaxtyping import Float, Int
 
+from sparse_but_wrong.loggers import Logger, log_metrics
 from sparse_but_wrong.metrics.reconstruction import Reconstruction
 from sparse_but_wrong.metrics.recovery import FeatureMatch
 
@@ -145,6 +146,22 @@ class Evaluations(Sequence[Evaluation]):
 
         rows = [evaluation.to_row() for evaluation in self]
         return pd.DataFrame(rows, index=pd.Index(self.names, name="sae"))
+
+    def log_to(self, logger: Logger, step: int) -> None:
+        """Hand what is known of the scalars, and s_n^dec for n = H/4, to a logger.
+
+        They are called ``name/evaluation/metric``.
+
+        Args:
+            logger: as of `train_saes`.
+            step: where they are entered; no earlier than what the logger has, for wandb.
+        """
+        metrics = {}
+        for found in self:
+            n = found.d_sae // 4
+            of_sae = {**found.to_row(), f"s_{n}": float(found.projections[n])}
+            metrics |= {f"{found.name}/evaluation/{k}": v for k, v in of_sae.items() if v == v}
+        log_metrics(logger, metrics, step)
 
     @overload
     def __getitem__(self, at: int | str) -> Evaluation: ...

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from sparse_but_wrong import atomic
+from sparse_but_wrong.loggers import Logger
 from sparse_but_wrong.metrics.evaluate import evaluate
 from sparse_but_wrong.metrics.evaluation import Evaluations
 from sparse_but_wrong.runs.stored_world import StoredWorld
 from sparse_but_wrong.seeds import derive_seed
 from sparse_but_wrong.training.controls import Control
 from sparse_but_wrong.training.log import TrainingLog
-from sparse_but_wrong.training.loop import train_saes
+from sparse_but_wrong.training.loop import Training
 from sparse_but_wrong.training.make import make_saes
 from sparse_but_wrong.training.options import TrainOptions
 from sparse_but_wrong.worlds.world import ToyWorld
@@ -90,6 +91,7 @@ def train_sweep(
     batch_size: int = 1024,
     seed: int = 0,
     controls: Sequence[Control | None] | None = None,
+    logger: Logger | None = None,
     **options: Any,
 ) -> Sweep:
     """Make SAEs and train them all at once on the same activations.
@@ -103,6 +105,7 @@ def train_sweep(
         batch_size: samples per step.
         seed: of the initial weights and of the order of samples; each SAE gets its own from it.
         controls: for each SAE what moves its sparsity: a `KTransition`, a `TargetL0`, or None.
+        logger: as of `train_saes`; SAEs have their names there.
         options: further fields of `TrainOptions`.
     Returns:
         the trained SAEs, named by what sets their sparsity, with their log.
@@ -122,8 +125,11 @@ def train_sweep(
     of_run = TrainOptions(
         total_training_samples=n_samples, lr=lr, train_batch_size_samples=batch_size, **options
     )
-    log = train_saes(saes, stream, of_run, controls)
-    return Sweep(dict(zip(names, saes, strict=True)), log, opened, seed, batch_size)
+    training = Training(saes, stream, of_run, controls, names=names)
+    if logger is not None:
+        training.report_to(logger, names)
+    training.run()
+    return Sweep(dict(zip(names, saes, strict=True)), training.log, opened, seed, batch_size)
 
 
 def _name(cfg: sae_lens.TrainingSAEConfig) -> str:

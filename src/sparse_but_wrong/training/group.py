@@ -105,6 +105,9 @@ class Group(ABC):
     def complete(self, saes: Sequence[sae_lens.TrainingSAE[Any]]) -> None:
         """Fold the scale into SAEs that are written back, and record metadata."""
 
+    def read_log(self) -> None:  # noqa: B027  (most have nothing to do)
+        """Bring the logs up to the last finished step, where their numbers lie elsewhere."""
+
     def finish(self) -> None:
         """After the last step."""
         self.write_back(self.saes)
@@ -301,13 +304,13 @@ class StackedGroup(Group):
         for log, values in zip(self.logs[rows], table.T.tolist(), strict=True):
             log.append(step, {**dict(zip(names, values, strict=True)), "lr": lr})
 
-    def _read_log(self) -> None:
+    def read_log(self) -> None:
         for entry in self._unread:
             self._write_log(*entry)
         self._unread.clear()
 
     def write_back(self, saes: Sequence[sae_lens.TrainingSAE[Any]]) -> None:
-        self._read_log()
+        self.read_log()
         self.stack.write_into(saes)
         for log, step in zip(self.logs, self.stack.diverged_at.tolist(), strict=True):
             log.diverged_at = None if step < 0 else step
@@ -357,7 +360,7 @@ class StackedGroup(Group):
 
     def state(self) -> dict[str, Tensor]:
         """Parameters, Adam's means, counters, scale and logs."""
-        self._read_log()
+        self.read_log()
         scale = math.nan if self.scale is None else self.scale
         state = {**self._tensors(), "scale": torch.tensor(scale, dtype=torch.float64)}
         for i, log in enumerate(self.logs):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from sparse_but_wrong.loggers import Logger, log_metrics
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -67,3 +70,28 @@ class TrainingLog:
 
         frames = [{"sae": i, "step": log.steps, **log.columns} for i, log in enumerate(self.saes)]
         return pd.concat(map(pd.DataFrame, frames), ignore_index=True) if frames else pd.DataFrame()
+
+
+class LogReporter:
+    """Hands a log to a logger as it grows: once per step, the metrics of all SAEs that have it.
+
+    Args:
+        names: of the SAEs; a metric is called ``name/metric``.
+    """
+
+    def __init__(self, log: TrainingLog, names: Sequence[str], logger: Logger) -> None:
+        self.log, self.names, self.logger = log, names, logger
+        # What a run that is resumed has logged already was reported before.
+        self._n_done = [len(of_sae.steps) for of_sae in log.saes]
+
+    def report(self, end: float = math.inf) -> None:
+        """Hand over what is new of the steps before `end`, which all SAEs have finished."""
+        due: dict[int, dict[str, float]] = {}
+        for i, (name, of_sae) in enumerate(zip(self.names, self.log.saes, strict=True)):
+            while self._n_done[i] < len(of_sae.steps) and of_sae.steps[self._n_done[i]] < end:
+                at = self._n_done[i]
+                metrics = due.setdefault(of_sae.steps[at], {})
+                metrics |= {f"{name}/{metric}": v[at] for metric, v in of_sae.columns.items()}
+                self._n_done[i] += 1
+        for step in sorted(due):
+            log_metrics(self.logger, due[step], step)

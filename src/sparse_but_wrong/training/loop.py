@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from sparse_but_wrong import sae_lens_compat
+from sparse_but_wrong.loggers import Logger, check_logger
 from sparse_but_wrong.threads import threads_per_operation
 from sparse_but_wrong.training.batches import BatchReader, Block, ResumableSource
 from sparse_but_wrong.training.controls import Control
 from sparse_but_wrong.training.group import Group, with_prefix
 from sparse_but_wrong.training.groups import make_groups
 from sparse_but_wrong.training.interrupt import DeferredInterrupt
-from sparse_but_wrong.training.log import TrainingLog
+from sparse_but_wrong.training.log import LogReporter, TrainingLog
 from sparse_but_wrong.training.options import TrainOptions
 from sparse_but_wrong.training.stack import Steps
 from sparse_but_wrong.training.state import Snapshot, TrainingState
@@ -40,6 +41,7 @@ def train_saes(
     options: TrainOptions | None = None,
     controls: Sequence[Control | None] | None = None,
     on_snapshot: Callable[[Snapshot], None] | None = None,
+    logger: Logger | None = None,
 ) -> TrainingLog:
     """Train many SAEs at once, in place, on one shared stream of activations.
 
@@ -61,17 +63,22 @@ def train_saes(
         on_snapshot: called in this thread with a finished copy of each SAE after every one of
             `options.snapshot_steps`. Each SAE counts its own steps, which begin later where the
             norm of the activations is estimated first.
+        logger: is handed each row of the log, as ``sae_0/l0`` and so on, once all SAEs are past
+            that step: a `wandb.Run`, a TensorBoard `SummaryWriter`, or what has ``log(metrics,
+            step=…)``.
     Returns:
         The log: losses, L0, dead latents, gradient norm and coefficient or k of every SAE.
     Raises:
         ValueError: SAEs that cannot share a stream or be trained as given, a control that cannot do
             its work, a batch of the wrong shape or with non-finite values (no SAE is touched by
             it), or a source that ends too early.
-        TypeError: something that is not a sae_lens training SAE, or not a tensor.
+        TypeError: something that is not a sae_lens training SAE, not a tensor, or no logger.
         KeyboardInterrupt: on Ctrl-C; the SAEs are then as of the last finished step, in the
             units of the scaled activations, or finished if that was the last of all.
     """
     training = Training(saes, source, options or TrainOptions(), controls, on_snapshot)
+    if logger is not None:
+        training.report_to(logger, [f"sae_{i}" for i in range(len(saes))])
     training.run()
     return training.log
 
@@ -131,6 +138,12 @@ class Training:
         # the workers, and those that came after. A resumed run reads on from the first of them.
         self._at_work: list[Block] = []
         self._drawn: list[Block] = []
+        self._reporter: LogReporter | None = None
+
+    def report_to(self, logger: Logger, names: Sequence[str]) -> None:
+        """Hand the log to a logger from here on, under names of the SAEs (TypeError if none)."""
+        check_logger(logger)
+        self._reporter = LogReporter(self.log, names, logger)
 
     @property
     def n_samples(self) -> int:
@@ -208,6 +221,8 @@ class Training:
         with DeferredInterrupt() as closing:
             for group in self.groups:
                 group.finish()
+        if self._reporter is not None:
+            self._reporter.report()
         self._report()
         interrupt.raise_pending()
         closing.raise_pending()
@@ -276,6 +291,10 @@ class Training:
             for future in self._finish_first().futures.values():
                 future.result()
             bar.update(self.n_samples - before)
+        if self._reporter is not None:
+            for group in self.groups:
+                group.read_log()
+            self._reporter.report(min(group.n_steps for group in self.groups))
 
     def _take_snapshots(self, block: Block, bar: Any) -> None:
         """Of the groups that a block brings to a step to keep, once all at work is finished."""
