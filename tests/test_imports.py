@@ -18,7 +18,7 @@ PACKAGE = Path(sparse_but_wrong.__file__).parent
 # A module may import what stands before its room, and its own room; rooms of one line stand side
 # by side, and only those named here may use another of theirs.
 LAYERS = (
-    {"atomic", "untrusted", "threads", "tensors", "seeds", "registration", "loggers"},
+    {"atomic", "untrusted", "threads", "tensors", "seeds", "registration", "loggers", "shown"},
     {"sae_lens_compat"},
     {"worlds", "activations", "saes", "training", "metrics"},
     {"l0", "runs"},

@@ -17,6 +17,7 @@ from torch import Tensor
 from sparse_but_wrong.experiments.verdict import Verdict, in_lines
 from sparse_but_wrong.figures.training import training_curves
 from sparse_but_wrong.metrics.evaluation import Evaluation
+from sparse_but_wrong.report.run import shown_images
 from sparse_but_wrong.runs.folder import RunFolder
 from sparse_but_wrong.runs.make import make_spec_saes, world_seed
 from sparse_but_wrong.runs.spec import ExperimentSpec, SAESpec
@@ -100,9 +101,11 @@ class Run:
     def _repr_html_(self) -> str:
         lines = "".join(f"<li>{escape(line)}</li>" for line in in_lines(self.verdict))
         table = self.table.to_html(index=False, max_rows=40, max_cols=16, border=0)
+        images = [image for image in shown_images(self.folder) if image.png][:1]
+        figure = "".join(f'<img src="{i.address}" style="max-width: 100%">' for i in images)
         return (
             f"<p><b>{escape(self._title())}</b><br>Claim: {escape(self.spec.claim)}</p>"
-            f"<ul>{lines}</ul>{table}"
+            f"<ul>{lines}</ul>{figure}{table}"
         )
 
     def _title(self) -> str:

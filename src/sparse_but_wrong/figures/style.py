@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import shutil
 import subprocess
@@ -136,14 +137,28 @@ def write_figure(fig: Figure, path: str | Path, dpi: Number = 200) -> Path:
     """
     path = Path(path)
     check_suffix(path)
-    kind = path.suffix[1:].lower()
+    write_bytes(path, _rendered(fig, path.suffix[1:].lower(), dpi))
+    return path
+
+
+def as_html(fig: Figure) -> str:
+    """A figure as an HTML image that holds all of itself."""
+    png = _rendered(fig, "png", dpi=110)
+    return f'<img src="{png_address(png)}" style="max-width: 100%; background: white">'
+
+
+def png_address(png: bytes) -> str:
+    """A PNG as an address, for pages that load nothing."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
+
+
+def _rendered(fig: Figure, kind: str, dpi: Number) -> bytes:
     buffer = io.BytesIO()
     # The style again: what LaTeX needs and the names of math fonts are read when text is drawn.
     # The salt: without one, an SVG's element names are random.
     with paper_style(), matplotlib.rc_context({"svg.hashsalt": "sparse_but_wrong"}):
         fig.savefig(buffer, format=kind, dpi=dpi, metadata=_UNDATED.get(kind))
-    write_bytes(path, buffer.getvalue())
-    return path
+    return buffer.getvalue()
 
 
 def check_suffix(path: str | Path, *others: str) -> None:

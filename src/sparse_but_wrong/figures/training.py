@@ -14,6 +14,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from sparse_but_wrong.figures import parts
 from sparse_but_wrong.figures.style import BLUE, GREY, VERMILLION, Number, paper_style
+from sparse_but_wrong.runs.sweep import Sweep
 
 _COLORS = (BLUE, VERMILLION, GREY)
 
@@ -64,6 +65,12 @@ def training_curves(curves: pd.DataFrame, true_l0: Number | None = None) -> Figu
     scale, both = ScalarMappable(norm, colors), [l0_axes, mse_axes]
     figure.colorbar(scale, ax=both, label="Last L0", pad=0.02, aspect=25)
     return figure
+
+
+def sweep_curves(sweep: Sweep) -> Figure:
+    """The training curves of a sweep."""
+    curves = sweep.log.to_frame()
+    return training_curves(curves.assign(sae_id=curves["sae"]))
 
 
 @paper_style()

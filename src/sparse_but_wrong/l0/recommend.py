@@ -19,6 +19,7 @@ from sparse_but_wrong.l0.agreement import (
 from sparse_but_wrong.l0.curves import BELOW, CLOSE, NEAR, Curve, curves_in_words, read_curves
 from sparse_but_wrong.l0.presence import SMALLEST_NOISE_COST, Presence
 from sparse_but_wrong.l0.sweep import Count, EvaluatedSweep, most_directions
+from sparse_but_wrong.shown import with_figure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -155,11 +156,12 @@ class L0Recommendation:
 
     def _repr_html_(self) -> str:
         (answer, *_), *_ = paragraphs = self.paragraphs()
-        return "".join(
+        words = "".join(
             f"<p>{'<b>' * (head is answer)}{escape(head)}{'</b>' * (head is answer)}</p>"
             + (_list(points) if points else "")
             for head, points in paragraphs
         )
+        return with_figure(words, "recommendation:plot_recommendation", self)
 
 
 def _list(lines: tuple[str, ...]) -> str:

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from sparse_but_wrong.loggers import Logger, log_metrics
 from sparse_but_wrong.metrics.reconstruction import Reconstruction
 from sparse_but_wrong.metrics.recovery import FeatureMatch
+from sparse_but_wrong.shown import with_figure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -114,6 +115,9 @@ class Evaluation(Reconstruction):
         shown = ", ".join(f"{name}={getattr(self, name):.4g}" for name in _SHOWN)
         return f"Evaluation({shown}, d_sae={self.d_sae}, n_samples={self.n_samples:,})"
 
+    def _repr_html_(self) -> str:
+        return Evaluations([self])._repr_html_()
+
 
 class Evaluations(Sequence[Evaluation]):
     """Evaluations of several SAEs on the same samples, by place or by name."""
@@ -179,7 +183,8 @@ class Evaluations(Sequence[Evaluation]):
         return self.to_frame()[_SHOWN].round(4).to_string()
 
     def _repr_html_(self) -> str:
-        return self.to_frame()[_SHOWN].round(4).to_html()
+        table = self.to_frame()[_SHOWN].round(4).to_html() if len(self) else ""
+        return with_figure(table, "distributions:plot_evaluations", self)
 
 
 def join_projections(table: pd.DataFrame, projections: pd.DataFrame) -> pd.DataFrame:

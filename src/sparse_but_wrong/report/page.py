@@ -48,7 +48,9 @@ class Image:
 
     @property
     def address(self) -> str:
-        return f"data:image/png;base64,{base64.b64encode(self.png or b'').decode('ascii')}"
+        from sparse_but_wrong.figures.style import png_address
+
+        return png_address(self.png or b"")
 
 
 @dataclass(frozen=True)

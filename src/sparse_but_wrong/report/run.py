@@ -37,7 +37,7 @@ def write_report(folder: RunFolder) -> Path:
     """
     folder.finished_saes()
     manifest, spec = folder.manifest, folder.manifest["spec"]
-    images = [_image(folder, figure) for figure in manifest.get("shown_figures", ())]
+    images = shown_images(folder)
     notices = [QUICK] if manifest["quick"] else []
     if manifest["status"] != "finished":
         notices.append("This run has not finished: this is what its folder held.")
@@ -101,6 +101,11 @@ def _verdict(manifest: Mapping[str, Any], id: str, title: str, **more: Any) -> S
     checks = (manifest.get("verdict") or {}).get("checks", ())
     said = {"outcome": outcome_of(manifest), "lead": manifest["spec"]["claim"], "checks": checks}
     return Section(id, title, **said, **more)
+
+
+def shown_images(folder: RunFolder) -> list[Image]:
+    """The figures of a run that stand in its report, the overview first."""
+    return [_image(folder, figure) for figure in folder.manifest.get("shown_figures", ())]
 
 
 def _image(folder: RunFolder, figure: Mapping[str, str]) -> Image:

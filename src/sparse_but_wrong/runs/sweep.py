@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from html import escape
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ from sparse_but_wrong.metrics.evaluate import evaluate
 from sparse_but_wrong.metrics.evaluation import Evaluations
 from sparse_but_wrong.runs.stored_world import StoredWorld
 from sparse_but_wrong.seeds import derive_seed
+from sparse_but_wrong.shown import with_figure
 from sparse_but_wrong.training.controls import Control
 from sparse_but_wrong.training.log import TrainingLog
 from sparse_but_wrong.training.loop import Training
@@ -46,6 +48,9 @@ class Sweep:
         logs = zip(self.saes, self.log.saes, strict=True)
         ends = (f"  {name}: L0 {log.columns['l0'][-1]:.2f}" for name, log in logs)
         return "\n".join((f"Sweep of {len(self.saes)} SAEs on {self.source!r}, at the end:", *ends))
+
+    def _repr_html_(self) -> str:
+        return with_figure(f"<pre>{escape(repr(self))}</pre>", "training:sweep_curves", self)
 
     def evaluate(self, n_samples: int = 100_000) -> Evaluations:
         """The metrics of all SAEs on the same samples, which none of them was trained on.
