@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 NOTEBOOK ?= $(firstword $(wildcard ../shared/seed/*.ipynb) tests/data/toy_models.ipynb)
 
 # TEST gives pytest more arguments, as in make test TEST=tests/worlds.
-.PHONY: run paper real test shapes bench notebook docs lint types clean
+.PHONY: run paper real test shapes bench notebook docs dist lint types clean
 
 run: $(VENV)/.installed
 	$(BIN)/sbw run jumprelu
@@ -44,6 +44,14 @@ notebook: $(VENV)/.installed-test
 docs: $(VENV)/.installed-test
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
+# What is released, in dist/: built, and looked at. scripts/try_wheel.sh then installs and uses it.
+dist: $(VENV)/bin/pip
+	rm -rf dist
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt build twine
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python scripts/check_dist.py dist
+
 # The environment itself; a half-made one is made anew.
 $(VENV)/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -63,4 +71,4 @@ $(VENV)/.installed-gguf: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	@touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache site
+	rm -rf $(VENV) .pytest_cache .ruff_cache site dist build

@@ -108,7 +108,7 @@ _HOMES = {
     name: f"{__name__}.{module}" for module, names in _NAMES.items() for name in names.split()
 }
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = sorted(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 
