@@ -19,6 +19,7 @@ _COMMANDS = {
     "report": "run.report",
     "find-l0": "find_l0.find",
     "diagnose": "diagnose.diagnose",
+    "push": "push.push",
     "cache-activations": "cache_activations.cache",
 }
 """Modules here and functions in them, by the names of the commands, in the order of the help."""

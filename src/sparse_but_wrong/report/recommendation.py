@@ -109,7 +109,7 @@ def _as_json(found: L0Recommendation, facts: Mapping[str, Any]) -> dict[str, Any
     found_words = {name: getattr(found, name) for name in words}
     active, agreement = asdict(found.active), found.agreement and asdict(found.agreement)
     found_words |= {"active": active, "agreement": agreement}
-    return {**found_words, "curves": curves, "counts": counts, "made": made}
+    return {"text": str(found), **found_words, "curves": curves, "counts": counts, "made": made}
 
 
 def _numbers(record: object, *names: str) -> dict[str, float | None]:

@@ -47,7 +47,7 @@ def write_report(folder: RunFolder) -> Path:
         *([Section("figures", "The figures", images=images)] if images else []),
         *_plots(folder),
         *_tables(folder),
-        made_section(_facts(manifest), _spec_text(spec)),
+        made_section(facts_of(manifest), _spec_text(spec)),
     ]
     above = f"Report of a run of {spec['name']}"
     return write_page(folder.report_path, spec["title"], sections, above=above, notices=notices)
@@ -195,7 +195,8 @@ def _lies_in(folder: Path, file: Path) -> bool:
     return file.resolve().is_relative_to(folder.resolve()) and file.is_file()
 
 
-def _facts(manifest: Mapping[str, Any]) -> dict[str, object]:
+def facts_of(manifest: Mapping[str, Any]) -> dict[str, object]:
+    """How a run was made, by name, for people."""
     origin = dict(manifest["provenance"])
     command, created = origin.pop("command", None), origin.pop("created", None)
     versions = origin.pop("versions", {})

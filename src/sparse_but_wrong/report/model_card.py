@@ -1,0 +1,116 @@
+"""SAEs of a run as a repository of the Hugging Face Hub: its files, and a card that explains them.
+
+README.md              the card: figure, metrics, recommendation, how it was made
+overview.png           the overview of the run, and that of a recommendation
+<sae_id>/              each SAE as it is used, as sae_lens' `SAE.from_pretrained` reads it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sparse_but_wrong.report.page import format_number
+from sparse_but_wrong.report.run import facts_of, shown_images
+from sparse_but_wrong.runs.folder import RunFolder
+from sparse_but_wrong.saes.sae_lens_folder import CONFIG, WEIGHTS
+from sparse_but_wrong.untrusted import checked, read_json
+
+_METRICS = (
+    *("l0", "dead_latents", "variance_explained", "mse", "c_dec", "mean_max_cosine", "mcc", "f1"),
+)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What is read of a recommendation's file."""
+
+    text: str
+    made: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Repository:
+    """What goes to the Hub."""
+
+    sae_ids: tuple[str, ...]
+    """The SAEs, whose folders are called so."""
+    files: Mapping[str, bytes]
+    """The card and its figures, by their names."""
+
+    @property
+    def names(self) -> list[str]:
+        """Every file that is written."""
+        of_saes = [f"{sae_id}/{name}" for sae_id in self.sae_ids for name in (CONFIG, WEIGHTS)]
+        return sorted([*self.files, *of_saes])
+
+
+def make_repository(
+    run: RunFolder, repo: str, sae_ids: Sequence[str] = (), recommendation: Path | None = None
+) -> Repository:
+    """SAEs of a finished run with their card.
+
+    Args:
+        repo: its name on the Hub, for the card.
+        sae_ids: which SAEs; all if there are none.
+        recommendation: a folder that `sbw find-l0` or `FoundL0.save` wrote.
+    Raises:
+        ValueError: the run is not finished or damaged, or has no such SAE.
+        OSError: there is no recommendation in its folder.
+    """
+    if run.manifest["status"] != "finished":
+        raise ValueError(f"The run in {run.path} has not finished; --resume it first.")
+    there = run.finished_saes()
+    if unknown := [sae_id for sae_id in sae_ids if sae_id not in there]:
+        raise ValueError(
+            f"{run.path} has no SAE {', '.join(unknown)}. Available: {', '.join(there)}."
+        )
+    chosen = tuple(sae_id for sae_id in there if sae_id in (sae_ids or there))
+    for sae_id in chosen:
+        run.checked_sae_path(sae_id)
+    parts = [f"# {run.manifest['spec']['title']}", _head(repo, chosen)]
+    files = {}
+    if images := [image for image in shown_images(run) if image.png]:
+        files["overview.png"] = images[0].png or b""
+        parts.append(f"![overview](overview.png)\n\n{images[0].caption}")
+    parts.append(f"## The SAEs\n\n{_metrics(run, chosen)}")
+    if recommendation is not None:
+        file, again = recommendation / "recommendation.json", "run `sbw find-l0` again"
+        answer = checked(_Answer, read_json(file, again), file, again)
+        text = f"## Which L0?\n\n```text\n{answer.text}\n```\n\n{_bullets(answer.made)}"
+        figure = recommendation / "plots" / "recommendation.png"
+        if figure.is_file():
+            files["recommendation.png"] = figure.read_bytes()
+            text += "\n\n![the evidence](recommendation.png)"
+        parts.append(text)
+    parts.append(f"## How they were made\n\n{_bullets(facts_of(run.manifest))}")
+    front = "---\nlibrary_name: saelens\ntags: [sparse-autoencoder, interpretability]\n---\n\n"
+    files["README.md"] = (front + "\n\n".join(parts) + "\n").encode()
+    return Repository(chosen, files)
+
+
+def _head(repo: str, sae_ids: Sequence[str]) -> str:
+    return (
+        "Sparse autoencoders for [SAELens](https://github.com/decoderesearch/SAELens), trained and "
+        "evaluated with `sparse_but_wrong`.\n\n"
+        "```python\nfrom sae_lens import SAE\n\n"
+        f'sae = SAE.from_pretrained("{repo}", "{sae_ids[0]}")\n```'
+    )
+
+
+def _metrics(run: RunFolder, sae_ids: Sequence[str]) -> str:
+    """A row per SAE."""
+    table = run.read_table("results").set_index("sae_id").loc[list(sae_ids)]
+    s_n = [f"s_{n}" for n in run.manifest["spec"].get("projection_n", ())][::3]
+    shown = [name for name in (*_METRICS, *s_n) if name in table and table[name].notna().any()]
+    rows = [
+        [f"`{sae_id}`", *(format_number(value) for value in row)]
+        for sae_id, row in zip(sae_ids, table[shown].to_numpy(float), strict=True)
+    ]
+    lines = [["SAE", *shown], ["---", *["---:"] * len(shown)], *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _bullets(facts: Mapping[str, object]) -> str:
+    return "\n".join(f"- {name}: {' '.join(str(value).split())}" for name, value in facts.items())

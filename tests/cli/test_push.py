@@ -1,0 +1,153 @@
+"""`sbw push` against a stand-in for the Hub: a folder, and what its client would have done."""
+
+from __future__ import annotations
+
+import fnmatch
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import RepositoryNotFoundError
+from sae_lens import SAE
+
+import sparse_but_wrong
+from sparse_but_wrong.l0.recommend import recommend_l0
+from sparse_but_wrong.report.recommendation import write_recommendation
+from sparse_but_wrong.sae_lens_compat import inference_copy
+from tests.cli.conftest import Sbw
+from tests.experiments import tiny
+from tests.l0.evidence import sweep
+
+
+class Hub:
+    """Repositories below a folder; in place of the methods of `HfApi` that are used."""
+
+    def __init__(self, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.place, self.created = place, {}
+        for name in ("repo_info", "list_repo_files", "create_repo", "upload_folder"):
+            method = getattr(self, name)
+            monkeypatch.setattr(HfApi, name, lambda _, *a, _do=method, **k: _do(*a, **k))
+
+    def repo_info(self, repo_id: str, **_: Any) -> None:
+        if not (self.place / repo_id).is_dir():
+            response: Any = SimpleNamespace(headers={}, request=None, status_code=404)
+            raise RepositoryNotFoundError("none", response=response)
+
+    def list_repo_files(self, repo_id: str) -> list[str]:
+        self.repo_info(repo_id)
+        return [self.name(f) for f in (self.place / repo_id).rglob("*") if f.is_file()]
+
+    def name(self, file: Path) -> str:
+        return "/".join(file.relative_to(self.place).parts[2:])
+
+    def create_repo(self, repo_id: str, private: bool) -> None:
+        (self.place / repo_id).mkdir(parents=True)
+        self.created[repo_id] = private
+        (self.place / repo_id / ".gitattributes").touch()
+
+    def upload_folder(
+        self,
+        *,
+        repo_id: str,
+        folder_path: str | Path,
+        path_in_repo: str = "",
+        allow_patterns: Any = "*",
+        **_: Any,
+    ) -> None:
+        to = self.place / repo_id / path_in_repo
+        to.mkdir(exist_ok=True)
+        for file in Path(folder_path).iterdir():
+            if any(fnmatch.fnmatch(file.name, pattern) for pattern in allow_patterns):
+                shutil.copy(file, to)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    return Hub(tmp_path / "hub", monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A run, and what `sbw find-l0` would have written of it."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        tiny.register(patch, name="jumprelu")
+        run = sparse_but_wrong.run_experiment("jumprelu", folder / "run", progress=False)
+    found = recommend_l0(sweep())
+    made = {"Sweep": "run", "Command": "sbw find-l0 run"}
+    write_recommendation(found, folder / "found", "The sweep in run", made, with_sae=False)
+    return run, folder / "run", folder / "found"
+
+
+def test_saes_go_up_with_a_card(sbw: Sbw, hub: Hub, finished: Any) -> None:
+    run, path, found = finished
+    first, second = list(run.saes)[:2]
+    said = sbw(f"push {path} me/saes --sae {second} --recommendation {found} --private")
+    assert "me/saes" in said.out
+    assert hub.created == {"me/saes": True}
+    names = {f"{second}/cfg.json", f"{second}/sae_weights.safetensors", ".gitattributes"}
+    pictures = {"overview.png", "recommendation.png"}
+    assert set(hub.list_repo_files("me/saes")) == names | pictures | {"README.md"}
+    up = SAE.load_from_disk(hub.place / "me/saes" / second)
+    there = inference_copy(run.trained(second))
+    x = torch.randn(50, up.cfg.d_in, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(up.encode(x), there.encode(x))
+    assert (up.encode(x) > 0).any()
+    card = (hub.place / "me/saes/README.md").read_text()
+    assert card.startswith("---\nlibrary_name: saelens\n")
+    row = run.table.set_index("sae_id").loc[second]
+    assert f"| `{second}` | {row['l0']:.4g} |" in card
+    assert f"`{first}`" not in card
+    assert f'SAE.from_pretrained("me/saes", "{second}")' in card
+    assert "L0 10, between 9.754 and 10.25" in card
+    assert "sbw find-l0 run" in card
+    assert "- Seed: 0" in card
+    for picture in pictures:
+        assert f"({picture})" in card
+        assert (hub.place / "me/saes" / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_nothing_is_overwritten_unless_it_is_said(sbw: Sbw, hub: Hub, finished: Any) -> None:
+    run, path, _ = finished
+    one, other = list(run.saes)[:2]
+    sbw(f"push {path} me/saes --sae {one}")
+    assert hub.created == {"me/saes": False}
+    card = hub.place / "me/saes/README.md"
+    card.write_text("mine")
+    sbw.refuses(f"push {path} me/saes --sae {other}", "README.md", "--replace")
+    assert card.read_text() == "mine"
+    assert not (hub.place / "me/saes" / other).exists()
+    sbw(f"push {path} me/saes --sae {other} --replace")
+    assert other in card.read_text()
+    assert (hub.place / "me/saes" / one).is_dir()
+
+
+def test_a_dry_run_prints_all_and_asks_nobody(
+    sbw: Sbw, monkeypatch: pytest.MonkeyPatch, finished: Any
+) -> None:
+    run, path, _ = finished
+    monkeypatch.setattr(HfApi, "__init__", None)
+    said = sbw(f"push {path} me/saes --dry-run").out
+    for sae_id in run.saes:
+        assert f"  {sae_id}/sae_weights.safetensors\n" in said
+    assert f"# {run.spec.title}" in said
+
+
+def test_what_cannot_go_up_is_refused(sbw: Sbw, hub: Hub, finished: Any, tmp_path: Path) -> None:
+    run, path, _ = finished
+    sbw.refuses(f"push {path} me/saes --sae nonsense", "nonsense", next(iter(run.saes)))
+    sbw.refuses(f"push {path} 'no name'", "no name")
+    sbw.refuses(f"push {tmp_path} me/saes", "no run")
+    sbw.refuses(f"push {path} me/saes --recommendation {path}", "recommendation.json")
+    old = tmp_path / "old"
+    old.mkdir()
+    (old / "recommendation.json").write_text('{"l0": 3}')
+    sbw.refuses(f"push {path} me/saes --recommendation {old}", "text", "find-l0")
+    damaged = shutil.copytree(path, tmp_path / "damaged")
+    (damaged / "saes" / next(iter(run.saes)) / "cfg.json").write_text("{}")
+    sbw.refuses(f"push {damaged} me/saes --dry-run", "changed")
+    assert not hub.place.exists()
