@@ -18,9 +18,11 @@ import sparse_but_wrong
 from sparse_but_wrong.l0.recommend import recommend_l0
 from sparse_but_wrong.report.recommendation import write_recommendation
 from sparse_but_wrong.sae_lens_compat import inference_copy
+from tests.activations.caches import write_cache
 from tests.cli.conftest import Sbw
 from tests.experiments import tiny
 from tests.l0.evidence import sweep
+from tests.training import oracle
 
 
 class Hub:
@@ -151,3 +153,29 @@ def test_what_cannot_go_up_is_refused(sbw: Sbw, hub: Hub, finished: Any, tmp_pat
     (damaged / "saes" / next(iter(run.saes)) / "cfg.json").write_text("{}")
     sbw.refuses(f"push {damaged} me/saes --dry-run", "changed")
     assert not hub.place.exists()
+
+
+SPEC = """
+name: mine
+title: Mine
+claim: none
+world: {activations: acts}
+saes: [{sae_id: k_2, architecture: batchtopk, config: {d_sae: 9, k: 2}, factors: {k: 2}}]
+training: {total_training_samples: 640, train_batch_size_samples: 64}
+evaluation_samples: 100
+projection_n: [3]
+analysis: activations
+"""
+
+
+@pytest.mark.usefixtures("no_figures")
+def test_what_goes_up_says_which_model_it_belongs_to(sbw: Sbw, hub: Hub) -> None:
+    write_cache(Path("acts"), torch.cat(oracle.recorded_batches(20)))
+    Path("mine.yaml").write_text(SPEC)
+    sbw("run mine.yaml --out mine")
+    sbw("push mine me/saes")
+    up = SAE.load_from_disk(hub.place / "me/saes/k_2")
+    assert (up.cfg.metadata.model_name, up.cfg.metadata.hook_name) == ("tiny", "model.layers.0")
+    assert up.cfg.architecture() == "jumprelu"
+    card = (hub.place / "me/saes/README.md").read_text()
+    assert "- Model: tiny\n- Hook: model.layers.0" in card

@@ -84,7 +84,10 @@ def make_repository(
             files["recommendation.png"] = figure.read_bytes()
             text += "\n\n![the evidence](recommendation.png)"
         parts.append(text)
-    parts.append(f"## How they were made\n\n{_bullets(facts_of(run.manifest))}")
+    metadata = read_json(run.sae_path(chosen[0]) / CONFIG).get("metadata") or {}
+    trained_on = {"Model": metadata.get("model_name"), "Hook": metadata.get("hook_name")}
+    made = {k: v for k, v in trained_on.items() if v} | facts_of(run.manifest)
+    parts.append(f"## How they were made\n\n{_bullets(made)}")
     front = "---\nlibrary_name: saelens\ntags: [sparse-autoencoder, interpretability]\n---\n\n"
     files["README.md"] = (front + "\n\n".join(parts) + "\n").encode()
     return Repository(chosen, files)
