@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sparse_but_wrong.cli import main as cli_main
 from sparse_but_wrong.experiments import registry, runner
@@ -165,6 +167,26 @@ def test_a_run_ends_with_a_table_and_its_report_can_be_rebuilt(sbw: Sbw) -> None
     manifest.write_text(json.dumps({**content, "status": "unfinished"}))
     sbw("report runs/tiny")
     assert report.read_bytes() != before, "the page says that the run is not finished"
+
+
+def test_curves_go_where_they_are_asked_to(sbw: Sbw, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "_draw", lambda _: None)  # which takes longest
+    sbw("run tiny --log-to tensorboard --out run")
+    events = EventAccumulator("run/tensorboard")
+    events.Reload()
+    curves = pd.read_csv("run/training_curves.csv").set_index("sae_id").loc["c_0.5"]
+    assert [event.step for event in events.Scalars("c_0.5/l0")] == curves["step"].tolist()
+    # Finished: nothing is trained again, so nothing is logged.
+    for name, value in {"MODE": "offline", "SILENT": "true", "CONSOLE": "off"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    sbw("run tiny --resume --out run --log-to wandb")
+    assert len(list(Path("run/wandb").rglob("*.wandb"))) == 1
+
+    monkeypatch.setattr("sparse_but_wrong.cli.run.find_spec", lambda _: None)
+    sbw.refuses("run tiny --log-to tensorboard", r"sparse_but_wrong\[tensorboard\]")
+    two = replace(tiny.TINY, worlds={"a": tiny.WORLD, "b": tiny.WORLD}, saes=())
+    monkeypatch.setitem(registry.EXPERIMENTS, "tiny", two)
+    sbw.refuses("run tiny --log-to wandb", "2 worlds")
 
 
 def test_resume_finds_the_run_that_is_meant(sbw: Sbw) -> None:

@@ -12,9 +12,11 @@ import pytest
 import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
+from matplotlib.figure import Figure
 from sae_lens import SAE
 
 import sparse_but_wrong
+from sparse_but_wrong.experiments import sweep as experiments
 from sparse_but_wrong.l0.recommend import recommend_l0
 from sparse_but_wrong.report.recommendation import write_recommendation
 from sparse_but_wrong.sae_lens_compat import inference_copy
@@ -168,8 +170,10 @@ analysis: activations
 """
 
 
-@pytest.mark.usefixtures("no_figures")
-def test_what_goes_up_says_which_model_it_belongs_to(sbw: Sbw, hub: Hub) -> None:
+def test_what_goes_up_says_which_model_it_belongs_to(
+    sbw: Sbw, hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experiments, "plot_evaluations", lambda _: Figure(figsize=(1, 1)))
     write_cache(Path("acts"), torch.cat(oracle.recorded_batches(20)))
     Path("mine.yaml").write_text(SPEC)
     sbw("run mine.yaml --out mine")

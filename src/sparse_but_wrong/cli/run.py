@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,9 +18,16 @@ from sparse_but_wrong.experiments.verdict import in_lines
 
 if TYPE_CHECKING:
     from sparse_but_wrong.experiments.analysis import Run
+    from sparse_but_wrong.loggers import Logger
+    from sparse_but_wrong.runs.spec import ExperimentSpec
 
 _MOST_ROWS = 40
 """A longer table does not help in a terminal."""
+
+_LOG_TO = (
+    "Hand training curves to TensorBoard (files in the run folder) or wandb, which reads its "
+    "settings from the environment (WANDB_PROJECT, WANDB_MODE). [default: neither]"
+)
 
 _COLUMNS = {
     "l0_coefficient": ("coef.", "g"),
@@ -58,6 +69,7 @@ def show(name: str) -> None:
 @threads
 @click.option("--resume", is_flag=True, help="Continue an interrupted run.")
 @quick
+@click.option("--log-to", type=click.Choice(("tensorboard", "wandb")), help=_LOG_TO)
 def run(
     name: str,
     out: Path | None,
@@ -65,6 +77,7 @@ def run(
     device: str | None,
     resume: bool,
     quick: bool,
+    log_to: str | None,
 ) -> None:
     """Run the experiment NAME, or the one in a YAML file, and write its run folder.
 
@@ -76,6 +89,7 @@ def run(
     from sparse_but_wrong.runs.spec_file import is_spec_file, read_spec
 
     spec = read_spec(Path(name)) if is_spec_file(name) else get_experiment(name)
+    _check_log_to(log_to, spec)
     if resume:
         started = runner.resume_run(out or _latest_unfinished(spec.name))
     else:
@@ -91,13 +105,44 @@ def run(
             f"{settings.seed}, {settings.device} → {of_spec.folder.path}"
         )
         try:
-            runner.finish_run(of_spec)
+            with _logger(log_to, of_spec) as logger:
+                of_spec.settings = replace(settings, logger=logger)
+                runner.finish_run(of_spec)
         except KeyboardInterrupt:
             path = str(of_spec.folder.path)
             command = shlex.join(["sbw", "run", name, "--out", path, "--resume"])
             click.echo(f"\nStopped. Continue with: {command}", err=True)
             raise
     _print(of_spec)
+
+
+def _check_log_to(kind: str | None, spec: ExperimentSpec) -> None:
+    """Refuse, before a folder is made, what the curves of a run cannot be handed to."""
+    if kind == "tensorboard" and find_spec("tensorboard") is None:
+        raise ValueError("TensorBoard is missing; pip install 'sparse_but_wrong[tensorboard]'.")
+    if kind == "wandb" and len(spec.worlds) > 1:
+        raise ValueError(
+            f"wandb's steps never go back, but {spec.name} trains on {len(spec.worlds)} worlds, "
+            "one after the other; use --log-to tensorboard."
+        )
+
+
+@contextmanager
+def _logger(kind: str | None, run: Run) -> Iterator[Logger | None]:
+    """What takes the training curves, with its files in the run's folder."""
+    path = run.folder.path
+    if kind is None:
+        yield None
+    elif kind == "tensorboard":
+        from torch.utils.tensorboard import SummaryWriter
+
+        with SummaryWriter(str(path / "tensorboard")) as writer:
+            yield writer
+    else:
+        import wandb
+
+        with wandb.init(name=path.name, dir=path, config=run.spec.to_dict()) as started:
+            yield started
 
 
 def _latest_unfinished(name: str) -> Path:

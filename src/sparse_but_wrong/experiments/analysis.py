@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sparse_but_wrong.experiments.verdict import Verdict, in_lines
 from sparse_but_wrong.figures.training import training_curves
+from sparse_but_wrong.loggers import Logger
 from sparse_but_wrong.metrics.evaluation import Evaluation
 from sparse_but_wrong.report.run import shown_images
 from sparse_but_wrong.runs.folder import RunFolder
@@ -38,6 +39,8 @@ class RunSettings:
     threads: int | None = None
     """CPU threads; PyTorch's own number if left out."""
     progress: bool = True
+    logger: Logger | None = None
+    """Is handed the training curves, world by world."""
 
 
 Figures = dict[str, Figure | tuple[Figure, str]]

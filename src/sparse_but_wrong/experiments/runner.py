@@ -27,6 +27,7 @@ from sparse_but_wrong.experiments.registry import get_experiment
 from sparse_but_wrong.experiments.train import make_training, train_all
 from sparse_but_wrong.experiments.verdict import Verdict
 from sparse_but_wrong.figures.style import save_figure
+from sparse_but_wrong.loggers import Logger
 from sparse_but_wrong.metrics.evaluate import evaluate
 from sparse_but_wrong.metrics.evaluation import RECOVERY, join_projections
 from sparse_but_wrong.report.run import write_report
@@ -74,6 +75,7 @@ def run_experiment(
     quick: bool = False,
     resume: bool = False,
     progress: bool = True,
+    logger: Logger | None = None,
 ) -> Run:
     """Run an experiment of the paper, or one of your own, as `sbw run` does.
 
@@ -86,6 +88,7 @@ def run_experiment(
         quick: run it at a fiftieth of its budget, to see that everything works.
         resume: resume the run in `out`, or read it again where it is finished.
         progress: show progress bars.
+        logger: as of `train_saes`; wandb takes that of one world only, since steps begin anew.
     Returns:
         the finished run: its `verdict`, its `table` (a row per SAE), its `saes` by id.
     Raises:
@@ -94,7 +97,7 @@ def run_experiment(
     """
     spec = get_experiment(experiment) if isinstance(experiment, str) else experiment
     path = fresh_path(Path("runs"), spec.name) if out is None else Path(out)
-    settings = RunSettings(seed, device, threads, progress)
+    settings = RunSettings(seed, device, threads, progress, logger)
     with resume_run(path) if resume else start_run(spec, path, settings, quick=quick) as run:
         if resume:
             check_same(run.folder, spec, seed=seed, device=device, quick=quick)

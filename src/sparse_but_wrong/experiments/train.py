@@ -88,6 +88,9 @@ def _train_missing(run: Run, world: str, settings: RunSettings) -> None:
             ) from error
         started -= checkpoint.seconds
 
+    if settings.logger is not None:
+        training.report_to(settings.logger, ids)
+
     def write_checkpoint(training: Training) -> None:
         if training.can_checkpoint:
             seconds = time.perf_counter() - started
