@@ -8,9 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -176,11 +178,18 @@ def test_curves_go_where_they_are_asked_to(sbw: Sbw, monkeypatch: pytest.MonkeyP
     events.Reload()
     curves = pd.read_csv("run/training_curves.csv").set_index("sae_id").loc["c_0.5"]
     assert [event.step for event in events.Scalars("c_0.5/l0")] == curves["step"].tolist()
-    # Finished: nothing is trained again, so nothing is logged.
-    for name, value in {"MODE": "offline", "SILENT": "true", "CONSOLE": "off"}.items():
-        monkeypatch.setenv(f"WANDB_{name}", value)
-    sbw("run tiny --resume --out run --log-to wandb")
-    assert len(list(Path("run/wandb").rglob("*.wandb"))) == 1
+
+    rows: list[dict[str, float]] = []
+
+    @contextmanager
+    def init(**settings: Any) -> Iterator[Any]:
+        assert settings["dir"] == Path("other")
+        assert settings["config"]["name"] == "tiny"
+        yield SimpleNamespace(log=lambda data, step: rows.append({**data, "step": step}))
+
+    monkeypatch.setattr("wandb.init", init)
+    sbw("run tiny --out other --log-to wandb")
+    assert [row["c_0.5/l0"] for row in rows] == curves["l0"].tolist()
 
     monkeypatch.setattr("sparse_but_wrong.cli.run.find_spec", lambda _: None)
     sbw.refuses("run tiny --log-to tensorboard", r"sparse_but_wrong\[tensorboard\]")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ from tests.activations.caches import write_cache
 from tests.cli.conftest import Sbw
 from tests.experiments import tiny
 from tests.l0.evidence import sweep
+from tests.saes.test_hub import ConnectError
 from tests.training import oracle
 
 
@@ -151,10 +153,24 @@ def test_what_cannot_go_up_is_refused(sbw: Sbw, hub: Hub, finished: Any, tmp_pat
     old.mkdir()
     (old / "recommendation.json").write_text('{"l0": 3}')
     sbw.refuses(f"push {path} me/saes --recommendation {old}", "text", "find-l0")
+    without = shutil.copytree(path, tmp_path / "none") / "manifest.json"
+    content = json.loads(without.read_text())
+    without.write_text(json.dumps(content | {"spec": content["spec"] | {"saes": []}}))
+    sbw.refuses(f"push {tmp_path / 'none'} me/saes", "no SAEs")
     damaged = shutil.copytree(path, tmp_path / "damaged")
     (damaged / "saes" / next(iter(run.saes)) / "cfg.json").write_text("{}")
     sbw.refuses(f"push {damaged} me/saes --dry-run", "changed")
     assert not hub.place.exists()
+
+
+def test_a_hub_that_cannot_be_reached_is_said(
+    sbw: Sbw, monkeypatch: pytest.MonkeyPatch, finished: Any
+) -> None:
+    def fails(*_: Any) -> None:
+        raise ConnectError("no route")
+
+    monkeypatch.setattr(HfApi, "list_repo_files", fails)
+    sbw.refuses(f"push {finished[1]} me/saes", "reached .*no route")
 
 
 SPEC = """

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from sparse_but_wrong.cli.options import PATH
+from sparse_but_wrong.untrusted import one_line
 
 if TYPE_CHECKING:
     from sparse_but_wrong.report.model_card import Repository
@@ -45,6 +46,7 @@ def push(
 
     from sparse_but_wrong.report.model_card import make_repository
     from sparse_but_wrong.runs.folder import RunFolder
+    from sparse_but_wrong.saes.load import NETWORK
 
     validate_repo_id(repo)
     folder = RunFolder.open(run)
@@ -53,7 +55,15 @@ def push(
         click.echo(f"Would go to {repo}:\n  " + "\n  ".join(content.names))
         click.echo(f"\nREADME.md:\n\n{content.files['README.md'].decode()}", nl=False)
         return
-    _upload(folder, content, repo, private=private, replace=replace)
+    try:
+        _upload(folder, content, repo, private=private, replace=replace)
+    except Exception as error:  # the Hub's client lets those of its own client through
+        if type(error).__module__.split(".")[0] not in NETWORK:
+            raise
+        raise ConnectionError(
+            f"The Hub cannot be reached ({one_line(error)}). What has been uploaded stays there; "
+            "try again, with --replace if that is some of it."
+        ) from error
     click.echo(f"Uploaded: https://huggingface.co/{repo}")
 
 

@@ -44,7 +44,7 @@ class L0Monitor:
 
     Each time the SAE is measured as `evaluate` would once its training had ended there: normalised
     activations are folded in, a BatchTopK SAE is the thresholded one. The training is not touched,
-    nor is the state of its random generators.
+    nor is the state of its random generators. It takes a copy and an export of the SAE.
 
     A line on the logger `sparse_but_wrong` says when L0 has left the interval, and when the
     coefficient of a JumpReLU SAE is saturated: on the thresholds, reconstruction's gradient has

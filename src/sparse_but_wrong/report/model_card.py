@@ -1,7 +1,8 @@
 """SAEs of a run as a repository of the Hugging Face Hub: its files, and a card that explains them.
 
 README.md              the card: figure, metrics, recommendation, how it was made
-overview.png           the overview of the run, and that of a recommendation
+overview.png           that of the run
+recommendation.png     the evidence of a recommendation, if one is given
 <sae_id>/              each SAE as it is used, as sae_lens' `SAE.from_pretrained` reads it
 """
 
@@ -18,7 +19,8 @@ from sparse_but_wrong.saes.sae_lens_folder import CONFIG, WEIGHTS
 from sparse_but_wrong.untrusted import checked, read_json
 
 _METRICS = (
-    *("l0", "dead_latents", "variance_explained", "mse", "c_dec", "mean_max_cosine", "mcc", "f1"),
+    *("l0", "dead_latents", "variance_explained", "mse"),
+    *("c_dec", "mean_max_cosine", "mcc", "f1"),
 )
 
 
@@ -62,6 +64,8 @@ def make_repository(
     if run.manifest["status"] != "finished":
         raise ValueError(f"The run in {run.path} has not finished; --resume it first.")
     there = run.finished_saes()
+    if not there:
+        raise ValueError(f"The run in {run.path} has no SAEs; push one that trains some.")
     if unknown := [sae_id for sae_id in sae_ids if sae_id not in there]:
         raise ValueError(
             f"{run.path} has no SAE {', '.join(unknown)}. Available: {', '.join(there)}."

@@ -51,7 +51,7 @@ _KINDS = (
 )
 _NEVER_OPENED = "trainer_state.pt"
 _LONGEST = 1_000
-_NETWORK = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")
+NETWORK = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")
 """What the Hub's client, by its version, and sae_lens reach the network with."""
 
 
@@ -281,7 +281,7 @@ def _explained(error: Exception, name: str, release: str) -> Exception:
     hint = f" Similar names are {', '.join(near)}." if near and word not in near else ""
     unreachable: Any = (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)
     unreachable += (ConnectionError, TimeoutError)
-    if type(error).__module__.split(".")[0] in _NETWORK:
+    if type(error).__module__.split(".")[0] in NETWORK:
         unreachable = Exception
     strange = f"is no path here, and sae_lens could not load it ({says}). {_STRANGE}{hint}"
     explanations: tuple[tuple[Any, type[Exception], str], ...] = (
