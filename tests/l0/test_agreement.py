@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+import pandas as pd
 import pytest
 import torch
 
-from sparse_but_wrong.l0.agreement import partners, shared_latents
+from sparse_but_wrong.l0.agreement import partners, read_agreement, shared_latents
 from tests.l0.worlds import random_rows
 
 
@@ -38,3 +39,16 @@ def test_partners() -> None:
     # The nearest of another group, if it is within a factor of 1.3.
     assert partners(l0s, groups) == [1, 0, 3, 2, None, None, None]
     assert partners([4.0, 4.0], ["a", "a"]) == [None, None]
+
+
+def test_the_peak_lies_among_the_saes_it_is_read_from() -> None:
+    # Of a coarse sweep. The mean with the neighbours is largest at 5.8, where a parabola is almost
+    # a line, whose peak would be at an L0 of several hundred.
+    l0s = [1.5, 2.95, 5.8, 11.45, 22.3, 44.4, 87.7, 172.7]
+    shared = [193, 198, 219, 237, 151, 0, 0, 0]
+    table = pd.DataFrame({"l0": l0s, "shared_latents": shared, "dead_latents": 12})
+    found = read_agreement(table, 384)
+    assert found is not None
+    assert found.l0 == pytest.approx(11.45)
+    assert found.n_shared == pytest.approx(237, rel=0.01)
+    assert found.at_end == ""

@@ -125,7 +125,9 @@ def read_agreement(
     bend, slope, level = (
         np.polyfit(x[near] - x[top], shared[near], 2) if near.sum() > 2 else (0, 0, 0)
     )
-    at = float(np.clip(-slope / (2 * bend), x[0] - x[top], x[-1] - x[top])) if bend < 0 else 0.0
+    # Where they still grow, the parabola of the few points says nothing beyond them.
+    ends_of_fit = x[near][[0, -1]] - x[top]
+    at = float(np.clip(-slope / (2 * bend), *ends_of_fit)) if bend < 0 else 0.0
     most = float(level + slope * at + bend * at * at) if bend < 0 else float(shared[top])
     width = math.sqrt(_TOLERANCE * most / -bend) if bend < 0 and most > 0 else math.log(_REACH)
     best = float(x[top]) + at
