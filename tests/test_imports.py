@@ -25,6 +25,7 @@ LAYERS = (
     {"figures"},
     {"report"},
     {"experiments"},
+    {"cluster"},
     {"api", "cli"},
 )
 BESIDE = {"activations": {"worlds"}, "saes": {"worlds"}, "training": {"worlds"}}
@@ -53,6 +54,15 @@ def imported(file: Path) -> list[tuple[str, str]]:
 def imported_rooms(file: Path) -> set[str]:
     names = [f"{module}.{name}".split(".") for module, name in imported(file)]
     return {parts[1] for parts in names if parts[0] == "sparse_but_wrong"} - {""}
+
+
+def test_ray_is_imported_in_one_room_only() -> None:
+    users = {
+        file.relative_to(PACKAGE).parts[0]
+        for file in PACKAGE.rglob("*.py")
+        if any(module.split(".")[0] == "ray" for module, _ in imported(file))
+    }
+    assert users == {"cluster"}
 
 
 def sae_lens_internals(file: Path) -> list[tuple[str, str]]:
@@ -85,7 +95,7 @@ def test_the_check_would_notice(tmp_path: Path) -> None:
         (
             "from click.testing import CliRunner; from sparse_but_wrong.cli.main import cli; "
             "assert 'cache-activations' in CliRunner().invoke(cli, ['--help']).output",
-            ["torch", "sae_lens", "pandas", "matplotlib", "datasets"],
+            ["torch", "sae_lens", "pandas", "matplotlib", "datasets", "ray"],
         ),
         (
             "from sparse_but_wrong import (ToyModel, evaluate, get_training_batch, make_saes, "

@@ -6,12 +6,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sparse_but_wrong.atomic import claimed, full_disk_named
 from sparse_but_wrong.runs.provenance import provenance
+
+if TYPE_CHECKING:
+    from sparse_but_wrong.cluster.units import Cluster
 
 RUNS = Path("runs")
 
@@ -31,12 +34,16 @@ NAME_OR_PATH = _Path(path_type=str)
 AT_LEAST_0, AT_LEAST_1 = click.IntRange(min=0), click.IntRange(min=1)
 
 
+_THREADS = f"{__name__}.threads"
+
+
 def _use_threads(ctx: click.Context, param: click.Parameter, value: int | None) -> None:
-    del ctx, param
+    del param
     if value is not None:
         import torch
 
         torch.set_num_threads(value)
+        ctx.meta[_THREADS] = value
 
 
 threads = click.option(
@@ -45,6 +52,14 @@ threads = click.option(
     callback=_use_threads,
     expose_value=False,
     help="CPU threads. [default: all cores]",
+)
+ray = click.option(
+    "--ray",
+    is_flag=False,
+    flag_value="local",
+    metavar="[ADDRESS]",
+    help="Work on the Ray cluster whose head has this address, or on one of this machine alone. "
+    "Each unit of work gets --threads CPUs, by default 1, and a GPU if --device names one.",
 )
 column = click.option("--column", help="Dataset column that holds the activations.")
 quick = click.option(
@@ -61,6 +76,18 @@ def out(default: str) -> Callable[[Any], Any]:
 def device(what: str) -> Callable[[Any], Any]:
     """`--device`, for what happens there."""
     return click.option("--device", default="cpu", help=f"Where {what}, for example cuda.")
+
+
+@contextmanager
+def on_cluster(ray: str | None) -> Iterator[Cluster | None]:
+    """The cluster that `--ray` asks for, which gives a unit of work as many CPUs as `--threads`."""
+    if ray is None:
+        yield None
+        return
+    from sparse_but_wrong.cluster.units import connected
+
+    with connected(ray, click.get_current_context().meta.get(_THREADS, 1)) as cluster:
+        yield cluster
 
 
 def short_name(source: str) -> str:

@@ -7,19 +7,32 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from sparse_but_wrong.atomic import full_disk_named
-from sparse_but_wrong.cli.options import NAME_OR_PATH, PATH, RUNS, device, out, quick, threads
+from sparse_but_wrong.cli.options import (
+    NAME_OR_PATH,
+    PATH,
+    RUNS,
+    device,
+    on_cluster,
+    out,
+    quick,
+    ray,
+    threads,
+)
 from sparse_but_wrong.experiments.verdict import in_lines
 
 if TYPE_CHECKING:
+    from sparse_but_wrong.cluster.units import Cluster
     from sparse_but_wrong.experiments.analysis import Run
     from sparse_but_wrong.loggers import Logger
     from sparse_but_wrong.runs.spec import ExperimentSpec
+    from sparse_but_wrong.experiments.train import TrainUnits
 
 _MOST_ROWS = 40
 """A longer table does not help in a terminal."""
@@ -70,6 +83,7 @@ def show(name: str) -> None:
 @click.option("--resume", is_flag=True, help="Continue an interrupted run.")
 @quick
 @click.option("--log-to", type=click.Choice(("tensorboard", "wandb")), help=_LOG_TO)
+@ray
 def run(
     name: str,
     out: Path | None,
@@ -78,6 +92,7 @@ def run(
     resume: bool,
     quick: bool,
     log_to: str | None,
+    ray: str | None,
 ) -> None:
     """Run the experiment NAME, or the one in a YAML file, and write its run folder.
 
@@ -89,13 +104,13 @@ def run(
     from sparse_but_wrong.runs.spec_file import is_spec_file, read_spec
 
     spec = read_spec(Path(name)) if is_spec_file(name) else get_experiment(name)
-    _check_log_to(log_to, spec)
+    _check_log_to(log_to, spec, ray)
     if resume:
         started = runner.resume_run(out or _latest_unfinished(spec.name))
     else:
         settings = runner.RunSettings(seed=seed or 0, device=device or "cpu")
         started = runner.start_run(spec, out or fresh_path(RUNS, spec.name), settings, quick=quick)
-    with started as of_spec:
+    with on_cluster(ray) as cluster, started as of_spec:
         if resume:
             asked = {"seed": seed, "device": device, "quick": quick or None}
             runner.check_same(of_spec.folder, spec, **asked)
@@ -107,7 +122,7 @@ def run(
         try:
             with _logger(log_to, of_spec) as logger:
                 of_spec.settings = replace(settings, logger=logger)
-                runner.finish_run(of_spec)
+                runner.finish_run(of_spec, _train_units(cluster))
         except KeyboardInterrupt:
             path = str(of_spec.folder.path)
             command = shlex.join(["sbw", "run", name, "--out", path, "--resume"])
@@ -116,8 +131,12 @@ def run(
     _print(of_spec)
 
 
-def _check_log_to(kind: str | None, spec: ExperimentSpec) -> None:
+def _check_log_to(kind: str | None, spec: ExperimentSpec, ray: str | None) -> None:
     """Refuse, before a folder is made, what the curves of a run cannot be handed to."""
+    if kind is not None and ray is not None:
+        raise ValueError(
+            "--log-to takes the curves of SAEs that train in this process; leave it out with --ray."
+        )
     if kind == "tensorboard" and find_spec("tensorboard") is None:
         raise ValueError("TensorBoard is missing; pip install 'sparse_but_wrong[tensorboard]'.")
     if kind == "wandb" and len(spec.worlds) > 1:
@@ -143,6 +162,15 @@ def _logger(kind: str | None, run: Run) -> Iterator[Logger | None]:
 
         with wandb.init(name=path.name, dir=path, config=run.spec.to_dict()) as started:
             yield started
+def _train_units(cluster: Cluster | None) -> TrainUnits:
+    """What trains the SAEs of a run: a cluster, or this process."""
+    from sparse_but_wrong.experiments.train import train_here
+
+    if cluster is None:
+        return train_here
+    from sparse_but_wrong.cluster.sweep import train_on
+
+    return partial(train_on, cluster)
 
 
 def _latest_unfinished(name: str) -> Path:
@@ -217,7 +245,10 @@ def _formatted(value: object, form: str) -> str:
 @device("to train")
 @threads
 @quick
-def paper(names: tuple[str, ...], out: Path, seed: int, device: str, quick: bool) -> None:
+@ray
+def paper(
+    names: tuple[str, ...], out: Path, seed: int, device: str, quick: bool, ray: str | None
+) -> None:
     """Run every experiment of the paper, or those NAMED, and write an index page of verdicts.
 
     Started again, it continues with what is not finished.
@@ -243,13 +274,17 @@ def paper(names: tuple[str, ...], out: Path, seed: int, device: str, quick: bool
             folder = RunFolder.open(out / spec.name)
             runner.check_same(folder, spec, **settings)
             folder.finished_saes()  # refused where some are lost
-    for spec in specs:
-        path = out / spec.name
-        if path not in [run.path for run in finished()]:
-            click.echo(f"\n{spec.name}: {spec.title}")
-            run = runner.run_experiment(spec, path, resume=is_run(path), **settings)
-            click.echo("\n".join(in_lines(run.verdict)))
-            index()
+    with on_cluster(ray) as cluster:
+        train_units = _train_units(cluster)
+        for spec in specs:
+            path = out / spec.name
+            if path not in [run.path for run in finished()]:
+                click.echo(f"\n{spec.name}: {spec.title}")
+                run = runner.run_experiment(
+                    spec, path, resume=is_run(path), train_units=train_units, **settings
+                )
+                click.echo("\n".join(in_lines(run.verdict)))
+                index()
     click.echo("")
     for run in finished():
         click.echo(f"{outcome_of(run.manifest):>10}  {run.manifest['experiment']}")

@@ -24,7 +24,7 @@ from sparse_but_wrong.experiments import (
 from sparse_but_wrong.experiments.analysis import Analysis, Run, RunSettings
 from sparse_but_wrong.experiments.findings import l0_change_at_end, training_remarks
 from sparse_but_wrong.experiments.registry import get_experiment
-from sparse_but_wrong.experiments.train import make_training, train_all
+from sparse_but_wrong.experiments.train import TrainUnits, make_training, train_all, train_here
 from sparse_but_wrong.experiments.verdict import Verdict
 from sparse_but_wrong.figures.style import save_figure
 from sparse_but_wrong.loggers import Logger
@@ -76,6 +76,7 @@ def run_experiment(
     resume: bool = False,
     progress: bool = True,
     logger: Logger | None = None,
+    train_units: TrainUnits = train_here,
 ) -> Run:
     """Run an experiment of the paper, or one of your own, as `sbw run` does.
 
@@ -89,6 +90,7 @@ def run_experiment(
         resume: resume the run in `out`, or read it again where it is finished.
         progress: show progress bars.
         logger: as of `train_saes`; wandb takes that of one world only, since steps begin anew.
+        train_units: what trains the SAEs; in this process if left out.
     Returns:
         the finished run: its `verdict`, its `table` (a row per SAE), its `saes` by id.
     Raises:
@@ -102,7 +104,7 @@ def run_experiment(
         if resume:
             check_same(run.folder, spec, seed=seed, device=device, quick=quick)
             run.settings = settings
-        return finish_run(run)
+        return finish_run(run, train_units)
 
 
 @contextmanager
@@ -188,7 +190,7 @@ def check_same(folder: RunFolder, spec: ExperimentSpec, **options: object) -> No
         )
 
 
-def finish_run(run: Run) -> Run:
+def finish_run(run: Run, train_units: TrainUnits = train_here) -> Run:
     """Do whatever is left to do in a run folder: train, evaluate, judge, draw, report.
 
     Raises:
@@ -200,7 +202,7 @@ def finish_run(run: Run) -> Run:
     with atomic.full_disk_named(folder.path, _KEPT):
         atomic.remove_leftovers(folder.path)
         _check_what_is_there(run)
-        train_all(run)
+        train_all(run, train_units)
         started = time.perf_counter()
         _evaluate(run)
         _judge(run)

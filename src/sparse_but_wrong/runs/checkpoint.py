@@ -16,14 +16,30 @@ from sparse_but_wrong.untrusted import checked, damaged, parse_json
 if TYPE_CHECKING:
     from torch import Tensor
 
+_REMEDY = "delete it to train the unfinished SAEs from their start"
+
 
 @dataclass(frozen=True)
-class _Header:
+class CheckpointHeader:
+    """What a checkpoint says besides tensors; fields as of `Checkpoint` and `TrainingState`."""
+
     sae_ids: list[str]
     seconds: float
     n_drawn: int
     n_steps: list[int]
     n_samples: list[int]
+
+    @classmethod
+    def read(cls, path: Path) -> CheckpointHeader:
+        """Read it alone; OSError, or ValueError for a damaged file, which says what to do."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as file:
+                content = parse_json((file.metadata() or {})["checkpoint"])
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise damaged(path, error, _REMEDY) from error
+        return checked(cls, content, path, _REMEDY)
 
 
 @dataclass(frozen=True)
@@ -42,7 +58,7 @@ class Checkpoint:
 
         state = self.state
         counts = (state.n_drawn, state.n_steps, state.n_samples)
-        text = json.dumps(asdict(_Header(self.sae_ids, self.seconds, *counts)))
+        text = json.dumps(asdict(CheckpointHeader(self.sae_ids, self.seconds, *counts)))
         tensors = {name: tensor.cpu().contiguous() for name, tensor in state.tensors.items()}
         # With it and not in the manifest, because the two cannot be replaced as one.
         metadata = {"checkpoint": text, "sha256": _digest(text, tensors)}
@@ -53,7 +69,6 @@ class Checkpoint:
         """Read what `write` wrote; ValueError for a damaged file, which says what to do."""
         from safetensors import SafetensorError, safe_open
 
-        remedy = "delete it to train the unfinished SAEs from their start"
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
@@ -64,8 +79,8 @@ class Checkpoint:
             if metadata["sha256"] != _digest(text, tensors):
                 raise ValueError("its content has changed")
         except (SafetensorError, KeyError, ValueError) as error:
-            raise damaged(path, error, remedy) from error
-        header: _Header = checked(_Header, content, path, remedy)
+            raise damaged(path, error, _REMEDY) from error
+        header: CheckpointHeader = checked(CheckpointHeader, content, path, _REMEDY)
         state = TrainingState(tensors, header.n_drawn, header.n_steps, header.n_samples)
         return cls(header.sae_ids, header.seconds, state)
 

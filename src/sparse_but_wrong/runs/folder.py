@@ -8,7 +8,7 @@ results.csv, .parquet  a row per SAE
 training_curves.csv, .parquet
 plots/                 figures, each as PDF and PNG
 report.html            all of it on one page
-checkpoint.safetensors only while SAEs are in training
+checkpoint*.safetensors only while SAEs are in training: one for each process that trains
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class RunFolder:
         self.plots_path = path / "plots"
         self.report_path = path / "report.html"
         self.checkpoint_path = path / "checkpoint.safetensors"
-        """It lies there while SAEs are in training."""
+        """It lies there while one process trains SAEs."""
 
     @classmethod
     @contextmanager
@@ -155,6 +155,14 @@ class RunFolder:
         with atomic.locked(path):  # before the manifest is read, which the other may be changing
             yield cls.open(path)
 
+    def checkpoint_path_of(self, sae_id: str) -> Path:
+        """The checkpoint of one of several processes, named after the first SAE it trains."""
+        return self.checkpoint_path.with_stem(f"checkpoint-{plain_name(sae_id)}")
+
+    def checkpoints(self) -> list[Path]:
+        """Every checkpoint that is there."""
+        return sorted(self.path.glob("checkpoint*.safetensors"))
+
     def write_manifest(self) -> None:
         """Write the manifest as it is now."""
         text = json.dumps(self.manifest, indent=2, ensure_ascii=False) + "\n"
@@ -172,7 +180,7 @@ class RunFolder:
     def forget(self, *places: Path) -> None:
         """Strike files that are gone, to be made again, from the manifest."""
         for place in places:
-            for name in self._sums_of(place):
+            for name in self.sums_of(place):
                 del self.manifest["sha256"][name]
 
     def check(self, place: Path, remedy: str) -> None:
@@ -185,7 +193,7 @@ class RunFolder:
             ValueError: a file has changed or is gone; the message names it.
             OSError: it cannot be read.
         """
-        sums = self._sums_of(place)
+        sums = self.sums_of(place)
         # Only what lies there is read, and no place that a manifest names.
         for file in _files(place):
             expected = sums.pop(self._name(file), None)
@@ -194,7 +202,8 @@ class RunFolder:
         for name in sums:
             raise damaged(place, f"{name} is missing", remedy)
 
-    def _sums_of(self, place: Path) -> dict[str, str]:
+    def sums_of(self, place: Path) -> dict[str, str]:
+        """What was sealed of a file or a folder: SHA-256 by name."""
         name, sums = self._name(place), self.manifest.get("sha256", {})
         return {key: sums[key] for key in sums if key == name or key.startswith(f"{name}/")}
 

@@ -20,9 +20,14 @@ def provenance() -> dict[str, object]:
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "versions": {name: _version(name) for name in _PACKAGES},
+        "versions": versions(),
         "commit": _commit(),
     }
+
+
+def versions() -> dict[str, str | None]:
+    """Of the packages that decide the numbers; None for one that is not installed."""
+    return {name: _version(name) for name in _PACKAGES}
 
 
 def _version(package: str) -> str | None:
