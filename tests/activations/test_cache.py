@@ -6,7 +6,7 @@ import errno
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from hashlib import sha256
 from itertools import islice, repeat
@@ -19,9 +19,10 @@ from datasets import Dataset
 from torch import Tensor
 
 from sparse_but_wrong import atomic
-from sparse_but_wrong.activations import cache as writing, manifest as manifests
-from sparse_but_wrong.activations.cache import cache_activations, human_bytes
+from sparse_but_wrong.activations import manifest as manifests, shards as writing
+from sparse_but_wrong.activations.cache import cache_activations, write_part
 from sparse_but_wrong.activations.language_model import LanguageModel, open_language_model
+from sparse_but_wrong.activations.shards import human_bytes, shards_of_parts, split_into_parts
 from sparse_but_wrong.activations.stored import open_activations
 from sparse_but_wrong.activations.texts import Sequences, Text, read_text
 from tests.activations.caches import Written, write_cache
@@ -163,6 +164,45 @@ def test_resumed_is_as_uninterrupted(
     assert f"{(42 - 18) * 16} tokens run" in result.said
     resumed = [{"command": "sbw"}, {"command": "again"}]
     assert result.manifest == finished.manifest | {"resumed": resumed}
+
+
+@pytest.mark.parametrize("n_tokens", [600, 540, 100_000])
+def test_parts_that_others_wrote_take_their_places(
+    n_tokens: int, tiny_model: Path, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the last shard is cut or whole, or the text ends; and whoever was stopped."""
+    texts = tmp_path / "texts"
+    write_text(texts)
+    source = {"model": str(tiny_model), "hook": "model.layers.0", "text": [texts]}
+    alone = make("alone", n_tokens=n_tokens, **source)
+    named: Any = {
+        **source,
+        **dict.fromkeys(("dataset", "dataset_config", "model_class")),
+        **{"model_dtype": "float32", "device": "cpu"},
+    }
+    planned: list[dict[Path, list[int]]] = []
+
+    def in_parts(folder: Path, cache: manifests.Cache) -> None:
+        planned.append(split_into_parts(folder, cache, 2))
+        for part, firsts in planned[-1].items():
+            with monkeypatch.context() as patched, suppress(KeyboardInterrupt):
+                patched.setattr(writing, "save_shard", stop_after(1, KeyboardInterrupt()))
+                write_part(part, firsts, cache, **named)
+            if part.name == "00000":  # as if its worker had died, and another took it up
+                write_part(part, firsts, cache, **named)
+        if len(planned) == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make(n_tokens=n_tokens, write_parts=in_parts, **source)
+    left = shards_of_parts(tmp_path / "cache")
+    first_of_all, *_ = (firsts for firsts in planned[0].values())
+    assert set(left) >= {first for first in first_of_all if first < 54}
+    result = make(n_tokens=n_tokens, resume=True, write_parts=in_parts, **source)
+    assert not {first for firsts in planned[1].values() for first in firsts} & set(left)
+    assert result.files == alone.files
+    assert result.manifest == alone.manifest | {"resumed": [{}]}
+    assert not (tmp_path / "cache/parts").exists()
 
 
 def test_damaged_shards_are_made_again(finished: Written, cached: Path, make: Make) -> None:

@@ -13,7 +13,7 @@ import pytest
 import transformers
 from safetensors.numpy import load_file
 
-from sparse_but_wrong.activations import cache
+from sparse_but_wrong.activations import cache, shards
 from sparse_but_wrong.activations.stored import is_activations, open_activations
 from tests.activations.tiny_model import make_tiny_model, write_text
 from tests.cli.conftest import Sbw
@@ -85,7 +85,7 @@ def test_stopped_and_resumed(sbw: Sbw, monkeypatch: pytest.MonkeyPatch) -> None:
 
     line = f"{TEXTS} --out stopped --tokens 300"
     with monkeypatch.context() as patched:
-        patched.setattr(cache, "save_shard", stop)
+        patched.setattr(shards, "save_shard", stop)
         assert "Stopped. The finished shards are kept" in sbw(line, 130).err
     sbw.refuses(line, "stopped is not empty.*--resume")
     sbw(f"{line} --resume")

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-import math
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from hashlib import sha256
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
-
-import torch
-from jaxtyping import Float, Int32
-from torch import Tensor
-from tqdm import tqdm
 
 from sparse_but_wrong import atomic
 from sparse_but_wrong.activations import texts
@@ -25,15 +16,8 @@ from sparse_but_wrong.activations.language_model import (
     ModelDtype,
     open_language_model,
 )
-from sparse_but_wrong.activations.manifest import (
-    DTYPES,
-    MANIFEST,
-    Cache,
-    Shard,
-    is_intact,
-    remove_empty,
-    shard_name,
-)
+from sparse_but_wrong.activations.manifest import DTYPES, MANIFEST, Cache, read_cache, remove_empty
+from sparse_but_wrong.activations.shards import Writer, check_room, human_bytes
 from sparse_but_wrong.activations.stored import StoredActivations, open_activations
 from sparse_but_wrong.sae_lens_compat import get_special_token_ids
 from sparse_but_wrong.untrusted import user_path
@@ -58,6 +42,7 @@ def cache_activations(
     provenance: Mapping[str, Any] | None = None,
     progress: bool = False,
     log: Callable[[str], None] | None = None,
+    write_parts: Callable[[Path, Cache], None] | None = None,
     n_tokens: int = 1_000_000,
     context_size: int = 128,
     batch_size: int = 32,
@@ -86,6 +71,8 @@ def cache_activations(
         provenance: facts about this process for the manifest.
         progress: show a bar.
         log: called with lines that say what is done.
+        write_parts: called with the folder and what is in it before the rest is written; what it
+            has others write in the parts of `split_into_parts`, with `write_part`, is taken in.
         n_tokens: activations to keep; the batch that reaches this number is kept whole.
         context_size: tokens in a sequence. Documents are joined and cut into sequences.
         batch_size: sequences that run at once.
@@ -119,24 +106,8 @@ def cache_activations(
     folder = user_path(out)
     # Before the model is loaded, which can take minutes.
     _check_folder(folder, resume)
-    if not isinstance(text, texts.Text):
-        paths = [text] if isinstance(text, str | Path) else text
-        if bool(paths) == (dataset is not None) or (paths and dataset_config is not None):
-            raise ValueError(
-                "give either text (--text) or a dataset (--dataset), and a dataset_config only "
-                "with a dataset."
-            )
-        text = (
-            texts.open_text_dataset(str(dataset), dataset_config)
-            if dataset is not None
-            else texts.read_text([Path(path) for path in paths])
-        )
-    if not isinstance(model, LanguageModel):
-        if hook is None:
-            raise ValueError(f"name the hook point of {model} to keep the activations of.")
-        model = open_language_model(
-            str(model), hook, model_class=model_class, dtype=model_dtype, device=device
-        )
+    text = _open_text(text, dataset, dataset_config)
+    model = _open_model(model, hook, model_class, model_dtype, device)
     excluded = get_special_token_ids(model.tokenizer) if exclude_special_tokens else []
     cache = Cache(
         model=model.name,
@@ -164,14 +135,17 @@ def cache_activations(
     size = human_bytes(cache.n_bytes(cache.tokens))
     say(f"{model.name} at {model.hook}, d_in {model.d_in}: {wanted}, {size} → {folder}")
     if not resume:
-        _check_room(folder, cache.n_bytes(cache.tokens))
+        check_room(folder, cache.n_bytes(cache.tokens))
     started, is_new = time.monotonic(), not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     with atomic.locked(folder):
         _check_folder(folder, resume)  # somebody may have been at work there until now
         try:
             cache = cache.continued(folder) if resume else cache
-            writer = _Writer(folder, cache, model, text)
+            if write_parts is not None:
+                cache.write(folder)
+                write_parts(folder, cache)
+            writer = Writer(folder, cache, model, text)
             n_remade = writer.write(progress)
         except ValueError:
             # To be started again with something else, for which an empty cache would be in the way.
@@ -183,6 +157,70 @@ def cache_activations(
     return open_activations(folder)
 
 
+def write_part(
+    folder: Path,
+    firsts: Sequence[int],
+    cache: Cache,
+    *,
+    model: str,
+    hook: str,
+    text: Sequence[str | Path],
+    dataset: str | None,
+    dataset_config: str | None,
+    model_class: ModelClass | None,
+    model_dtype: ModelDtype,
+    device: str,
+) -> None:
+    """Write a part of a cache in advance, or continue it.
+
+    Args:
+        folder: of the part, as `split_into_parts` gives it.
+        firsts: the sequences that its shards begin with.
+        cache: the cache that it is a part of.
+        model, hook, text, dataset, dataset_config, model_class, model_dtype, device: those that
+            `cache_activations` got; they are opened here. So are its errors.
+    """
+    opened = _open_text(text, dataset, dataset_config)
+    runs = _open_model(model, hook, model_class, model_dtype, device)
+    is_begun = (folder / MANIFEST).is_file()
+    part = read_cache(folder) if is_begun else replace(cache, shards=(), text_ended=False)
+    Writer(folder, part, runs, opened).write_part(firsts)
+
+
+def _open_text(
+    text: str | Path | Sequence[str | Path] | texts.Text,
+    dataset: str | Path | None,
+    dataset_config: str | None,
+) -> texts.Text:
+    if isinstance(text, texts.Text):
+        return text
+    paths = [text] if isinstance(text, str | Path) else text
+    if bool(paths) == (dataset is not None) or (paths and dataset_config is not None):
+        raise ValueError(
+            "give either text (--text) or a dataset (--dataset), and a dataset_config only "
+            "with a dataset."
+        )
+    if dataset is not None:
+        return texts.open_text_dataset(str(dataset), dataset_config)
+    return texts.read_text([Path(path) for path in paths])
+
+
+def _open_model(
+    model: str | Path | LanguageModel,
+    hook: str | None,
+    model_class: ModelClass | None,
+    model_dtype: ModelDtype,
+    device: str,
+) -> LanguageModel:
+    if isinstance(model, LanguageModel):
+        return model
+    if hook is None:
+        raise ValueError(f"name the hook point of {model} to keep the activations of.")
+    return open_language_model(
+        str(model), hook, model_class=model_class, dtype=model_dtype, device=device
+    )
+
+
 def _check_folder(folder: Path, resume: bool) -> None:
     if not resume:
         atomic.check_free(folder, "choose another folder, or --resume to continue a cache")
@@ -191,172 +229,7 @@ def _check_folder(folder: Path, resume: bool) -> None:
     atomic.check_writable(folder)
 
 
-class _Writer:
-    """Runs a model over a text, forwards only, and writes what is kept as shards of a cache."""
-
-    def __init__(self, folder: Path, cache: Cache, model: LanguageModel, text: texts.Text) -> None:
-        self.folder, self.cache, self.model, self.text = folder, cache, model, text
-        self.n_tokens_run, self._idle = 0, 0
-        self._excluded = torch.tensor(cache.excluded_token_ids, dtype=torch.long)
-        self.sequences = texts.Sequences(
-            model,
-            text,
-            cache.context_size,
-            prepend_bos=cache.prepend_bos,
-            piece_size=cache.piece_size,
-        )
-
-    def write(self, progress: bool) -> int:
-        """Make damaged shards again and add those that are missing; returns how many of the first.
-
-        ValueError for a text of which nothing is kept, and OSError for too little room on the disk.
-        """
-        cache, folder = self.cache, self.folder
-        damaged = [
-            (i, shard)
-            for i, shard in enumerate(cache.shards)
-            if not is_intact(folder, shard, cache.d_in)
-        ]
-        n_wanted = cache.n_samples if cache.complete else cache.tokens
-        n_whole = cache.n_samples - sum(shard.n_samples for _, shard in damaged)
-        _check_room(folder, cache.n_bytes(n_wanted - n_whole))
-        atomic.remove_leftovers(folder)
-        cache.write(folder)
-        with tqdm(
-            total=n_wanted, initial=n_whole, unit="token", unit_scale=True, disable=not progress
-        ) as bar:
-            for i, shard in damaged:
-                self.sequences.skip_to(shard.first_sequence)
-                self._write_shard(i, shard.n_sequences, math.inf, bar)
-            self.sequences.skip_to(cache.n_sequences)
-            while not self.cache.complete:
-                missing = cache.tokens - self.cache.n_samples
-                self._write_shard(len(self.cache.shards), cache.sequences_per_shard, missing, bar)
-        if not self.cache.shards:
-            says = f"no full sequence of {cache.context_size} tokens with anything to keep"
-            raise ValueError(
-                f"{self.text.name} gives {says}; give more text or lower context_size."
-            )
-        return len(damaged)
-
-    def _write_shard(
-        self, index: int, n_sequences: int, wanted: float | int, bar: tqdm[Any]
-    ) -> None:
-        """Run the next sequences, or fewer where that gives the samples wanted, and write a shard.
-
-        Where the cache lists one there, this must give it again.
-        """
-        cache, file, first = self.cache, shard_name(index), self.sequences.n_given
-        n_tokens_before, n_done, n_kept = self.n_tokens_run, 0, 0
-        batches, norms = [], []
-        while n_done < n_sequences and n_kept < wanted:
-            batch = self._batch(min(cache.batch_size, n_sequences - n_done))
-            if batch is None:
-                break
-            batches.append(batch)
-            norms.append(torch.linalg.vector_norm(batch[0].double(), dim=1))
-            n_done, n_kept = self.sequences.n_given - first, n_kept + len(batch[0])
-            bar.update(len(batch[0]))
-        old = cache.shards[index] if index < len(cache.shards) else None
-        if old is not None and (old.n_sequences, old.n_samples) != (n_done, n_kept):
-            raise ValueError(
-                f"{file} had {old.n_samples} samples of {old.n_sequences} sequences, but its part "
-                f"of {self.text.name} gives {n_kept} of {n_done}; use its own text, or make it "
-                "again."
-            )
-        there = f"samples: {cache.n_samples:,} of {cache.tokens:,}"
-        advice = f"What is there is whole ({there}). Make room and continue with --resume."
-        shards = list(cache.shards)
-        with atomic.full_disk_named(self.folder, advice):
-            if n_kept:
-                tensors = [torch.cat(pieces) for pieces in zip(*batches, strict=True)]
-                n_bytes, checksum = save_shard(self.folder / file, *tensors)
-                shards[index : index + 1] = [
-                    Shard(
-                        file=file,
-                        n_samples=n_kept,
-                        first_sequence=first,
-                        n_sequences=n_done,
-                        bytes=n_bytes,
-                        mean_norm=sum(float(of_batch.sum()) for of_batch in norms) / n_kept,
-                        max_norm=float(torch.cat(norms).max()),
-                        n_tokens=self.n_tokens_run - n_tokens_before,
-                        sha256=checksum,
-                    )
-                ]
-            ended = cache.text_ended or (n_done < n_sequences and n_kept < wanted)
-            self.cache = replace(cache, shards=tuple(shards), text_ended=ended)
-            self.cache.write(self.folder)
-
-    def _batch(
-        self, most: int
-    ) -> tuple[Float[Tensor, "samples d_in"], Int32[Tensor, " samples"]] | None:
-        """What is kept of the next sequences, and the ids of its tokens; None behind the text."""
-        sequences = list(islice(self.sequences, most))
-        if not sequences:
-            return None
-        dtype = DTYPES[self.cache.dtype]
-        kept = [torch.empty(0, self.model.d_in, dtype=dtype)] * len(sequences)
-        token_ids = [torch.empty(0, dtype=torch.long)] * len(sequences)
-        # By length: padding would give other positions in some models, and other attention in more.
-        for length in {len(sequence) for sequence in sequences}:
-            places = [i for i, sequence in enumerate(sequences) if len(sequence) == length]
-            tokens = torch.stack([sequences[i] for i in places])
-            keep = ~torch.isin(tokens, self._excluded)
-            keep[:, : self.cache.skip_positions] = False
-            if not keep.any():
-                continue
-            activations = self.model.activations(tokens)
-            self.n_tokens_run += tokens.numel()
-            rows = activations[keep.to(activations.device)].to(dtype).cpu()
-            of_sequences = rows.split(keep.sum(dim=1).tolist())
-            for i, of_sequence, kept_there in zip(places, of_sequences, keep, strict=True):
-                kept[i], token_ids[i] = of_sequence, sequences[i][kept_there]
-        samples, at = torch.cat(kept), self.sequences.n_given
-        if not samples.isfinite().all():
-            is_full = self.model.dtype == "float32"
-            remedy = "its weights may be damaged" if is_full else "try --model-dtype float32"
-            raise ValueError(
-                f"the activations of {self.model.name} at {self.model.hook} are not all finite in "
-                f"the sequences {at - len(sequences)} to {at - 1}; {remedy}."
-            )
-        self._idle = 0 if len(samples) else self._idle + len(sequences)
-        if self._idle >= texts.IDLE:
-            raise ValueError(
-                f"{self.text.name}: nothing is kept of the last {self._idle:,} sequences, which "
-                "are special tokens or skipped positions; use another text or larger context_size."
-            )
-        return samples, torch.cat(token_ids).to(torch.int32)
-
-
-def save_shard(file: Path, activations: Tensor, token_ids: Tensor) -> tuple[int, str]:
-    """Write a shard, whole or not at all, and return its size in bytes and its SHA-256."""
-    from safetensors.torch import save
-
-    content = save({"activations": activations, "token_ids": token_ids})
-    atomic.write_bytes(file, content)
-    return len(content), sha256(content).hexdigest()
-
-
-def _check_room(folder: Path, n_bytes: int) -> None:
-    there = atomic.nearest(folder)
-    free = shutil.disk_usage(there).free
-    if n_bytes > free:
-        raise OSError(
-            f"the cache needs {human_bytes(n_bytes)} more, but {there} has only "
-            f"{human_bytes(free)} free; keep fewer tokens or choose another disk."
-        )
-
-
-def human_bytes(n: int) -> str:
-    """A size as people read it: 1,500,000 is "1.5 MB"."""
-    size, units = float(n), ["B", "kB", "MB", "GB", "TB"]
-    while size >= 999.5 and len(units) > 1:
-        size, units = size / 1000, units[1:]
-    return f"{size:.3g} {units[0]}"
-
-
-def _in_words(writer: _Writer, n_remade: int, seconds: float) -> Iterator[str]:
+def _in_words(writer: Writer, n_remade: int, seconds: float) -> Iterator[str]:
     cache = writer.cache
     if cache.text_ended and cache.n_samples < cache.tokens:
         yield f"The text ended before {cache.tokens:,} samples; give more text for more."

@@ -6,11 +6,21 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import click
 
-from sparse_but_wrong.cli.options import AT_LEAST_0, AT_LEAST_1, NAME_OR_PATH, PATH, device, threads
+from sparse_but_wrong.cli.options import (
+    AT_LEAST_0,
+    AT_LEAST_1,
+    NAME_OR_PATH,
+    PATH,
+    device,
+    on_cluster,
+    ray,
+    threads,
+)
 from sparse_but_wrong.runs.provenance import provenance
 
 _MODEL = "Hugging Face id, folder with a model, or .gguf file."
@@ -23,6 +33,13 @@ _DATASET = "Text from a Hugging Face dataset, or from a folder with a saved one.
 _OUT = "New or empty folder, or a cache to --resume."
 _CLASS = "Class that runs the model. [default: follows from the hook's name]"
 _SKIP = "Positions at the start of every sequence to leave out."
+
+
+_SOURCE = (
+    *("model", "hook", "model_class", "model_dtype", "device"),
+    *("text", "dataset", "dataset_config"),
+)
+"""The parameters that say what is read."""
 
 
 def _count(name: str, default: int, text: str) -> Any:
@@ -53,7 +70,8 @@ def _choice(name: str, choices: str, default: str | None, text: str) -> Any:
 @click.option("--skip-positions", type=AT_LEAST_0, default=2, help=_SKIP)
 @click.option("--no-bos", is_flag=True, help="Do not start sequences with BOS.")
 @click.option("--resume", is_flag=True, help="Continue a cache: complete, fix or extend it.")
-def cache(keep_special_tokens: bool, no_bos: bool, **parameters: Any) -> None:
+@ray
+def cache(keep_special_tokens: bool, no_bos: bool, ray: str | None, **parameters: Any) -> None:
     """Run a language model over text and keep its activations at one hook point on disk.
 
     Special tokens such as BOS and the first tokens of each sequence are left out, because they
@@ -63,7 +81,13 @@ def cache(keep_special_tokens: bool, no_bos: bool, **parameters: Any) -> None:
     from sparse_but_wrong.activations.cache import cache_activations
 
     try:
-        with _quiet_libraries():
+        with on_cluster(ray) as cluster, _quiet_libraries():
+            write_parts = None
+            if cluster is not None:
+                from sparse_but_wrong.cluster.cache import write_parts_on
+
+                source = {name: parameters[name] for name in _SOURCE}
+                write_parts = partial(write_parts_on, cluster, source, sys.stderr.isatty())
             # The other options are its parameters, under the same names.
             cache_activations(
                 **parameters,
@@ -72,6 +96,7 @@ def cache(keep_special_tokens: bool, no_bos: bool, **parameters: Any) -> None:
                 provenance=provenance(),
                 progress=sys.stderr.isatty(),
                 log=click.echo,
+                write_parts=write_parts,
             )
     except KeyboardInterrupt:
         click.echo(

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from sparse_but_wrong.cli.options import NAME_OR_PATH, column, out, results, short_name, threads
+from sparse_but_wrong.cli.options import (
+    NAME_OR_PATH,
+    column,
+    on_cluster,
+    out,
+    ray,
+    results,
+    short_name,
+    threads,
+)
 
 if TYPE_CHECKING:
     from sparse_but_wrong.l0.recommend import L0Recommendation
@@ -33,6 +43,7 @@ _D_SAE = "Latents. [default: the features of a toy world]"
 @click.option("--seed", type=int, default=0, help="Seeds weights and data.")
 @threads
 @click.option("--save", is_flag=True, help="Keep an SAE at the recommended L0, ready to use.")
+@ray
 def find(
     source: str | None,
     activations: str | None,
@@ -40,6 +51,7 @@ def find(
     seed: int,
     save: bool,
     world: str | None,
+    ray: str | None,
     **of_search: Any,
 ) -> None:
     """Find the L0 that SAEs should have, with an interval and reasons, or why there is none.
@@ -59,12 +71,14 @@ def find(
     if is_judged:
         why = f"{source} is a run, whose SAEs are judged as they are"
         _refuse(why, save=save, **of_search)
-    with results(out, "find-l0") as (place, made_how):
-        title, found, facts = (
-            _judge(Path(where), world, seed)
-            if is_judged
-            else _search(where, source is None, world, seed, **of_search)
-        )
+    work = (
+        partial(_judge, Path(where), world, seed)
+        if is_judged
+        else partial(_search, where, source is None, world, seed, **of_search)
+    )
+    with on_cluster(ray) as cluster, results(out, "find-l0") as (place, made_how):
+        # Its sweeps follow from each other, so that one worker does all of them.
+        title, found, facts = work() if cluster is None else cluster.run_one("find-l0", work)
         click.echo(str(found))  # first, because it is what hours were spent on
         facts |= {"Seed": seed, **made_how()}
         write_recommendation(found, place, title, facts, with_sae=save)

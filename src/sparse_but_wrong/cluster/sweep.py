@@ -12,7 +12,6 @@ from sparse_but_wrong.cluster.units import Cluster, Unit
 from sparse_but_wrong.experiments import train
 from sparse_but_wrong.experiments.analysis import Run
 from sparse_but_wrong.runs.checkpoint import CheckpointHeader
-from sparse_but_wrong.runs.folder import RunFolder
 from sparse_but_wrong.untrusted import usable_device
 
 
@@ -24,12 +23,11 @@ def train_on(cluster: Cluster, run: Run) -> Generator[train.Trained, None, None]
     """
     gpus = int(usable_device(run.settings.device).type == "cuda")
     settings = replace(run.settings, threads=cluster.cpus, progress=False)
-    path = run.folder.path.resolve()  # workers have a working directory of their own
-    there = Run(RunFolder(path, run.folder.manifest), run.spec, settings)
+    path = run.folder.path
     units = [
         Unit(
             unit.name,
-            partial(train.train_unit, there, unit, settings, train.CHECKPOINT_EVERY_SECONDS),
+            partial(train.train_unit, run, unit, settings, train.CHECKPOINT_EVERY_SECONDS),
             partial(n_samples, path / unit.checkpoint),
             run.spec.training.total_training_samples,
         )

@@ -14,12 +14,14 @@ import signal
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from sparse_but_wrong.runs.provenance import versions
+from sparse_but_wrong.threads import threads_per_operation
 from sparse_but_wrong.untrusted import one_line
 
 LOCAL = "local"
@@ -68,7 +70,7 @@ class Cluster:
         """Do units of work on the cluster, and give the result of each once it is done.
 
         Args:
-            shared: the folder that they work in.
+            shared: the folder that they work in. Workers have to see it, and the working directory.
             gpus: that each gets, besides its CPUs.
             progress: show a bar for each unit that has begun.
         Raises:
@@ -81,9 +83,9 @@ class Cluster:
 
         self._check_machines(shared)
         on_worker = ray.remote(num_cpus=self.cpus, num_gpus=gpus)(_make_on_worker())
-        common = versions(), str(shared)
+        common = _common(shared)
         doing = {
-            on_worker.options(name=unit.name).remote(*common, pickle.dumps(unit.work)): unit
+            on_worker.options(name=unit.name).remote(*common, self._pickled(unit)): unit
             for unit in units
         }
         failed: dict[str, BaseException] = {}
@@ -115,6 +117,16 @@ class Cluster:
                 f"{len(failed)} of {len(units)} units failed; what the others did is kept. {why}"
             ) from next(iter(failed.values()))
 
+    def run_one(self, name: str, work: Callable[[], Any]) -> Any:
+        """Do something that is one unit and leaves no files; arguments as of `Unit`, errors as
+        of `run`."""
+        self.n_slots(gpus=0)
+        (result,) = self.run([Unit(name, work, lambda: 0, 1)], Path())
+        return result
+
+    def _pickled(self, unit: Unit) -> bytes:
+        return pickle.dumps(partial(_on_threads, self.cpus, unit.work))
+
     def _check_machines(self, shared: Path) -> None:
         """Refuse (ValueError) machines that could not do a unit, before hours are spent."""
         import ray
@@ -124,7 +136,7 @@ class Cluster:
         look = ray.remote(num_cpus=0)(_make_on_worker())
         for node in _machines():
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            ref = look.options(scheduling_strategy=there).remote(versions(), str(shared), None)
+            ref = look.options(scheduling_strategy=there).remote(*_common(shared), None)
             try:
                 ray.get(ref)
             except RayTaskError as error:
@@ -166,6 +178,16 @@ def connected(address: str, cpus: int = 1) -> Iterator[Cluster]:
         ray.shutdown()
 
 
+def _on_threads(n: int, work: Callable[[], Any]) -> Any:
+    with threads_per_operation(n):
+        return work()
+
+
+def _common(shared: Path) -> tuple[dict[str, str | None], list[str]]:
+    """What a worker has to have: versions, and folders, of which it works in the first."""
+    return versions(), [str(Path.cwd()), str(shared.resolve())]
+
+
 def _machines() -> list[dict[str, Any]]:
     """Those that take work."""
     import ray
@@ -173,11 +195,12 @@ def _machines() -> list[dict[str, Any]]:
     return [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
 
 
-def _make_on_worker() -> Callable[[dict[str, str | None], str, bytes | None], Any]:
+def _make_on_worker() -> Callable[[dict[str, str | None], list[str], bytes | None], Any]:
     """What a worker runs. It is pickled with its code, because there may be no package of ours, or
     another one, to import it from."""
 
-    def on_worker(wanted: dict[str, str | None], shared: str, work: bytes | None) -> Any:
+    def on_worker(wanted: dict[str, str | None], shared: list[str], work: bytes | None) -> Any:
+        import os
         import pickle
         import platform
         from importlib import metadata
@@ -195,11 +218,13 @@ def _make_on_worker() -> Callable[[dict[str, str | None], str, bytes | None], An
                 f"the worker {platform.node()} has {', '.join(others)}; install there what the "
                 "machine has that the command is given on."
             )
-        if not Path(shared).is_dir():
-            raise ValueError(
-                f"the worker {platform.node()} does not see {shared}; results have to lie in a "
-                "folder that all machines share, under the same path."
-            )
+        for folder in shared:
+            if not Path(folder).is_dir():
+                raise ValueError(
+                    f"the worker {platform.node()} does not see {folder}; give the command in a "
+                    "folder that all machines share under the same path, and name one with --out."
+                )
+        os.chdir(shared[0])  # so that paths mean the same
         return None if work is None else pickle.loads(work)()
 
     return on_worker

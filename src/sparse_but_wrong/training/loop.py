@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_SELDOM = 20
+"""How many times as long as it took training goes on before the next rest, where one takes long: a
+checkpoint of wide SAEs has gigabytes."""
+
 
 def train_saes(
     saes: Sequence[sae_lens.TrainingSAE[Any]],
@@ -168,7 +172,7 @@ class Training:
 
         Args:
             on_rest: called now and then when all SAEs are at the same step; it may call `state`.
-            every_seconds: the least time between two such calls, which cost a few milliseconds.
+            every_seconds: the least time between two such calls; more, if one takes over a second.
         """
         from tqdm import tqdm
 
@@ -183,7 +187,7 @@ class Training:
         )
         threads = self.options.threads or torch.get_num_threads()
         n_workers = threads if self.device.type == "cpu" else 0
-        rested = time.monotonic()
+        rested, pause = time.monotonic(), every_seconds
         try:
             with (
                 bar,
@@ -204,10 +208,13 @@ class Training:
                         self._finish_blocks(bar, n_left=1)
                         self._take_snapshots(current, bar)
                         interrupt.raise_pending()
-                        if on_rest is not None and time.monotonic() - rested >= every_seconds:
+                        if on_rest is not None and time.monotonic() - rested >= pause:
                             self._finish_blocks(bar)
+                            before = time.monotonic()
                             on_rest(self)
                             rested = time.monotonic()
+                            took = rested - before
+                            pause = max(every_seconds, _SELDOM * took if took > 1 else 0.0)
                         current = upcoming
                     self._finish_blocks(bar)
                 finally:
