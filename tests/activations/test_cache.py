@@ -202,7 +202,7 @@ def test_parts_that_others_wrote_take_their_places(
     assert not {first for firsts in planned[1].values() for first in firsts} & set(left)
     assert result.files == alone.files
     assert result.manifest == alone.manifest | {"resumed": [{}]}
-    assert not (tmp_path / "cache/parts").exists()
+    assert not (tmp_path / "cache/.parts").exists()
 
 
 def test_damaged_shards_are_made_again(finished: Written, cached: Path, make: Make) -> None:

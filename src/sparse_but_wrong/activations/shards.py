@@ -34,7 +34,7 @@ from sparse_but_wrong.activations.manifest import (
     shard_name,
 )
 
-PARTS = "parts"
+PARTS = ".parts"
 """The folder within a cache that others write in; it is gone once the cache is complete."""
 
 
@@ -107,6 +107,7 @@ class Writer:
             for i, shard in damaged:
                 self.sequences.skip_to(shard.first_sequence)
                 self._write_shard(i, shard.n_sequences, math.inf, bar)
+            self.sequences.skip_to(cache.n_sequences)
             while not self.cache.complete:
                 missing = cache.tokens - self.cache.n_samples
                 # Behind the last shard, or a part of the text of which nothing was kept.

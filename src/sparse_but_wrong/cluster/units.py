@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from sparse_but_wrong.runs.provenance import versions
 from sparse_but_wrong.threads import threads_per_operation
+from sparse_but_wrong.training.interrupt import DeferredInterrupt
 from sparse_but_wrong.untrusted import one_line
 
 LOCAL = "local"
@@ -90,9 +91,11 @@ class Cluster:
         }
         failed: dict[str, BaseException] = {}
         bars = _Bars(progress)
-        with bars.stack:
+        # Within Ray, a signal would come out as Ctrl-C whatever it was.
+        with bars.stack, DeferredInterrupt() as interrupt:
             try:
                 while doing:
+                    interrupt.raise_pending()
                     done, _ = ray.wait(list(doing), timeout=1.0)
                     for ref in done:
                         unit = doing.pop(ref)
@@ -106,6 +109,7 @@ class Cluster:
                     for unit in doing.values():
                         bars.show(unit)
             except BaseException:
+                interrupt.is_safe = True  # a second Ctrl-C does not wait for checkpoints
                 for ref in doing:
                     ray.cancel(ref)
                 if doing:
@@ -133,14 +137,14 @@ class Cluster:
         from ray.exceptions import RayTaskError
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        look = ray.remote(num_cpus=0)(_make_on_worker())
+        look, common, refs = ray.remote(num_cpus=0)(_make_on_worker()), _common(shared), []
         for node in _machines():
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            ref = look.options(scheduling_strategy=there).remote(*_common(shared), None)
-            try:
-                ray.get(ref)
-            except RayTaskError as error:
-                raise ValueError(one_line(error.cause)) from error
+            refs.append(look.options(scheduling_strategy=there).remote(*common, None))
+        try:
+            ray.get(refs)
+        except RayTaskError as error:
+            raise ValueError(one_line(error.cause)) from error
 
 
 @contextmanager
