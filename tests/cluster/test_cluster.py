@@ -40,8 +40,9 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:subprocess .* is still running:ResourceWarning",
 )
 
-LONG = replace(TINY, training=replace(TINY.training, total_training_samples=64 * 15_000))
+LONG = replace(TINY, training=replace(TINY.training, total_training_samples=64 * 12_000))
 """Long enough to be interrupted."""
+NO_FIGURES = replace(tiny.ANALYSIS, draw=lambda _: {})
 
 NODE: Any = {"num_cpus": 1, "object_store_memory": 80 * 10**6, "include_dashboard": False}
 # Or it takes half a minute until the head is sure that a node is gone.
@@ -69,7 +70,7 @@ def cluster(raylets: Raylets) -> Iterator[Cluster]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """The long run, made in this process."""
     with pytest.MonkeyPatch.context() as patch:
-        tiny.register(patch)
+        patch.setitem(runner.ANALYSES, "tiny", NO_FIGURES)
         return tiny.finished(LONG, tmp_path_factory.mktemp("whole") / "run").folder
 
 
@@ -77,7 +78,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(registry.EXPERIMENTS, "tiny", LONG)
-    monkeypatch.setitem(runner.ANALYSES, "tiny", tiny.ANALYSIS)
+    monkeypatch.setitem(runner.ANALYSES, "tiny", NO_FIGURES)
     monkeypatch.setattr(train, "CHECKPOINT_EVERY_SECONDS", 0.2)
 
 

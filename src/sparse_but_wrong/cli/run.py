@@ -6,8 +6,8 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib.util import find_spec
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,9 +30,9 @@ from sparse_but_wrong.experiments.verdict import in_lines
 if TYPE_CHECKING:
     from sparse_but_wrong.cluster.units import Cluster
     from sparse_but_wrong.experiments.analysis import Run
+    from sparse_but_wrong.experiments.train import TrainUnits
     from sparse_but_wrong.loggers import Logger
     from sparse_but_wrong.runs.spec import ExperimentSpec
-    from sparse_but_wrong.experiments.train import TrainUnits
 
 _MOST_ROWS = 40
 """A longer table does not help in a terminal."""
@@ -162,6 +162,8 @@ def _logger(kind: str | None, run: Run) -> Iterator[Logger | None]:
 
         with wandb.init(name=path.name, dir=path, config=run.spec.to_dict()) as started:
             yield started
+
+
 def _train_units(cluster: Cluster | None) -> TrainUnits:
     """What trains the SAEs of a run: a cluster, or this process."""
     from sparse_but_wrong.experiments.train import train_here
