@@ -76,7 +76,7 @@ def run_page(here: Path, asked: set[str], tmp_path: Path, monkeypatch: pytest.Mo
     for name in ("jumprelu", "small"):
         tiny.register(monkeypatch, name=name)
     # The searches too: enough that every part of one runs.
-    few = {"evaluation_samples": 1_024, "learning_batches": 10}
+    few = {"evaluation_samples": 2_048, "learning_batches": 10}
     monkeypatch.setattr(refine, "_PRUNE_STEPS", 4)
     monkeypatch.setattr(refine, "_PRUNE_BATCHES", 1)
     monkeypatch.setattr(sweep, "evaluate_sweep", functools.partial(sweep.evaluate_sweep, **few))

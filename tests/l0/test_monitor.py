@@ -33,8 +33,9 @@ X = torch.cat(oracle.recorded_batches(20, seed=9))
 def _no_account(monkeypatch: pytest.MonkeyPatch) -> Any:
     """What users set who have no account; nothing leaves the machine."""
     monkeypatch.setenv("WANDB_MODE", "disabled")
+    wandb.teardown()  # or it keeps the settings that another test's first use has read
     yield
-    wandb.finish()
+    wandb.teardown()
 
 
 def train(sae: Any, evaluator: Any, n_steps: int = 30) -> Any:

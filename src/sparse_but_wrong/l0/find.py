@@ -192,7 +192,9 @@ def _around_agreement(
         peak = found.agreement
         if peak is not None and not peak.at_end:
             found = recommend_l0(replace(sweep, on_noise=search.on_noise(peak.l0)))
-            with_sae = [_nearest(found, part) for part in parts[1:] if found.l0 is not None]
+            # The coarse one last: it may have been trained for less.
+            found_in = [*parts[1:], coarse] if found.l0 is not None else []
+            with_sae = [_nearest(found, part) for part in found_in]
             return next((one for one in with_sae if one is not None), found)
     return found
 
