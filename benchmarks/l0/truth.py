@@ -22,7 +22,7 @@ from torch.nn.functional import normalize
 
 from benchmarks.l0.large import Architecture, LargeWorld, chosen_worlds
 from sparse_but_wrong import atomic
-from sparse_but_wrong.l0.agreement import shared_latents
+from sparse_but_wrong.l0.agreement import firing_rows, shared_latents
 from sparse_but_wrong.l0.options import has_k, training_config
 from sparse_but_wrong.metrics.evaluate import evaluate
 from sparse_but_wrong.sae_lens_compat import inference_copy
@@ -88,7 +88,7 @@ def rows(
     directions = world.world.directions.T.contiguous()
     evaluations = evaluate(saes, activations, world.world.directions, features)
     fires = [torch.from_numpy(found.densities) > 0 for found in evaluations]
-    firing = [sae.W_dec[which] for sae, which in zip(saes, fires, strict=True)]
+    firing = [firing_rows(sae, found) for sae, found in zip(saes, evaluations, strict=True)]
     for i, (sae, found) in enumerate(zip(saes, evaluations, strict=True)):
         used = inference_copy(sae)
         code_norm = 0.0

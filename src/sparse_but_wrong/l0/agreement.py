@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -20,6 +20,9 @@ from torch.nn.functional import normalize
 
 if TYPE_CHECKING:
     import pandas as pd
+    import sae_lens
+
+    from sparse_but_wrong.metrics.evaluation import Evaluation
 
 SHARED = 0.7
 """Cosine from which on two decoder rows are one latent; among random rows of 64 dimensions and more
@@ -44,12 +47,18 @@ MORE_THAN_ON_NOISE = 2.0
 """Factor by which shared latents must outnumber those on noise."""
 
 
+def firing_rows(sae: sae_lens.SAE[Any], found: Evaluation) -> Float[Tensor, "_H D"]:
+    """Decoder rows of the latents that fire, by an evaluation of the SAE."""
+    rows = sae.W_dec.detach().float()
+    return rows[torch.from_numpy(found.densities > 0).to(rows.device)]
+
+
 @torch.no_grad()
 def shared_latents(a: Float[Tensor, "_H1 D"], b: Float[Tensor, "_H2 D"]) -> int:
     """Decoder rows of two SAEs that are each other's nearest, with a cosine of `SHARED` at least.
 
     Args:
-        a, b: rows of the latents that fire.
+        a, b: `firing_rows` of each.
     """
     if not (len(a) and len(b)):
         return 0
@@ -145,7 +154,7 @@ def read_agreement(
 
 
 def _nearly_as_good(x: np.ndarray, shared: np.ndarray, best: float) -> tuple[float, float]:
-    """The L0s around the most shared latents, between log L0s, that fall short by `_TOLERANCE`."""
+    """The L0s around the most shared latents that fall short by at most `_TOLERANCE`; x: log L0."""
     fine = np.linspace(x[0], x[-1], 2_001)
     curve = np.interp(fine, x, shared)
     short, peak = curve < (1 - _TOLERANCE) * curve.max(), int(curve.argmax())

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sparse_but_wrong import sae_lens_compat
-from sparse_but_wrong.l0.agreement import shared_latents
+from sparse_but_wrong.l0.agreement import firing_rows, shared_latents
 from sparse_but_wrong.l0.curves import useful_n
 from sparse_but_wrong.metrics.evaluate import evaluate
 from sparse_but_wrong.training.architectures.penalty import JumpReLU
@@ -92,7 +92,7 @@ class L0Monitor:
         metrics = {"l0": found.l0, "c_dec": found.c_dec, "dead_latents": float(found.dead_latents)}
         metrics |= {f"s_{n}": float(found.projections[n]) for n in useful_n(top, found.d_sae)}
         if self.partner is not None:
-            active = finished.W_dec.detach()[torch.from_numpy(found.densities > 0)].float()
+            active = firing_rows(finished, found)
             n_shared = shared_latents(active, self.partner.detach().to(active))
             metrics["agreement"] = n_shared / max(1, len(active))
         if architecture_of(sae)[0] is JumpReLU:

@@ -96,10 +96,11 @@ def refine_directions(
                 directions.penalty * _FIRST_PENALTY**exponent,
                 renew=stage < stages - 2,
             )
-        if cycle == 0 and count_present(learner.directions, counted_on).score > _HOPELESS:
+        learned = count_present(learner.directions, counted_on)
+        if cycle == 0 and learned.score > _HOPELESS:
             bar.close()
             return learner.directions, count_present(learner.directions, held_out)
-        directions, presence = _prune(learner, batches, counted_on)
+        directions, presence = _prune(learner, learned, batches, counted_on)
         bar.close()
         unmixed = drop_constants(unmix(directions, presence, held_out), counted_on)
         directions, presence = _better(directions, presence, unmixed, counted_on)
@@ -124,11 +125,14 @@ _GOOD_ENOUGH = 0.002
 
 
 def _prune(
-    learner: Learner, batches: Sequence[Tensor], held_out: Tensor
+    learner: Learner, presence: Presence, batches: Sequence[Tensor], held_out: Tensor
 ) -> tuple[Directions, Presence]:
-    """Take out directions while the rest still express the samples; the best set on the way."""
+    """Take out directions while the rest still express the samples; the best set on the way.
+
+    Args:
+        presence: in those samples, of what has been learned.
+    """
     directions = learner.directions
-    presence = count_present(directions, held_out)
     best, first = (directions, presence), presence.residual
     step = max(1, len(directions.rows) // _PRUNE_STEPS)
     at = 0

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparse_but_wrong.l0.agreement import partners, shared_latents
+from sparse_but_wrong.l0.agreement import firing_rows, partners, shared_latents
 from sparse_but_wrong.l0.dictionaries import Directions, decoder_directions, fewer
 from sparse_but_wrong.l0.presence import SMALLEST_NOISE_COST, Presence, cost_on_noise, count_present
 from sparse_but_wrong.l0.refine import refine_directions
@@ -175,10 +175,7 @@ def _shared(
     saes: Sequence[sae_lens.SAE[Any]], found: Evaluations, groups: Sequence[str]
 ) -> list[float]:
     """Latents that each SAE shares with the one of another group whose L0 is nearest."""
-    rows = [
-        sae.W_dec.detach().float()[torch.from_numpy(one.densities > 0).to(sae.W_dec.device)]
-        for sae, one in zip(saes, found, strict=True)
-    ]
+    rows = [firing_rows(sae, one) for sae, one in zip(saes, found, strict=True)]
     others = partners([one.l0 for one in found], groups)
     return [
         math.nan if other is None else float(shared_latents(rows[i], rows[other]))
