@@ -239,7 +239,7 @@ def _run(model: HookedRootModule, hook: str, tokens: Tensor) -> Tensor:
         _, cache = model.run_with_cache(
             tokens,
             names_filter=[hook],
-            stop_at_layer=extract_stop_at_layer_from_tlens_hook_name(hook),
+            stop_at_layer=_stop_at_layer(model, hook),
             prepend_bos=False,
         )
     except Exception as error:  # each model has errors of its own
@@ -250,6 +250,13 @@ def _run(model: HookedRootModule, hook: str, tokens: Tensor) -> Tensor:
     if hook not in cache:
         raise ValueError(f"the output at the hook point {hook!r} is no tensor; {_ANOTHER_HOOK}.")
     return cache[hook]
+
+
+def _stop_at_layer(model: HookedRootModule, hook: str) -> int | None:
+    """What makes a model end at a hook point, as far as it can: later layers are not needed."""
+    # That of sae_lens stops where the hook is, whichever layer is named.
+    is_module = isinstance(model, HookedProxyLM)
+    return 0 if is_module else extract_stop_at_layer_from_tlens_hook_name(hook)
 
 
 def _width(model: HookedRootModule, hook: str, device: torch.device) -> int:

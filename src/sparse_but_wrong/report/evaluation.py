@@ -3,6 +3,7 @@
 saes.csv               a row per SAE
 projections.csv        a row per SAE and n: s_n^dec and its standard error
 latents.csv            a row per SAE and latent: the share of samples on which it is active
+loss.csv and others    a row per SAE of what else was measured (`Evidence`)
 plots/                 the figure, as PDF and PNG
 report.html            all of it on one page
 """
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from sparse_but_wrong import atomic
 from sparse_but_wrong.figures.distributions import SHARES, plot_evaluations
 from sparse_but_wrong.metrics.evaluation import RECOVERY, Evaluation
+from sparse_but_wrong.metrics.evidence import Evidence
 from sparse_but_wrong.report.page import Section, made_section, save_image, write_page
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ def write_evaluation(
     facts: Mapping[str, Any],
     remarks: Sequence[str],
     not_evaluated: Mapping[str, str] | None = None,
+    evidence: Sequence[Evidence] = (),
 ) -> Path:
     """Write evaluations, at least one, into a folder that is empty or made.
 
@@ -44,6 +47,7 @@ def write_evaluation(
         facts: how it was made, by name.
         remarks: what stands out (`metrics.findings.remarks`).
         not_evaluated: why not, by the name of the SAE.
+        evidence: what else was measured of the same SAEs.
     Raises:
         OSError: the folder holds something, or cannot be written to.
     """
@@ -54,6 +58,7 @@ def write_evaluation(
         "projections": _per_entry(evaluations, "n", s_n="projections", standard_error=errors),
         "latents": _per_entry(evaluations, "latent", density="densities"),
     }
+    tables |= {one.name: one.table.reset_index() for one in evidence}
     image = save_image(plot_evaluations(evaluations), place, "scores", CAPTION)
     for name, table in tables.items():
         atomic.write_bytes(place / f"{name}.csv", table.to_csv(index=False).encode())
@@ -66,10 +71,22 @@ def write_evaluation(
         *(section for content, section in optional if content),
         Section("figure", "All of them together", images=[image]),
         Section("saes", "The SAEs", **saes),
+        *map(_evidence_section, evidence),
         made_section(facts),
     ]
     above = f"SAEs, evaluated on {max(found.n_samples for found in evaluations):,} samples of"
     return write_page(place / "report.html", title, sections, above=above)
+
+
+def _evidence_section(evidence: Evidence) -> Section:
+    facts = {
+        f"{column}, {what}": f"{measured.value:.4g} ± {2 * measured.standard_error:.2g}"
+        for column, baselines in evidence.baselines.items()
+        for what, measured in baselines.items()
+    }
+    csv, notes = f"{evidence.name}.csv", list(evidence.notes)
+    table = evidence.table.reset_index()
+    return Section(evidence.name, evidence.title, table=table, csv=csv, notes=notes, facts=facts)
 
 
 def evaluation_table(evaluations: Sequence[Evaluation]) -> pd.DataFrame:

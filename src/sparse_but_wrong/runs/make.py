@@ -153,6 +153,7 @@ def _make_sae(
                 f"them; give it d_sae={n_features}."
             )
         init_sae_to_match_model(sae, model)
+    sae.W_dec.requires_grad_(not spec.frozen_decoder)
     return sae
 
 

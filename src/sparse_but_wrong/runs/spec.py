@@ -133,6 +133,8 @@ class SAESpec:
     """What sets it apart from the others: columns of its row in the table of results."""
     init: Literal["random", "true_features"] = "random"
     """Where its weights start: from its seed, or latent i at true feature i."""
+    frozen_decoder: bool = False
+    """Whether `W_dec` stays as it starts: with random weights a baseline for what is measured."""
     control: KTransition | TargetL0 | None = None
     """What moves its sparsity during training."""
 

@@ -41,7 +41,8 @@ _CONFIG = {
     # n_parameters: floats of one SAE's flat parameters; W_enc … threshold: where each begins;
     # widths: of the n_levels nested levels of latents
     "int64_t": "policy d_in d_sae n_parameters W_enc W_dec b_enc b_dec threshold apply_b_dec mode "
-    "ste_to_input has_pre_act_loss rescale dead_window max_batch n_levels aux_by_level",
+    "ste_to_input has_pre_act_loss rescale dead_window max_batch n_levels aux_by_level "
+    "decoder_is_frozen",
     "int64_t*": "widths",
     "double": "beta1 beta2",
 }
@@ -131,6 +132,7 @@ class CompiledStepper:
             n_parameters=stack.params.shape[1],
             **stack.offsets,
             apply_b_dec=int(cfg.apply_b_dec_to_input),
+            decoder_is_frozen=int(stack.decoder_is_frozen),
             dead_window=options.dead_feature_window,
             n_levels=len(widths),
             widths=ctypes.addressof(self._widths),

@@ -72,7 +72,8 @@ def make_groups(
             remarks[f"SAEs trained by sae_lens' own trainer, one by one ({kind}: {reason})"] += 1
             continue
         shared = (cfg.d_in, cfg.d_sae, cfg.apply_b_dec_to_input, cfg.normalize_activations)
-        key = (architecture, *shared, *architecture.stack_key(cfg))
+        is_trained = sae.W_dec.requires_grad
+        key = (architecture, *shared, is_trained, *architecture.stack_key(cfg))
         stacks.setdefault(key, []).append(place)
     for remark, count in remarks.items():
         logger.warning("%d %s.", count, remark)
@@ -105,8 +106,9 @@ def _why_not_stackable(sae: sae_lens.TrainingSAE[Any]) -> str | None:
         return "a custom mse_loss_fn is set"
     if type(sae.activation_fn) is not type(sae.get_activation_fn()):
         return "its activation_fn was replaced"
-    if not all(p.requires_grad for p in sae.parameters()):
-        return "some of its parameters are frozen"
+    frozen = {name for name, p in sae.named_parameters() if not p.requires_grad} - {"W_dec"}
+    if frozen:
+        return f"its {', '.join(sorted(frozen))} is frozen"
     if any(point.fwd_hooks or point.bwd_hooks for point in sae.hook_dict.values()):
         return "hooks are attached to it"
     return None

@@ -47,7 +47,8 @@ def reinitialize_dead(
     theirs; its biases and threshold become their means; what Adam remembers of it is forgotten.
     Which samples are drawn follows from the SAE alone, so that it does not depend on its
     neighbours, and differs between SAEs: two seeds that started again on the same samples would
-    share latents for no better reason.
+    share latents for no better reason. A frozen decoder keeps its rows, and the encoder's columns
+    start along them.
 
     The SAE holds the parameters of its row of the stack, and is not changed; x is scaled.
 
@@ -67,10 +68,11 @@ def reinitialize_dead(
     drawn = torch.multinomial(
         chances, n_dead, replacement=n_dead > len(chances), generator=generator
     ).to(x.device)
-    directions = torch.nn.functional.normalize(residual[drawn], dim=1)
+    starts = sae.W_dec[dead] if row.decoder_is_frozen else residual[drawn]
+    directions = torch.nn.functional.normalize(starts, dim=1)
     memories = row.views(row.exp_avg), row.views(row.exp_avg_sq)
     for name, (values,) in row.views(row.params).items():
-        if name == "b_dec":
+        if name == "b_dec" or (name == "W_dec" and row.decoder_is_frozen):
             continue
         at = (slice(None), dead) if name == "W_enc" else dead
         if name == "W_enc":

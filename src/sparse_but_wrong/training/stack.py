@@ -53,6 +53,8 @@ class Stack:
     """The first step whose gradient was not finite; −1 where there was none."""
     buffers: Mapping[str, Float[Tensor, " S"]]
     """Scalars that training moves though they are no parameters."""
+    decoder_is_frozen: bool
+    """Whether `W_dec` stays as it is, and has no gradient."""
 
     @classmethod
     def of(
@@ -82,6 +84,7 @@ class Stack:
                 name: torch.stack([getattr(sae, name).detach().double() for sae in saes])
                 for name in buffers
             },
+            decoder_is_frozen=not saes[0].W_dec.requires_grad,
         )
         for name, view in stack.views(params).items():
             for values, sae in zip(view, saes, strict=True):

@@ -182,8 +182,9 @@ class _Chunk:
             total = torch.stack(list(forward.losses.values())).sum()
             grads = torch.autograd.grad(total, list(self.leaves.values()))
         flat = torch.zeros_like(self.rows.params)
-        for view, grad in zip(self.rows.views(flat).values(), grads, strict=True):
-            view.copy_(grad)
+        for (name, view), grad in zip(self.rows.views(flat).items(), grads, strict=True):
+            if not (name == "W_dec" and self.rows.decoder_is_frozen):
+                view.copy_(grad)
         return forward, flat
 
     def step(

@@ -653,7 +653,7 @@ class Step {
                 }
                 w.grads[c.b_dec + d] -= sum;
             }
-        for (int64_t h = 0; h < c.d_sae; h++) {
+        for (int64_t h = 0; h < c.d_sae && !c.decoder_is_frozen; h++) {
             // A zero row has no direction to move along.
             float along = w.dec_norm[h] > 0 ? w.g_norm[h] / w.dec_norm[h] : 0;
             for (int64_t d = 0; d < c.d_in; d++)
