@@ -6,9 +6,18 @@ import math
 
 import pandas as pd
 import pytest
+import sae_lens
 import torch
 
-from sparse_but_wrong.l0.agreement import partners, read_agreement, shared_latents
+from sparse_but_wrong.l0.agreement import (
+    agreement_evidence,
+    partners,
+    pw_mcc,
+    read_agreement,
+    shared_latents,
+)
+from sparse_but_wrong.metrics.evaluate import evaluate
+from sparse_but_wrong.training.make import make_sae
 from tests.l0.worlds import random_rows
 
 
@@ -52,3 +61,33 @@ def test_the_peak_lies_among_the_saes_it_is_read_from() -> None:
     assert found.l0 == pytest.approx(11.45)
     assert found.n_shared == pytest.approx(237, rel=0.01)
     assert found.at_end == ""
+
+
+def test_pw_mcc_is_that_of_sae_lens_and_its_error_is_over_rows() -> None:
+    from sae_lens.synthetic import mean_correlation_coefficient
+
+    a, b = random_rows(30, 20), random_rows(30, 20, seed=1)
+    assert pw_mcc(a, b).value == pytest.approx(mean_correlation_coefficient(a, b), abs=1e-6)
+    # By hand: rows matched with cosines of 1 and 0.8, in another order and one the other way.
+    a, b = torch.eye(2), torch.tensor([[0.6, 0.8], [-3.0, 0.0]])
+    assert pw_mcc(a, b) == pytest.approx((0.9, 0.1 / math.sqrt(2)), abs=1e-6)
+
+
+def test_agreement_within_a_kind() -> None:
+    saes = {
+        name: make_sae(sae_lens.TopKTrainingSAEConfig(d_in=16, d_sae=24, k=3), seed)
+        for name, seed in (("a", 0), ("b", 0), ("c", 1), ("alone", 2))
+    }
+    samples = torch.randn(512, 16, generator=torch.Generator().manual_seed(0))
+    evaluations = evaluate(saes, samples)
+    kinds = {"a": "run", "b": "run", "c": "another", "alone": "third"}
+    found = agreement_evidence(saes, evaluations, kinds)
+
+    # Two of the same weights, and two that have nobody of their kind.
+    alive = 24 - evaluations["a"].dead_latents
+    assert found.table.loc["a", "pw_mcc"] == pytest.approx(1, abs=1e-6)
+    assert found.table.loc["b", "shared_latents"] == alive
+    assert found.table.loc["a", "shared_latents_standard_error"] == 0
+    assert found.table.loc[["c", "alone"]].isna().all().all()
+    (level,) = found.baselines["pw_mcc"].values()
+    assert 0.4 < level.value < 0.6

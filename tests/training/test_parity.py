@@ -163,6 +163,30 @@ def test_a_stack_ends_where_sae_lens_would_bring_each(
         assert_same_for_inference(sae, want, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [(name, step) for name in ("batchtopk", "jumprelu") for step in steps_of(name)],
+    indirect=["step"],
+)
+@pytest.mark.usefixtures("step")
+def test_a_frozen_decoder_stays_and_all_else_ends_where_sae_lens_would_bring_it(name: str) -> None:
+    saes = unlike_saes(name)
+    for sae in saes:
+        sae.W_dec.requires_grad_(False)
+    starts = [sae.W_dec.clone() for sae in saes]
+    expected = [oracle.train_with_sae_lens(copy.deepcopy(sae), BATCHES, RUN) for sae in saes]
+    # One that is not frozen has a stack of its own, though it shares their shapes.
+    other = make(name)
+
+    log = train_saes([*saes, other], iter(BATCHES), RUN)
+
+    assert {sae_log.trained_by for sae_log in log.saes} == {"engine"}
+    for sae, start, want in zip(saes, starts, expected, strict=True):
+        assert torch.equal(sae.W_dec, start)
+        assert_close(sae, want)
+    assert not torch.equal(other.W_dec, make(name).W_dec)
+
+
 def assert_same_for_inference(sae: Any, want: Any, folder: Path) -> None:
     """What is saved for inference: BatchTopK and Matryoshka as JumpReLU with the threshold."""
     found, expected = (

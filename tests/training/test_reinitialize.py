@@ -42,6 +42,20 @@ def stack_of(sae: TrainingSAE[Any], last_fired: int, of_dead: int) -> Stack:
     return stack
 
 
+def test_a_frozen_decoder_keeps_its_rows_and_encoders_start_along_them() -> None:
+    sae = with_dead_latents("jumprelu")
+    sae.W_dec.requires_grad_(False)
+    stack = stack_of(sae, last_fired=19, of_dead=9)
+    x = torch.randn(4, sae.cfg.d_in, generator=torch.Generator().manual_seed(0))
+
+    reinitialize_dead(sae, stack, x, 20, OPTIONS)
+
+    after = {k: v[0] for k, v in stack.views(stack.params).items()}
+    assert torch.equal(after["W_dec"], sae.W_dec)
+    cosines = torch.nn.functional.cosine_similarity(after["W_enc"].T[DEAD], sae.W_dec[DEAD])
+    torch.testing.assert_close(cosines, torch.ones(2))
+
+
 def test_only_what_is_dead_changes_and_points_at_what_is_left_over() -> None:
     sae = with_dead_latents("jumprelu")
     # Ten steps before the last: longer ago than `reinit_dead_every` steps.

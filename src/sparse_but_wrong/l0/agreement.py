@@ -8,7 +8,7 @@ also where an SAE is too narrow for all features, and curves of its decoder alon
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +18,13 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from sparse_but_wrong.metrics.evidence import STANDARD_ERROR, Evidence, Measured
+
 if TYPE_CHECKING:
     import pandas as pd
     import sae_lens
 
-    from sparse_but_wrong.metrics.evaluation import Evaluation
+    from sparse_but_wrong.metrics.evaluation import Evaluation, Evaluations
 
 SHARED = 0.7
 """Cosine from which on two decoder rows are one latent; among random rows of 64 dimensions and more
@@ -75,6 +77,60 @@ def partners(l0: Sequence[float], groups: Sequence[str]) -> list[int | None]:
     names = np.asarray(groups)
     off[(names[:, None] == names) | ~(off <= math.log(_SAME))] = np.inf
     return [int(row.argmin()) if np.isfinite(row.min()) else None for row in off]
+
+
+@torch.no_grad()
+def pw_mcc(a: Float[Tensor, "H D"], b: Float[Tensor, "H D"]) -> Measured:
+    """Mean |cosine| of decoder rows, each matched to one of the other; the error is over rows.
+
+    Source: PW-MCC of arXiv:2505.20254.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    cosines = (normalize(a, dim=1) @ normalize(b, dim=1).T).abs().cpu().numpy()
+    matched = cosines[linear_sum_assignment(cosines, maximize=True)]
+    return Measured(float(matched.mean()), float(matched.std() / math.sqrt(len(matched))))
+
+
+def agreement_evidence(
+    saes: Mapping[str, sae_lens.SAE[Any]], evaluations: Evaluations, kinds: Mapping[str, str]
+) -> Evidence:
+    """What each SAE shares with the one of its kind whose L0 is nearest, NaN where none is near.
+
+    Args:
+        saes: by name.
+        evaluations: of these SAEs.
+        kinds: of each, for example its run: SAEs of one kind differ in L0 and in seed only.
+    """
+    import pandas as pd
+
+    names = ["pw_mcc", "shared_latents"]
+    columns = [column for name in names for column in (name, name + STANDARD_ERROR)]
+    table = pd.DataFrame(math.nan, index=pd.Index(evaluations.names, name="sae"), columns=columns)
+    random: dict[str, Measured] = {}
+    for kind in dict.fromkeys(kinds[name] for name in evaluations.names):
+        of_kind = [found for found in evaluations if kinds[found.name] == kind]
+        others = partners([found.l0 for found in of_kind], [found.name for found in of_kind])
+        for found, other in zip(of_kind, others, strict=True):
+            if other is None:
+                continue
+            mine, its = saes[found.name], saes[of_kind[other].name]
+            size = tuple(mine.W_dec.shape)
+            agreement = pw_mcc(mine.W_dec.detach().float(), its.W_dec.detach().float())
+            rows = firing_rows(mine, found), firing_rows(its, of_kind[other])
+            n_shared, n_fire = shared_latents(*rows), max(1, len(rows[0]))
+            error = math.sqrt(n_shared * (1 - n_shared / n_fire))
+            table.loc[found.name] = [*agreement, n_shared, error]
+            what = f"random rows, {size[0]:,} of {size[1]:,} numbers"
+            if what not in random:
+                generator = torch.Generator().manual_seed(0)
+                random[what] = pw_mcc(*torch.randn(2, *size, generator=generator))
+    notes = (
+        f"With the SAE of the same run whose L0 is nearest, within a factor of {_SAME:g}. PW-MCC "
+        "matches all decoder rows one to one; shared are rows of latents that fire, each the "
+        f"other's nearest, with a cosine of {SHARED:g} or more. Errors are over latents.",
+    )
+    return Evidence("agreement", "Agreement between seeds", table, {"pw_mcc": random}, notes)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ _PRUNE_BATCHES = 8
 _PRUNE_SAMPLES = 8192
 _WORST_RESIDUAL = 0.005
 
-_HOPELESS = 0.5
+HOPELESS = 0.5
 """Score of what was first learned, redundant directions included, above which nothing is taken out
 and no further cycle is tried: 0.01 to 0.37 in five small worlds that can be counted, 0.63 where
 512 latents were the start for 4,096 features."""
@@ -60,7 +60,8 @@ def refine_directions(
 
     Args:
         start: often `decoder_directions` of an SAE.
-        batches: to learn from; read again in every cycle.
+        batches: to learn from, fewer of them the more directions there are; read again in every
+            cycle.
         held_out: not among the batches, to count on. Sets and corrections are chosen on the same
             samples: with few of them, some hundreds, the score comes out too good.
         seed: of the choice of samples for new starts.
@@ -76,6 +77,7 @@ def refine_directions(
     if n_extra:
         rows = _on_residuals(batches[0], start, n_extra, generator)
         directions = replace(start, rows=torch.cat([start.rows, rows]))
+    batches = batches[: fewer(len(batches), len(directions.rows))]
     best: tuple[Directions, Presence] | None = None
     counted_on = held_out[: fewer(_PRUNE_SAMPLES, len(directions.rows))]
     for cycle in range(n_cycles):
@@ -97,7 +99,7 @@ def refine_directions(
                 renew=stage < stages - 2,
             )
         learned = count_present(learner.directions, counted_on)
-        if cycle == 0 and learned.score > _HOPELESS:
+        if cycle == 0 and learned.score > HOPELESS:
             bar.close()
             return learner.directions, count_present(learner.directions, held_out)
         directions, presence = _prune(learner, learned, batches, counted_on)

@@ -14,7 +14,7 @@ from torch import Tensor
 from sparse_but_wrong.l0.agreement import firing_rows, partners, shared_latents
 from sparse_but_wrong.l0.dictionaries import Directions, decoder_directions, fewer
 from sparse_but_wrong.l0.presence import SMALLEST_NOISE_COST, Presence, cost_on_noise, count_present
-from sparse_but_wrong.l0.refine import refine_directions
+from sparse_but_wrong.l0.refine import HOPELESS, refine_directions
 from sparse_but_wrong.l0.source import draw_batch, draw_samples
 from sparse_but_wrong.metrics.evaluate import evaluate
 from sparse_but_wrong.metrics.evaluation import Evaluations
@@ -241,8 +241,8 @@ def count_from(
         )
         noise_cost = cost_on_noise(refined, held_out[:_CONTROL_SAMPLES], seed) / presence.cost
         counts.append(count := Count(sae_id, group, refined, presence, noise_cost))
-        # On noise every start is as long as it is in vain.
-        if _agree(counts) or count.is_noise:
+        # On noise, and where nothing parts, every start is as long as it is in vain.
+        if _agree(counts) or count.is_noise or presence.score > HOPELESS:
             break
     return tuple(sorted(counts, key=lambda count: count.presence.score))
 
