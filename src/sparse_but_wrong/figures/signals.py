@@ -68,14 +68,15 @@ def plot_signals(sweeps: Sequence[Signals]) -> Figure:
     for row, (name, columns) in zip(grid, measured.items(), strict=True):
         for axes, sweep in zip(row, sweeps, strict=True):
             _draw(axes, sweep, columns)
-            is_first, is_last = axes is row[0], row is grid[-1]
-            title = sweep.title if row is grid[0] else ""
-            parts.finish(axes, "SAE L0" if is_last else "", name if is_first else "", title)
+            parts.finish(axes, "", name if axes is row[0] else "")
         if any(column in _LOGARITHMIC for column in columns):
             row[0].set_yscale("log")
         named = [axes for axes in row if axes.get_legend_handles_labels()[1]]
         if named:
             named[-1].legend(loc="best", handlelength=1)
+    for top, bottom, sweep in zip(grid[0], grid[-1], sweeps, strict=True):
+        top.set_title(sweep.title)
+        bottom.set_xlabel("SAE L0")
     parts.log_l0_axis(grid[0, 0])
     return figure
 
