@@ -39,6 +39,7 @@ MODERATE = (
     *(Group("toy", architecture, SIZES) for architecture in _SWEPT_IN_THE_PAPER),
     *(Group("toy", a, (12,)) for a in SWEEPS if a not in _SWEPT_IN_THE_PAPER),
     *(Group("mid-size", architecture, (4,)) for architecture in SWEEPS),
+    *(Group("LLM-size", architecture, (8,)) for architecture in _SWEPT_IN_THE_PAPER),
 )
 QUICK = (
     Group("toy", "jumprelu", (1, 12)),

@@ -74,8 +74,21 @@ def _growth(result: Measured) -> float:
     return large.seconds_per_sae_step / small.seconds_per_sae_step
 
 
-def _of_floor(result: Measured) -> float:
-    return result.fraction_of_floor(result.of(ENGINE, 12))
+def _of_floor(result: Measured, n_saes: int = 12) -> float:
+    return result.fraction_of_floor(result.of(ENGINE, n_saes))
+
+
+def _of_llm_size(times: float, of_floor: float) -> tuple[Target, ...]:
+    """What is meant to be reached against (a) and of the floor, by both of the paper's sweeps."""
+    return tuple(
+        target
+        for name, kind in (("BatchTopK", "batchtopk"), ("JumpReLU", "jumprelu"))
+        for work, place in ((f"8 {name} SAEs, LLM-size", ("LLM-size", kind)),)
+        for target in (
+            Target(f"{work}, × (a)", *place, lambda r: r.speedup(8, ALONE), times),
+            Target(f"{work}, of the floor", *place, lambda r: _of_floor(r, 8), of_floor),
+        )
+    )
 
 
 _NOTEBOOK = "12 JumpReLU SAEs of the notebook"
@@ -93,10 +106,12 @@ CPU_TARGETS = (
     Target(f"JumpReLU: {_GROWTH}", *_JUMPRELU, _growth, 1 + NOISE, at_most=True),
     Target(f"BatchTopK: {_GROWTH}", "toy", "batchtopk", _growth, 1 + NOISE, at_most=True),
     Target(f"{_MID}, × (b)", "mid-size", "jumprelu", lambda r: r.speedup(4, BESIDE), 1.5),
+    *_of_llm_size(times=3, of_floor=0.8),
 )
 CUDA_TARGETS = (
     Target(f"{_NOTEBOOK}, × (a)", *_JUMPRELU, lambda r: r.speedup(12, ALONE), 60),
     Target(f"{_BATCHTOPK}, × (a)", "toy", "batchtopk", lambda r: r.speedup(125, ALONE), 150),
+    *_of_llm_size(times=2, of_floor=0.6),
 )
 
 

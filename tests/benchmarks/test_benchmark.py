@@ -118,6 +118,17 @@ def test_the_mid_size_world_is_sparse_and_its_directions_have_unit_norm() -> Non
     assert batch.square().sum(1).mean().item() == pytest.approx(20.45, rel=0.05)
 
 
+def test_the_llm_size_world_comes_round_and_its_saes_differ_in_their_seeds() -> None:
+    world = WORLDS["LLM-size"](CPU)
+    batches = [next(world.fast) for _ in range(17)]
+    assert batches[0].shape == (1024, 576)
+    assert torch.equal(batches[16], batches[0])
+    assert not torch.equal(batches[1], batches[0])
+    specs = make_sweep("batchtopk", 8, world.d_sae)
+    assert {spec.config["k"] for spec in specs} == {64}
+    assert len({spec.sae_id for spec in specs}) == 8
+
+
 def test_numbers_follow_from_the_medians() -> None:
     alone = Timing(ALONE, 12, 4, 10, estimates=12, seconds=[9.0, 2.0, 1.0], batch_seconds=0.01)
     engine = Timing(ENGINE, 12, 12, 10, estimates=1, seconds=[1.2, 1.2, 7.0])
@@ -142,4 +153,4 @@ def test_targets_say_whether_they_were_met() -> None:
     assert [growth.verdict(value) for value in (1.04, 1.06)] == ["met", "missed"]
     table = format_targets(CPU_TARGETS, [result]).splitlines()
     assert len(table) == 1 + len(CPU_TARGETS)
-    assert [target.bound for target in CUDA_TARGETS] == [60, 150]
+    assert [target.bound for target in CUDA_TARGETS] == [60, 150, 2, 0.6, 2, 0.6]
