@@ -205,7 +205,8 @@ class StackedGroup(Group):
         device = saes[0].W_dec.device
         self.schedule = SparsitySchedule(settings, controls, options.n_steps, device)
         asked = (architecture, [sae.cfg for sae in saes], self.stack, options)
-        may_compile = self.is_on_cpu and options.compiled and architecture.policy is not None
+        may_compile = self.is_on_cpu and options.compiled and not options.autocast
+        may_compile &= architecture.policy is not None
         kernels = compiled_step.kernels() if may_compile else None
         self.step = "pytorch" if kernels is None else "compiled"
         if kernels is None:

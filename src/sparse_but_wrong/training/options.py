@@ -51,6 +51,9 @@ class TrainOptions:
     threads: int | None = None
     """CPU threads to train on, one SAE per thread; PyTorch's own number if left out.
     The result does not depend on it."""
+    autocast: bool = False
+    """Take a step's matrix products in bfloat16, as sae_lens does; parameters, thresholds, Adam
+    and all sums stay float32. It is PyTorch's step then, and faster on a GPU only."""
     compiled: bool = True
     """Use the compiled step where there is one (CPU only); same results to float32 rounding."""
     progress: bool = True

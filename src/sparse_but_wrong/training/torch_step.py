@@ -176,7 +176,11 @@ class _Chunk:
         dead = None
         if self.architecture.uses_dead_latents:
             dead = dead_after(step, self.rows.last_fired, self.options.dead_feature_window)
-        with torch.enable_grad():
+        # Without a cache of weights, which a captured graph would read once and for all.
+        autocast = torch.autocast(
+            x.device.type, torch.bfloat16, enabled=self.options.autocast, cache_enabled=False
+        )
+        with torch.enable_grad(), autocast:
             inputs = Inputs(x, sparsity, dead, self.rows.buffers)
             forward = self.architecture.forward(inputs, self.leaves)
             total = torch.stack(list(forward.losses.values())).sum()

@@ -137,14 +137,23 @@ class Architecture(ABC):
         folded = p[bias].unsqueeze(1)
         if self.cfg.apply_b_dec_to_input:
             folded = folded - torch.bmm(p["b_dec"].unsqueeze(1), p["W_enc"])
-        return torch.baddbmm(folded, x.expand(len(folded), -1, -1), p["W_enc"])
+        return product(folded, x.expand(len(folded), -1, -1), p["W_enc"])
 
 
 def residual(
     x: Float[Tensor, "B D"], acts: Float[Tensor, "C B W"], p: Parameters
 ) -> Float[Tensor, "C B D"]:
     """x̂ − x."""
-    return torch.baddbmm(p["b_dec"].unsqueeze(1) - x, acts, p["W_dec"])
+    return product(p["b_dec"].unsqueeze(1) - x, acts, p["W_dec"])
+
+
+def product(
+    plus: Float[Tensor, "C _B N"], a: Float[Tensor, "C B M"], b: Float[Tensor, "C M N"]
+) -> Float[Tensor, "C B N"]:
+    """a @ b + plus in float32, also where autocast takes the product in bfloat16."""
+    if torch.is_autocast_enabled(a.device.type):
+        return torch.bmm(a, b).float() + plus
+    return torch.baddbmm(plus, a, b)
 
 
 def mse(error: Float[Tensor, "C B D"]) -> Float[Tensor, " C"]:

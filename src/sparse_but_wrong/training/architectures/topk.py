@@ -33,6 +33,7 @@ from sparse_but_wrong.training.architectures.base import (
     above,
     decoder_norm,
     mse,
+    product,
     residual,
 )
 from sparse_but_wrong.training.controls import own_transition
@@ -151,7 +152,7 @@ class TopK(Architecture):
         candidates = ranked.masked_fill(~dead.unsqueeze(1), -torch.inf)
         counts = n_dead.clamp(max=k_aux).expand(-1, pre.shape[1])
         acts = pre * largest(candidates, counts)
-        return weight.squeeze(1) * mse(torch.baddbmm(error, acts, W_dec))
+        return weight.squeeze(1) * mse(product(error, acts, W_dec))
 
 
 class BatchTopK(TopK):
@@ -232,7 +233,7 @@ class Matryoshka(BatchTopK):
         losses, errors = {}, []
         parts = zip(ends, widths, acts.split(widths, 2), p["W_dec"].split(widths, 1), strict=True)
         for end, width, level_acts, level_W_dec in parts:
-            error = torch.baddbmm(error, level_acts, level_W_dec)
+            error = product(error, level_acts, level_W_dec)
             name = "mse_loss" if end == ends[-1] else f"inner_mse_loss_{end}"
             losses[name] = mse(error)
             errors.append((slice(end - width, end), error))
