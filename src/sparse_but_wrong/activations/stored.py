@@ -106,6 +106,14 @@ class StoredActivations:
         """Mean of the samples' L2 norms, where a cache knows it."""
         return self.cache.mean_norm if self.cache else None
 
+    @property
+    def origin(self) -> tuple[str | None, str | None]:
+        """The model and the hook that they come from, where that is on record."""
+        if self.cache is not None:
+            return self.cache.model, self.cache.hook
+        # sae_lens names the column after the hook.
+        return None, self.parts[0].column
+
     @functools.cached_property
     def _ends(self) -> list[int]:
         return list(accumulate(part.n_samples for part in self.parts))

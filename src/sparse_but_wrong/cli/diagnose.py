@@ -38,6 +38,7 @@ _BATCH_SIZE = (
     "all samples, at most 4096]"
 )
 _TOKEN = "Leave out samples of the token with this id, for example BOS. Can be given several times."
+_ANY_HOOK = "Evaluate also SAEs that were trained on another hook or layer than the activations."
 _OUTLIERS = "Leave out zero samples and those with more than 10 times the median norm."
 
 
@@ -49,6 +50,7 @@ _OUTLIERS = "Leave out zero samples and those with more than 10 times the median
 @click.option("--batch-size", type=AT_LEAST_1, help=_BATCH_SIZE)
 @click.option("--exclude-token", "exclude_tokens", type=AT_LEAST_0, multiple=True, help=_TOKEN)
 @click.option("--exclude-outliers", is_flag=True, help=_OUTLIERS)
+@click.option("--any-hook", is_flag=True, help=_ANY_HOOK)
 @device("to evaluate")
 @threads
 @out("diagnose")
@@ -60,6 +62,7 @@ def diagnose(
     batch_size: int | None,
     exclude_tokens: tuple[int, ...],
     exclude_outliers: bool,
+    any_hook: bool,
     device: str,
     out: Path | None,
 ) -> None:
@@ -75,7 +78,7 @@ def diagnose(
 
     with results(out, "diagnose") as (place, made_how):
         stored = open_activations(activations, column)
-        loaded, failed = _load(saes, device, stored)
+        loaded, failed = _load(saes, device, stored, any_hook)
         _tell(failed, loaded)
         n_samples = min(samples or stored.n_samples, stored.n_samples)
         batch_size = batch_size or neighbours_per_batch(n_samples)
@@ -93,7 +96,7 @@ def diagnose(
         origins = {name: origin_of(loaded[name]) for name in evaluations.names}
         said = [
             *remarks(evaluations, origins),
-            *of_other_activations(origins, *_recorded(stored)),
+            *of_other_activations(origins, *stored.origin),
             *of_samples,
         ]
         click.echo(_table(evaluations))
@@ -110,12 +113,14 @@ def diagnose(
 
 
 def _load(
-    names: Sequence[str], device: str, stored: StoredActivations
+    names: Sequence[str], device: str, stored: StoredActivations, any_hook: bool
 ) -> tuple[dict[str, sae_lens.SAE[Any]], dict[str, Exception]]:
     """The SAEs by name, for a run's folder all that it holds; and what went wrong with others."""
+    from sparse_but_wrong.metrics.findings import hooks_differ, origin_of
     from sparse_but_wrong.runs.folder import RunFolder, is_run
     from sparse_but_wrong.saes.load import load_sae
 
+    _, hook = stored.origin
     saes: dict[str, sae_lens.SAE[Any]] = {}
     failed: dict[str, Exception] = {}
     for name in names:
@@ -134,6 +139,12 @@ def _load(
                     raise ValueError(
                         f"it reads activations of width {sae.cfg.d_in}, but those of {stored.name} "
                         f"have {stored.d_in}: they come from another model or hook."
+                    )
+                trained_at = origin_of(sae).hook
+                if not any_hook and hooks_differ(trained_at, hook):
+                    raise ValueError(
+                        f"it reads {trained_at}, but {stored.name} holds activations of {hook}. "
+                        "Evaluate it on those of its own hook, or with --any-hook on these."
                     )
                 saes[key] = sae
             # Anything: what others wrote can be wrong in more ways than a loader foresees.
@@ -172,14 +183,6 @@ def _reason(error: Exception) -> str:
     if isinstance(error, (ValueError, OSError)):
         return " ".join(str(error).split())
     return f"{type(error).__name__}: {one_line(error)}"
-
-
-def _recorded(stored: StoredActivations) -> tuple[str | None, str | None]:
-    """The model and the hook of stored activations, where that is on record."""
-    if stored.cache is not None:
-        return stored.cache.model, stored.cache.hook
-    # sae_lens names the column after the hook.
-    return None, stored.parts[0].column
 
 
 def _evaluate(
