@@ -74,7 +74,6 @@ class Writer:
     def __init__(self, folder: Path, cache: Cache, model: LanguageModel, text: texts.Text) -> None:
         self.folder, self.cache, self.model, self.text = folder, cache, model, text
         self.n_tokens_run, self._idle = 0, 0
-        self._excluded = torch.tensor(cache.excluded_token_ids, dtype=torch.long)
         self.sequences = texts.Sequences(
             model,
             text,
@@ -218,8 +217,7 @@ class Writer:
         for length in {len(sequence) for sequence in sequences}:
             places = [i for i, sequence in enumerate(sequences) if len(sequence) == length]
             tokens = torch.stack([sequences[i] for i in places])
-            keep = ~torch.isin(tokens, self._excluded)
-            keep[:, : self.cache.skip_positions] = False
+            keep = self.cache.keeps(tokens)
             if not keep.any():
                 continue
             activations = self.model.activations(tokens)

@@ -13,9 +13,12 @@ from sparse_but_wrong.cli.options import (
     AT_LEAST_0,
     AT_LEAST_1,
     NAME_OR_PATH,
+    PATH,
+    TEXT,
     column,
     device,
     out,
+    quiet_libraries,
     results,
     short_name,
     threads,
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
 
     from sparse_but_wrong.activations.stored import StoredActivations
     from sparse_but_wrong.metrics.evaluation import Evaluations
+    from sparse_but_wrong.metrics.evidence import Evidence
     from sparse_but_wrong.runs.folder import RunFolder
 
 _ACTIVATIONS = (
@@ -39,6 +43,9 @@ _BATCH_SIZE = (
 )
 _TOKEN = "Leave out samples of the token with this id, for example BOS. Can be given several times."
 _ANY_HOOK = "Evaluate also SAEs that were trained on another hook or layer than the activations."
+_MODEL = "Language model that the activations come from. [default: as on record]"
+_LOSS_TEXT = f"Text on which to measure the model's loss with reconstructions in it. {TEXT}"
+_LOSS_TOKENS = "Tokens of --loss-text whose activations are replaced."
 _OUTLIERS = "Leave out zero samples and those with more than 10 times the median norm."
 
 
@@ -51,6 +58,9 @@ _OUTLIERS = "Leave out zero samples and those with more than 10 times the median
 @click.option("--exclude-token", "exclude_tokens", type=AT_LEAST_0, multiple=True, help=_TOKEN)
 @click.option("--exclude-outliers", is_flag=True, help=_OUTLIERS)
 @click.option("--any-hook", is_flag=True, help=_ANY_HOOK)
+@click.option("--model", type=NAME_OR_PATH, help=_MODEL)
+@click.option("--loss-text", type=PATH, multiple=True, help=_LOSS_TEXT)
+@click.option("--loss-tokens", type=AT_LEAST_1, default=20_000, help=_LOSS_TOKENS)
 @device("to evaluate")
 @threads
 @out("diagnose")
@@ -63,23 +73,36 @@ def diagnose(
     exclude_tokens: tuple[int, ...],
     exclude_outliers: bool,
     any_hook: bool,
+    model: str | None,
+    loss_text: tuple[Path, ...],
+    loss_tokens: int,
     device: str,
     out: Path | None,
 ) -> None:
     """Evaluate SAEs on activations: L0, dead latents, s_n^dec for every n, similarity, and more.
 
+    With --loss-text also the cross entropy of the model with their reconstructions in it.
+
     SAE is a folder of sae_lens, dictionary_learning or sparsify, RELEASE/SAE_ID of a published one,
     or the folder of a run, which stands for all of its SAEs. If one cannot be evaluated, the others
     still are, and the exit code is 1.
     """
+    from sparse_but_wrong.activations.loss_text import open_loss_text
     from sparse_but_wrong.activations.stored import neighbours_per_batch, open_activations
     from sparse_but_wrong.metrics.findings import of_other_activations, origin_of, remarks
+    from sparse_but_wrong.metrics.model_loss import model_loss
     from sparse_but_wrong.report.evaluation import write_evaluation
 
     with results(out, "diagnose") as (place, made_how):
         stored = open_activations(activations, column)
         loaded, failed = _load(saes, device, stored, any_hook)
         _tell(failed, loaded)
+        text = None
+        if loss_text:  # before the evaluation, which can take long
+            with quiet_libraries():
+                text = open_loss_text(
+                    stored, loss_text, n_tokens=loss_tokens, model=model, device=device
+                )
         n_samples = min(samples or stored.n_samples, stored.n_samples)
         batch_size = batch_size or neighbours_per_batch(n_samples)
         if n_samples < stored.n_samples:  # of which whole batches are read, if there is one
@@ -101,13 +124,18 @@ def diagnose(
         ]
         click.echo(_table(evaluations))
         click.echo("\n".join(f"  - {remark}" for remark in said))
+        evidence = []
+        if text:
+            evaluated = {name: loaded[name] for name in evaluations.names}
+            evidence.append(model_loss(evaluated, *text, progress=sys.stderr.isatty()))
+        click.echo("".join(map(_evidence_table, evidence)), nl=False)
         facts = {
             "Activations": activations,
             "Samples": f"{n_samples:,} in batches of {batch_size:,} in order",
             **made_how(),
         }
         reasons = {name: _reason(error) for name, error in failed.items()}
-        write_evaluation(evaluations, place, stored.name, facts, said, reasons)
+        write_evaluation(evaluations, place, stored.name, facts, said, reasons, evidence)
     if failed:
         raise click.exceptions.Exit(1)
 
@@ -259,3 +287,17 @@ def _table(evaluations: Evaluations) -> str:
         )
     table = pd.DataFrame(rows).to_string(index=False)
     return f"\n{table}\n\n± two standard errors over batches."
+
+
+def _evidence_table(evidence: Evidence) -> str:
+    from sparse_but_wrong.metrics.evidence import STANDARD_ERROR
+
+    table, shown = evidence.table, {}
+    for name in table.columns[~table.columns.str.endswith(STANDARD_ERROR)]:
+        errors = table.get(name + STANDARD_ERROR)
+        shown[name] = [f"{value:.4g}" for value in table[name]]
+        if errors is not None:
+            pairs = zip(shown[name], errors, strict=True)
+            shown[name] = [f"{value} ± {2 * error:.1g}" for value, error in pairs]
+    shown = type(table)(shown, index=table.index.rename("SAE")).reset_index()
+    return f"\n{evidence.title}\n{shown.to_string(index=False)}\n"
