@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from sparse_but_wrong.activations.loss_text import open_loss_text as open_loss_text
     from sparse_but_wrong.activations.shuffled import ShuffledActivations as ShuffledActivations
     from sparse_but_wrong.activations.stored import open_activations as open_activations
+    from sparse_but_wrong.activations.tokens import open_decoder as open_decoder
     from sparse_but_wrong.api import (
         FoundL0 as FoundL0,
         find_l0 as find_l0,
@@ -46,6 +47,10 @@ if TYPE_CHECKING:
         Evaluations as Evaluations,
     )
     from sparse_but_wrong.metrics.evidence import Evidence as Evidence
+    from sparse_but_wrong.metrics.examples import (
+        choose_latents as choose_latents,
+        top_examples as top_examples,
+    )
     from sparse_but_wrong.metrics.model_loss import model_loss as model_loss
     from sparse_but_wrong.nth_decoder_projection import (
         nth_decoder_projection as nth_decoder_projection,
@@ -78,6 +83,7 @@ _NAMES = {
     "activations.loss_text": "open_loss_text",
     "activations.shuffled": "ShuffledActivations",
     "activations.stored": "open_activations",
+    "activations.tokens": "open_decoder",
     "api": "FoundL0 find_l0 recommend_l0",
     "enchanced_batch_topk_sae": "EnchancedBatchTopKTrainingSAE EnhancedBatchTopKTrainingSAEConfig",
     "experiments.runner": "run_experiment",
@@ -91,6 +97,7 @@ _NAMES = {
     "metrics.evaluate": "evaluate",
     "metrics.evaluation": "Evaluation Evaluations",
     "metrics.evidence": "Evidence",
+    "metrics.examples": "choose_latents top_examples",
     "metrics.model_loss": "model_loss",
     "nth_decoder_projection": "nth_decoder_projection",
     "runs.sweep": "Sweep train_sweep",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import sae_lens
@@ -87,3 +89,36 @@ def test_what_cannot_be_run_is_refused(here: Sbw) -> None:
     )
     Path("short.txt").write_text("ba be")
     here.refuses("diagnose sae --activations acts --loss-text short.txt", "16 tokens")
+
+
+def test_examples_of_latents_as_the_text_has_them(here: Sbw, made: Path) -> None:
+    here("diagnose sae --activations acts --examples 6 --out out")
+    lines = [json.loads(line) for line in Path("out/examples.jsonl").read_text().splitlines()]
+    assert {line["sae"] for line in lines} == {"sae"}
+    assert {line["chosen"] for line in lines} == {"strongest", "densest", "random"}
+    assert len({line["latent"] for line in lines}) == 6
+    acts = open_activations("acts")
+    words = " ".join((made / "plays" / f"{i}.txt").read_text() for i in range(3))
+    sae = load_sae("sae")
+    for line in lines:
+        peak, latent, sample = line["activations"][line["at"]], line["latent"], line["sample"]
+        rows = acts.read(sample, sample + 1).float()
+        assert sae.encode(rows)[0, latent].item() == pytest.approx(peak, rel=1e-5)
+        assert acts.read_token_ids(sample, sample + 1) == line["token_ids"][line["at"]]
+        assert peak == max(line["activations"][max(0, line["at"] - 3) : line["at"] + 4])
+        assert line["one_sequence"]
+        assert len(line["tokens"]) <= 14
+        assert "".join(line["tokens"]) in words
+    page = Path("out/report.html").read_text(encoding="utf-8")
+    assert page.count('class="peak"') == len(lines)
+    assert "first tokens of sequences" in " ".join(page.split())
+
+
+def test_examples_need_tokens_and_a_tokenizer(here: Sbw) -> None:
+    acts = open_activations("acts").read(0, 100).float()
+    np.save("acts.npy", acts.numpy())
+    here.refuses("diagnose sae --activations acts.npy --examples 3 --model model", "token_ids")
+    line = "diagnose sae --activations acts/shard-00000.safetensors --examples 3"
+    here.refuses(line, "not on record.*--model")
+    here(f"{line} --model model --out out")
+    assert Path("out/examples.jsonl").stat().st_size

@@ -33,6 +33,7 @@ from sparse_but_wrong.activations.manifest import (
     read_cache,
     shard_name,
 )
+from sparse_but_wrong.activations.parts import LENGTHS, TENSOR, TOKEN_IDS
 
 PARTS = ".parts"
 """The folder within a cache that others write in; it is gone once the cache is complete."""
@@ -205,8 +206,14 @@ class Writer:
 
     def _batch(
         self, most: int
-    ) -> tuple[Float[Tensor, "samples d_in"], Int32[Tensor, " samples"]] | None:
-        """What is kept of the next sequences, and the ids of its tokens; None behind the text."""
+    ) -> (
+        tuple[Float[Tensor, "samples d_in"], Int32[Tensor, " samples"], Int32[Tensor, " sequences"]]
+        | None
+    ):
+        """What is kept of the next sequences, the ids of its tokens, and how much of each sequence.
+
+        None behind the text.
+        """
         sequences = list(islice(self.sequences, most))
         if not sequences:
             return None
@@ -240,14 +247,17 @@ class Writer:
                 f"{self.text.name}: nothing is kept of the last {self._idle:,} sequences, which "
                 "are special tokens or skipped positions; use another text or larger context_size."
             )
-        return samples, torch.cat(token_ids).to(torch.int32)
+        lengths = torch.tensor([len(of_sequence) for of_sequence in kept], dtype=torch.int32)
+        return samples, torch.cat(token_ids).to(torch.int32), lengths
 
 
-def save_shard(file: Path, activations: Tensor, token_ids: Tensor) -> tuple[int, str]:
+def save_shard(
+    file: Path, activations: Tensor, token_ids: Tensor, lengths: Tensor
+) -> tuple[int, str]:
     """Write a shard, whole or not at all, and return its size in bytes and its SHA-256."""
     from safetensors.torch import save
 
-    content = save({"activations": activations, "token_ids": token_ids})
+    content = save({TENSOR: activations, TOKEN_IDS: token_ids, LENGTHS: lengths})
     atomic.write_bytes(file, content)
     return len(content), sha256(content).hexdigest()
 
