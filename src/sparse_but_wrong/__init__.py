@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from sparse_but_wrong.activations.language_model import (
         open_language_model as open_language_model,
     )
+    from sparse_but_wrong.activations.loss_text import open_loss_text as open_loss_text
     from sparse_but_wrong.activations.shuffled import ShuffledActivations as ShuffledActivations
     from sparse_but_wrong.activations.stored import open_activations as open_activations
+    from sparse_but_wrong.activations.tokens import open_decoder as open_decoder
     from sparse_but_wrong.api import (
         FoundL0 as FoundL0,
         find_l0 as find_l0,
@@ -44,6 +46,12 @@ if TYPE_CHECKING:
         Evaluation as Evaluation,
         Evaluations as Evaluations,
     )
+    from sparse_but_wrong.metrics.evidence import Evidence as Evidence
+    from sparse_but_wrong.metrics.examples import (
+        choose_latents as choose_latents,
+        top_examples as top_examples,
+    )
+    from sparse_but_wrong.metrics.model_loss import model_loss as model_loss
     from sparse_but_wrong.nth_decoder_projection import (
         nth_decoder_projection as nth_decoder_projection,
     )
@@ -72,8 +80,10 @@ if TYPE_CHECKING:
 _NAMES = {
     "activations.cache": "cache_activations",
     "activations.language_model": "open_language_model",
+    "activations.loss_text": "open_loss_text",
     "activations.shuffled": "ShuffledActivations",
     "activations.stored": "open_activations",
+    "activations.tokens": "open_decoder",
     "api": "FoundL0 find_l0 recommend_l0",
     "enchanced_batch_topk_sae": "EnchancedBatchTopKTrainingSAE EnhancedBatchTopKTrainingSAEConfig",
     "experiments.runner": "run_experiment",
@@ -86,6 +96,9 @@ _NAMES = {
     "l0.sweep": "evaluate_sweep",
     "metrics.evaluate": "evaluate",
     "metrics.evaluation": "Evaluation Evaluations",
+    "metrics.evidence": "Evidence",
+    "metrics.examples": "choose_latents top_examples",
+    "metrics.model_loss": "model_loss",
     "nth_decoder_projection": "nth_decoder_projection",
     "runs.sweep": "Sweep train_sweep",
     "saes.load": "load_sae",

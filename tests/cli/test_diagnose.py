@@ -257,7 +257,9 @@ def test_what_the_metrics_say_of_training_is_remarked(diagnose: Diagnose) -> Non
     )
 
 
-def test_activations_of_another_model_or_hook_are_remarked(diagnose: Diagnose) -> None:
+def test_an_sae_of_another_hook_is_refused_and_one_of_another_model_remarked(
+    diagnose: Diagnose,
+) -> None:
     x = torch.from_numpy(np.load("acts.npy"))
     write_cache(Path("cache"), x, model="gpt2", hook="transformer.h.8")
     saes = {
@@ -267,7 +269,14 @@ def test_activations_of_another_model_or_hook_are_remarked(diagnose: Diagnose) -
         "toy": jumprelu(),
     }
     save_run("run", saes)
-    found = diagnose("run", "cache")
+    refused = diagnose("run", "cache", code=1)
+    assert refused.table.index.tolist() == ["same", "model", "toy"]
+    for text in (refused.err, refused.page):
+        assert re.search(r"layer:? it reads blocks\.9\.hook_resid_post, .*h\.8\b.*--any-hook", text)
+    assert refused.says(r"hook of the SAEs is not on record: toy\.")
+    # Those of activations without a record are not told apart.
+    assert diagnose("run").says("hook of these activations is not on record: same, layer, model")
+    found = diagnose("run --any-hook", "cache")
     assert found.says(r"another model .*gpt2: gemma-2-2b \(model\)\.")
     assert found.says(r"another hook .*h\.8: blocks\.9\.hook_resid_post \(layer\)\.")
 
@@ -307,12 +316,12 @@ def test_special_tokens_of_a_sae_lens_cache_can_be_left_out(diagnose: Diagnose) 
     columns = {hook: acts.tolist(), "token_ids": tokens}
     datasets.Dataset.from_dict(columns).save_to_disk("cache")
     jumprelu(hook_name="blocks.7.hook_resid_post").save_model("sae")
-    found = diagnose(f"sae --exclude-token {bos}", "cache")
+    found = diagnose(f"sae --exclude-token {bos} --any-hook", "cache")
     assert found.says("16 samples of the tokens")
     assert found.says(r"another hook .*blocks\.0\..*: blocks\.7\.hook_resid_post \(sae\)")
     assert not found.says("Outliers:")
     assert found.table["n_samples"].tolist() == [112]
-    both = diagnose(f"sae --exclude-token {bos} --exclude-outliers", "cache")
+    both = diagnose(f"sae --exclude-token {bos} --any-hook --exclude-outliers", "cache")
     assert both.says("16 samples of the tokens")
     assert both.says("1 samples of zeros and 0 with")
     assert both.table["n_samples"].tolist() == [111]

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+import json
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from sparse_but_wrong.metrics.examples import Example, LatentExamples
 from sparse_but_wrong.report.evaluation import write_evaluation
 from tests.metrics.evaluated import evaluated
 
@@ -33,3 +37,28 @@ def test_the_folder_holds_every_number(tmp_path: Path) -> None:
     assert (out / "plots/scores.pdf").stat().st_size > 10_000
     with pytest.raises(FileExistsError):
         write_evaluation(found, out, "acts", {}, [])
+
+
+def test_examples_are_shown_as_text(tmp_path: Path) -> None:
+    """By SAE, each token as strong as its latent is active, and nothing in it is HTML."""
+    tokens = ("<b>", "\n", "", " x")
+    shown = Example(7, 1, (1, 2, 3, 4), tokens, (1.0, 4.0, 2.0, 0.0), one_sequence=False)
+    other = replace(shown, activations=(0.5, 2.0, 0.0, 0.0), one_sequence=True)
+    found = [
+        LatentExamples("wide", 5, "densest", (shown, other)),
+        LatentExamples("narrow", 2, "random", ()),
+    ]
+    page = write_evaluation(evaluated(), tmp_path / "out", "acts", {}, [], examples=found)
+    text = page.read_text(encoding="utf-8")
+    assert "Latent 5: one of the densest, active on " in text
+    assert re.search(r'<mark style="--strength: 0.25" title="1">&lt;b&gt;</mark>', text)
+    assert re.search(r'<mark class="peak" style="--strength: 1.00" title="4">↵</mark>', text)
+    assert '<mark class="peak" style="--strength: 0.50" title="2">↵</mark> x</span>' in text
+    assert re.search(r'4 ≀</span>.*class="value">2</span>', text, re.DOTALL)
+    assert re.search("<details open><summary>wide</summary>.*<details><summary>narrow<", text, re.S)
+    assert "Not active on the samples" in text
+    lines = [
+        json.loads(line) for line in (tmp_path / "out/examples.jsonl").read_text().splitlines()
+    ]
+    assert [(line["sae"], line["latent"], line["at"]) for line in lines] == [("wide", 5, 1)] * 2
+    assert lines[0]["tokens"] == list(tokens)

@@ -54,10 +54,11 @@ def cache_activations(
 ) -> StoredActivations:
     """Run a language model over text and keep its activations at one hook point in a folder.
 
-    They lie in shards, .safetensors files with "activations" [samples, d_in] and "token_ids"
-    [samples], in the order of the text. The manifest lists those that are whole, and is rewritten
-    after each. Whatever stops this leaves the finished shards, and `resume` continues behind them;
-    on the same machine, a resumed cache equals an uninterrupted one byte for byte.
+    They lie in shards, .safetensors files with "activations" [samples, d_in], "token_ids" [samples]
+    and "sequence_lengths" [sequences] (samples of each), in the order of the text. The manifest
+    lists those that are whole, and is rewritten after each. Whatever stops this leaves the finished
+    shards, and `resume` continues behind them; on the same machine, a resumed cache equals an
+    uninterrupted one byte for byte.
 
     Args:
         model: id on the Hugging Face Hub, a folder with a model, or a .gguf file; or a model that

@@ -9,7 +9,13 @@ import math
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stderr, redirect_stdout
+from contextlib import (
+    contextmanager,
+    nullcontext,
+    redirect_stderr,
+    redirect_stdout,
+    suppress,
+)
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -141,7 +147,18 @@ def model_class_of(hook: str) -> ModelClass:
     return "HookedTransformer" if of_transformer_lens else "AutoModelForCausalLM"
 
 
-def _causal_lm(name: str, dtype: ModelDtype) -> tuple[Any, PreTrainedTokenizerBase]:
+def open_tokenizer(name: str) -> Any:
+    """The tokenizer of a model, without its weights; names and errors of `open_language_model`."""
+    source, options, is_there = _source(name)
+    if not is_there:
+        with suppress(ValueError):  # a model that TransformerLens does not know
+            source = get_official_model_name(source)
+    with _loading(name, is_there):
+        return AutoTokenizer.from_pretrained(source, **options)
+
+
+def _source(name: str) -> tuple[str, dict[str, Any], bool]:
+    """What transformers loads a model from, with which options, and whether it is a local path."""
     path = user_path(name)
     is_gguf, is_there = path.suffix.lower() == ".gguf", path.exists()
     if not is_there and (is_gguf or name.count("/") > 1 or name[:1] in "./~" or "\\" in name):
@@ -152,19 +169,26 @@ def _causal_lm(name: str, dtype: ModelDtype) -> tuple[Any, PreTrainedTokenizerBa
     if len(ggufs) > 1:
         there = ", ".join(file.name for file in ggufs)
         raise ValueError(f"{path} holds several .gguf files; name one of them: {there}.")
-    source, weights = str(path) if is_there else name, {"use_safetensors": True}
+    source = str(path) if is_there else name
     # Not left out: on a terminal, transformers would ask whether to run the model's own code.
     options: dict[str, Any] = {"trust_remote_code": False}
     for gguf in ggufs:
         if importlib.util.find_spec("gguf") is None:
             raise ValueError(f"{name} needs the package gguf; install `sparse_but_wrong[gguf]`.")
-        source, weights, options["gguf_file"] = str(gguf.parent), {}, gguf.name
+        source, options["gguf_file"] = str(gguf.parent), gguf.name
+    return source, options, is_there
+
+
+def _causal_lm(name: str, dtype: ModelDtype) -> tuple[Any, PreTrainedTokenizerBase]:
+    source, options, is_there = _source(name)
+    path, is_gguf = user_path(name), "gguf_file" in options
+    weights = {} if is_gguf else {"use_safetensors": True}
     pickles = [*path.glob("*.bin"), *path.glob("*.pth")]
-    if pickles and not ggufs and not any(path.glob("*.safetensors")):
+    if pickles and not is_gguf and not any(path.glob("*.safetensors")):
         raise ValueError(f"{name} cannot be loaded: {_CONVERT}.")
     with _loading(name, is_there):
         # First what is small: a folder that lacks it is refused before its weights are read.
-        if path.is_dir() and not ggufs:
+        if path.is_dir() and not is_gguf:
             _check_layers(path, AutoConfig.from_pretrained(source, **options))
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         model = AutoModelForCausalLM.from_pretrained(

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
+from jaxtyping import Bool, Int64
 from pydantic import ConfigDict, Field
+from torch import Tensor
 
 from sparse_but_wrong.activations.parts import Part, open_file
 from sparse_but_wrong.atomic import LOCK, write_bytes
@@ -131,6 +133,14 @@ class Cache:
         """Whole batches, so that a shard that is made again is made of the same batches."""
         per_batch = self.batch_size * (self.context_size - self.skip_positions)
         return self.batch_size * math.ceil(self.samples_per_shard / per_batch)
+
+    def keeps(
+        self, tokens: Int64[Tensor, "sequences context"]
+    ) -> Bool[Tensor, "sequences context"]:
+        """Of which tokens of sequences it holds the activations."""
+        kept = ~torch.isin(tokens, torch.tensor(self.excluded_token_ids, dtype=torch.long))
+        kept[:, : self.skip_positions] = False
+        return kept
 
     def n_bytes(self, n_samples: int) -> int:
         """About how much room so many samples take on disk, with the ids of their tokens."""

@@ -7,10 +7,12 @@ larger than the memory, and a mapped file that becomes shorter ends the process.
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,9 @@ from torch import Tensor
 
 from sparse_but_wrong.untrusted import damaged, one_line, quiet
 
-TENSOR, TOKEN_IDS = "activations", "token_ids"
-"""The tensors of a .safetensors file: samples, and the ids of their tokens."""
+TENSOR, TOKEN_IDS, LENGTHS = "activations", "token_ids", "sequence_lengths"
+"""The tensors of a .safetensors file: samples, the ids of their tokens, and how many samples each
+sequence has, one after the other."""
 
 SUFFIXES = (".npy", ".safetensors")
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
@@ -52,6 +55,9 @@ class Part:
     column: str | None = None
     """The column of a dataset that it is."""
 
+    sequence_ends: Sequence[int] | None = field(default=None, repr=False)
+    """Behind which samples a sequence of tokens ends, ascending, where that is known."""
+
     def read(self, start: int, stop: int) -> Float[Tensor, "rows d_in"]:
         """The samples from start up to stop, as stored.
 
@@ -72,6 +78,15 @@ class Part:
         """The ids of their tokens, or None where none are stored; OSError as `read`."""
         with self._named(start, stop):
             return self.token_ids(start, stop) if self.token_ids is not None else None
+
+    def neighbours(self, sample: int, reach: int) -> tuple[int, int]:
+        """From where to where the samples around one are, which end where its sequence does."""
+        start, stop = max(0, sample - reach), min(self.n_samples, sample + reach + 1)
+        if self.sequence_ends is None:
+            return start, stop
+        i = bisect_right(self.sequence_ends, sample)
+        first = self.sequence_ends[i - 1] if i else 0
+        return max(start, first), min(stop, self.sequence_ends[i])
 
     @contextmanager
     def _named(self, start: int, stop: int) -> Iterator[None]:
@@ -165,7 +180,13 @@ def _open_safetensors(path: Path) -> Part:
     if ids.get("shape") == [n_samples] and ids["dtype"] in _INTEGERS:
         offset, dtype_of_ids = data + ids["data_offsets"][0], _INTEGERS[ids["dtype"]]
         token_ids = partial(_of_file, path, offset, (), dtype_of_ids)
-    return Part(str(path), n_samples, d_in, dtype, rows, token_ids, (path,))
+    ends = None
+    if (lengths := header.get(LENGTHS, {})).get("dtype") == "I32" and len(lengths["shape"]) == 1:
+        offset, n = data + lengths["data_offsets"][0], lengths["shape"][0]
+        ends = list(accumulate(_of_file(path, offset, (), torch.int32, 0, n).tolist()))
+        is_sound = ends == sorted(ends) and ends[-1:] == [n_samples]
+        ends = ends if is_sound else None
+    return Part(str(path), n_samples, d_in, dtype, rows, token_ids, (path,), sequence_ends=ends)
 
 
 def _of_file(
@@ -247,6 +268,7 @@ def open_dataset(where: Path | str, column: str | None) -> Part:
         token_ids,
         tuple(Path(file["filename"]) for file in dataset.cache_files),
         fits[0],
+        range(context, len(dataset) * context + 1, context) if depth == 2 else None,
     )
 
 

@@ -33,6 +33,7 @@ from sparse_but_wrong.activations.manifest import (
     read_cache,
     shard_name,
 )
+from sparse_but_wrong.activations.parts import LENGTHS, TENSOR, TOKEN_IDS
 
 PARTS = ".parts"
 """The folder within a cache that others write in; it is gone once the cache is complete."""
@@ -74,7 +75,6 @@ class Writer:
     def __init__(self, folder: Path, cache: Cache, model: LanguageModel, text: texts.Text) -> None:
         self.folder, self.cache, self.model, self.text = folder, cache, model, text
         self.n_tokens_run, self._idle = 0, 0
-        self._excluded = torch.tensor(cache.excluded_token_ids, dtype=torch.long)
         self.sequences = texts.Sequences(
             model,
             text,
@@ -206,8 +206,14 @@ class Writer:
 
     def _batch(
         self, most: int
-    ) -> tuple[Float[Tensor, "samples d_in"], Int32[Tensor, " samples"]] | None:
-        """What is kept of the next sequences, and the ids of its tokens; None behind the text."""
+    ) -> (
+        tuple[Float[Tensor, "samples d_in"], Int32[Tensor, " samples"], Int32[Tensor, " sequences"]]
+        | None
+    ):
+        """What is kept of the next sequences, the ids of its tokens, and how much of each sequence.
+
+        None behind the text.
+        """
         sequences = list(islice(self.sequences, most))
         if not sequences:
             return None
@@ -218,8 +224,7 @@ class Writer:
         for length in {len(sequence) for sequence in sequences}:
             places = [i for i, sequence in enumerate(sequences) if len(sequence) == length]
             tokens = torch.stack([sequences[i] for i in places])
-            keep = ~torch.isin(tokens, self._excluded)
-            keep[:, : self.cache.skip_positions] = False
+            keep = self.cache.keeps(tokens)
             if not keep.any():
                 continue
             activations = self.model.activations(tokens)
@@ -242,14 +247,17 @@ class Writer:
                 f"{self.text.name}: nothing is kept of the last {self._idle:,} sequences, which "
                 "are special tokens or skipped positions; use another text or larger context_size."
             )
-        return samples, torch.cat(token_ids).to(torch.int32)
+        lengths = torch.tensor([len(of_sequence) for of_sequence in kept], dtype=torch.int32)
+        return samples, torch.cat(token_ids).to(torch.int32), lengths
 
 
-def save_shard(file: Path, activations: Tensor, token_ids: Tensor) -> tuple[int, str]:
+def save_shard(
+    file: Path, activations: Tensor, token_ids: Tensor, lengths: Tensor
+) -> tuple[int, str]:
     """Write a shard, whole or not at all, and return its size in bytes and its SHA-256."""
     from safetensors.torch import save
 
-    content = save({"activations": activations, "token_ids": token_ids})
+    content = save({TENSOR: activations, TOKEN_IDS: token_ids, LENGTHS: lengths})
     atomic.write_bytes(file, content)
     return len(content), sha256(content).hexdigest()
 

@@ -106,6 +106,14 @@ class StoredActivations:
         """Mean of the samples' L2 norms, where a cache knows it."""
         return self.cache.mean_norm if self.cache else None
 
+    @property
+    def origin(self) -> tuple[str | None, str | None]:
+        """The model and the hook that they come from, where that is on record."""
+        if self.cache is not None:
+            return self.cache.model, self.cache.hook
+        # sae_lens names the column after the hook.
+        return None, self.parts[0].column
+
     @functools.cached_property
     def _ends(self) -> list[int]:
         return list(accumulate(part.n_samples for part in self.parts))
@@ -164,16 +172,31 @@ class StoredActivations:
                 from the iterator, where `keep` keeps nothing at all, and as `read`.
             OSError: from the iterator, a part that cannot be read.
         """
+        return self._batches(self.starts(batch_size, n_samples), batch_size, keep)
+
+    def starts(self, batch_size: int, n_samples: int | None = None) -> Iterable[int]:
+        """Where the batches of `batches` begin; ValueError as there."""
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, but is {batch_size}.")
         if n_samples is None or n_samples >= self.n_samples:
-            return self._batches(range(0, self.n_samples, batch_size), batch_size, keep)
+            return range(0, self.n_samples, batch_size)
         if n_samples < batch_size:
             raise ValueError(f"n_samples = {n_samples} is less than a batch of {batch_size}.")
         n = n_samples // batch_size
         spare = self.n_samples - n * batch_size
-        starts = (i * batch_size + spare * (2 * i + 1) // (2 * n) for i in range(n))
-        return self._batches(starts, batch_size, keep)
+        return [i * batch_size + spare * (2 * i + 1) // (2 * n) for i in range(n)]
+
+    def neighbours(self, sample: int, reach: int) -> tuple[int, int, bool]:
+        """From where to where the samples around one are, at most `reach` before and behind it.
+
+        They are of one part, and end where its sequence does if that is on record, which the last
+        value says.
+        """
+        i = bisect_right(self._ends, sample)
+        part = self.parts[i]
+        first = self._ends[i] - part.n_samples
+        start, stop = part.neighbours(sample - first, reach)
+        return first + start, first + stop, part.sequence_ends is not None
 
     def _batches(
         self, starts: Iterable[int], batch_size: int, keep: Keep | None

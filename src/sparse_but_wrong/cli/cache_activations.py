@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -16,8 +13,10 @@ from sparse_but_wrong.cli.options import (
     AT_LEAST_1,
     NAME_OR_PATH,
     PATH,
+    TEXT,
     device,
     on_cluster,
+    quiet_libraries,
     ray,
     threads,
 )
@@ -28,7 +27,6 @@ _HOOK = (
     "Hook point: a module such as model.layers.14, or a TransformerLens name such as "
     "blocks.8.hook_resid_post."
 )
-_TEXT = "A .txt, .jsonl or .parquet file, or a folder of them. Can be given several times."
 _DATASET = "Text from a Hugging Face dataset, or from a folder with a saved one."
 _OUT = "New or empty folder, or a cache to --resume."
 _CLASS = "Class that runs the model. [default: follows from the hook's name]"
@@ -54,7 +52,7 @@ def _choice(name: str, choices: str, default: str | None, text: str) -> Any:
 @click.command("cache-activations")
 @click.option("--model", type=NAME_OR_PATH, required=True, help=_MODEL)
 @click.option("--hook", required=True, help=_HOOK)
-@click.option("--text", type=PATH, multiple=True, help=_TEXT)
+@click.option("--text", type=PATH, multiple=True, help=TEXT)
 @click.option("--dataset", type=NAME_OR_PATH, help=_DATASET)
 @click.option("--dataset-config", help="Configuration of a dataset that has several.")
 @click.option("--out", type=PATH, required=True, help=_OUT)
@@ -81,7 +79,7 @@ def cache(keep_special_tokens: bool, no_bos: bool, ray: str | None, **parameters
     from sparse_but_wrong.activations.cache import cache_activations
 
     try:
-        with on_cluster(ray) as cluster, _quiet_libraries():
+        with on_cluster(ray) as cluster, quiet_libraries():
             write_parts = None
             if cluster is not None:
                 from sparse_but_wrong.cluster.cache import write_parts_on
@@ -104,23 +102,3 @@ def cache(keep_special_tokens: bool, no_bos: bool, ray: str | None, **parameters
             err=True,
         )
         raise
-
-
-@contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """Hide what the libraries say while all goes well; what goes wrong is raised."""
-    import datasets
-    import transformers
-
-    bars: Any = transformers.utils.logging
-    with ExitStack() as after:
-        # For every library: some set the level of their own logger, others log to the root.
-        after.callback(logging.disable, logging.root.manager.disable)
-        logging.disable(logging.WARNING)
-        if bars.is_progress_bar_enabled():
-            bars.disable_progress_bar()
-            after.callback(bars.enable_progress_bar)
-        if not datasets.are_progress_bars_disabled():
-            datasets.disable_progress_bars()
-            after.callback(datasets.enable_progress_bars)
-        yield

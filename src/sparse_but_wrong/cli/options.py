@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,8 @@ class _Path(click.Path):
 PATH = _Path(path_type=Path)
 NAME_OR_PATH = _Path(path_type=str)
 AT_LEAST_0, AT_LEAST_1 = click.IntRange(min=0), click.IntRange(min=1)
+
+TEXT = "A .txt, .jsonl or .parquet file, or a folder of them. Can be given several times."
 
 
 _THREADS = f"{__name__}.threads"
@@ -121,3 +124,23 @@ def results(out: Path | None, name: str) -> Iterator[tuple[Path, Callable[[], di
     with full_disk_named(path, advice), claimed(path) as place:
         yield place, made_how
     click.echo(f"Report: {path / 'report.html'}")
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Hide what the libraries say while all goes well; what goes wrong is raised."""
+    import datasets
+    import transformers
+
+    bars: Any = transformers.utils.logging
+    with ExitStack() as after:
+        # For every library: some set the level of their own logger, others log to the root.
+        after.callback(logging.disable, logging.root.manager.disable)
+        logging.disable(logging.WARNING)
+        if bars.is_progress_bar_enabled():
+            bars.disable_progress_bar()
+            after.callback(bars.enable_progress_bar)
+        if not datasets.are_progress_bars_disabled():
+            datasets.disable_progress_bars()
+            after.callback(datasets.enable_progress_bars)
+        yield

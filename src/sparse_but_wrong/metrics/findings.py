@@ -205,10 +205,10 @@ def of_other_activations(
     """Which SAEs, by name, have another model or hook on record than activations come from.
 
     Names of TransformerLens and module paths are told to be the same where both can be read; what
-    is not known or cannot be compared gives no remark.
+    cannot be compared gives no remark, but a hook that is on record on one side only does.
     """
     said = []
-    for what, here, differ in (("model", model, _models_differ), ("hook", hook, _hooks_differ)):
+    for what, here, differ in (("model", model, _models_differ), ("hook", hook, hooks_differ)):
         others = [
             f"{theirs} ({name})"
             for name, origin in origins.items()
@@ -221,6 +221,16 @@ def of_other_activations(
                 f"Trained at another {what} than these activations, which are of {here}: "
                 f"{', '.join(others)}. Measure on activations of their {what}."
             )
+    half_known = [
+        name for name, origin in origins.items() if (origin.hook is None) != (hook is None)
+    ]
+    if half_known:
+        whose = "these activations" if hook is None else "the SAEs"
+        said.append(
+            "Not known to read the hook that these activations are of, because the hook of "
+            f"{whose} is not on record: {', '.join(half_known)}. Make sure of it: activations of "
+            "another layer give numbers too, where they have the same width."
+        )
     return said
 
 
@@ -243,8 +253,12 @@ def _canonical(name: str) -> str:
     return name.rsplit("/", 1)[-1].casefold()
 
 
-def _hooks_differ(one: str, other: str) -> bool:
-    here, there = _place(one), _place(other)
+def hooks_differ(one: str | None, other: str | None) -> bool:
+    """Whether two hook points are on record that are not the same, as far as names tell.
+
+    Names of TransformerLens and module paths are both read; others may be the same.
+    """
+    here, there = _place(one or ""), _place(other or "")
     if here is None or there is None:
         return False
     if here[0] is not None and there[0] is not None:

@@ -4,6 +4,7 @@ saes.csv               a row per SAE
 projections.csv        a row per SAE and n: s_n^dec and its standard error
 latents.csv            a row per SAE and latent: the share of samples on which it is active
 loss.csv and others    a row per SAE of what else was measured (`Evidence`)
+examples.jsonl         a line per top example of a latent, if they were looked for
 plots/                 the figure, as PDF and PNG
 report.html            all of it on one page
 """
@@ -18,6 +19,8 @@ from sparse_but_wrong import atomic
 from sparse_but_wrong.figures.distributions import SHARES, plot_evaluations
 from sparse_but_wrong.metrics.evaluation import RECOVERY, Evaluation
 from sparse_but_wrong.metrics.evidence import Evidence
+from sparse_but_wrong.metrics.examples import LatentExamples
+from sparse_but_wrong.report.examples import FILE, examples_lines, examples_section
 from sparse_but_wrong.report.page import Section, made_section, save_image, write_page
 
 if TYPE_CHECKING:
@@ -39,6 +42,7 @@ def write_evaluation(
     remarks: Sequence[str],
     not_evaluated: Mapping[str, str] | None = None,
     evidence: Sequence[Evidence] = (),
+    examples: Sequence[LatentExamples] = (),
 ) -> Path:
     """Write evaluations, at least one, into a folder that is empty or made.
 
@@ -48,6 +52,7 @@ def write_evaluation(
         remarks: what stands out (`metrics.findings.remarks`).
         not_evaluated: why not, by the name of the SAE.
         evidence: what else was measured of the same SAEs.
+        examples: where some of their latents are most active.
     Raises:
         OSError: the folder holds something, or cannot be written to.
     """
@@ -62,6 +67,10 @@ def write_evaluation(
     image = save_image(plot_evaluations(evaluations), place, "scores", CAPTION)
     for name, table in tables.items():
         atomic.write_bytes(place / f"{name}.csv", table.to_csv(index=False).encode())
+    found = []
+    if examples:
+        atomic.write_bytes(place / FILE, examples_lines(examples))
+        found = [examples_section(examples, {one.name: one.densities for one in evaluations})]  # pyright: ignore[reportArgumentType]
     saes = {"table": tables["saes"], "csv": "saes.csv", "notes": ["A row per SAE."]}
     optional = [
         (remarks, Section("remarks", "What stands out", points={"": remarks})),
@@ -72,6 +81,7 @@ def write_evaluation(
         Section("figure", "All of them together", images=[image]),
         Section("saes", "The SAEs", **saes),
         *map(_evidence_section, evidence),
+        *found,
         made_section(facts),
     ]
     above = f"SAEs, evaluated on {max(found.n_samples for found in evaluations):,} samples of"

@@ -75,6 +75,8 @@ class Section:
     csv: str = ""
     """The address of the whole table."""
     facts: Mapping[str, object] = field(default_factory=dict)
+    parts: Mapping[str, Markup] = field(default_factory=dict)
+    """HTML by headings, each of which opens and closes; the first is open."""
     source: str = ""
     """The whole spec."""
     notes: Sequence[str] = ()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -16,6 +17,9 @@ from sparse_but_wrong import atomic
 from sparse_but_wrong.activations.shuffled import ShuffledActivations
 from sparse_but_wrong.activations.stored import StoredActivations, open_activations
 from sparse_but_wrong.untrusted import checked, read_json, user_path
+
+if TYPE_CHECKING:
+    import sae_lens
 
 _FILE = "activations.json"
 _HELD_OUT = 100_000
@@ -67,6 +71,11 @@ class StoredWorld:
     def stream(self, batch_size: int, seed: int) -> ShuffledActivations:
         """What is trained on, without end; ValueError for fewer samples than a batch."""
         return ShuffledActivations(self._training, batch_size, seed)
+
+    def mark(self, saes: Iterable[sae_lens.TrainingSAE[Any]]) -> None:
+        """Write into SAEs which model and hook they are trained on, as sae_lens' runner does."""
+        for sae in saes:
+            sae.cfg.metadata.model_name, sae.cfg.metadata.hook_name = self.stored.origin
 
     def held_out(self, at_most: int | None = None) -> Iterator[Float[Tensor, "batch d_in"]]:
         """What is held out, or an even share of each of its blocks of neighbours: a batch each."""
