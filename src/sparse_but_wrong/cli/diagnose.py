@@ -99,6 +99,7 @@ def diagnose(
     import torch
 
     from sparse_but_wrong.activations.stored import neighbours_per_batch, open_activations
+    from sparse_but_wrong.l0.agreement import agreement_evidence
     from sparse_but_wrong.metrics.examples import choose_latents, top_examples
     from sparse_but_wrong.metrics.findings import of_other_activations, origin_of, remarks
     from sparse_but_wrong.metrics.model_loss import model_loss
@@ -106,7 +107,7 @@ def diagnose(
 
     with results(out, "diagnose") as (place, made_how):
         stored = open_activations(activations, column)
-        loaded, failed = _load(saes, device, stored, any_hook)
+        loaded, failed, runs = _load(saes, device, stored, any_hook)
         _tell(failed, loaded)
         text = decode = None
         with quiet_libraries():  # before the evaluation, which can take long
@@ -141,7 +142,8 @@ def diagnose(
         click.echo(_table(evaluations))
         click.echo("\n".join(f"  - {remark}" for remark in said))
         evaluated = {name: loaded[name] for name in evaluations.names}
-        evidence, examples = [], []
+        agreement = agreement_evidence(evaluated, evaluations, runs)
+        evidence, examples = [agreement] if agreement.table.notna().any(axis=None) else [], []
         if text:
             evidence.append(model_loss(evaluated, *text, progress=sys.stderr.isatty()))
         click.echo("".join(map(_evidence_table, evidence)), nl=False)
@@ -160,15 +162,17 @@ def diagnose(
             **made_how(),
         }
         reasons = {name: _reason(error) for name, error in failed.items()}
-        write_evaluation(evaluations, place, stored.name, facts, said, reasons, evidence, examples)
+        written = stored.name, facts, said, reasons, evidence, examples, runs
+        write_evaluation(evaluations, place, *written)
     if failed:
         raise click.exceptions.Exit(1)
 
 
 def _load(
     names: Sequence[str], device: str, stored: StoredActivations, any_hook: bool
-) -> tuple[dict[str, sae_lens.SAE[Any]], dict[str, Exception]]:
-    """The SAEs by name, for a run's folder all that it holds; and what went wrong with others."""
+) -> tuple[dict[str, sae_lens.SAE[Any]], dict[str, Exception], dict[str, str]]:
+    """The SAEs by name, for a run's folder all that it holds; what went wrong with others; and the
+    run that each SAE is of."""
     from sparse_but_wrong.metrics.findings import hooks_differ, origin_of
     from sparse_but_wrong.runs.folder import RunFolder, is_run
     from sparse_but_wrong.saes.load import load_sae
@@ -176,6 +180,7 @@ def _load(
     _, hook = stored.origin
     saes: dict[str, sae_lens.SAE[Any]] = {}
     failed: dict[str, Exception] = {}
+    runs: dict[str, str] = {}
     for name in names:
         try:
             run = RunFolder.open(Path(name)) if is_run(Path(name)) else None
@@ -199,11 +204,11 @@ def _load(
                         f"it reads {trained_at}, but {stored.name} holds activations of {hook}. "
                         "Evaluate it on those of its own hook, or with --any-hook on these."
                     )
-                saes[key] = sae
+                saes[key], runs[key] = sae, str(run.path) if run else ""
             # Anything: what others wrote can be wrong in more ways than a loader foresees.
             except Exception as error:
                 failed[key] = error
-    return saes, failed
+    return saes, failed, runs
 
 
 def _places_in(run: RunFolder) -> dict[str, Path]:

@@ -41,6 +41,9 @@ _TOLERANCE = 0.05
 interval holds the L0 of the best mean cosine, and that of the best MCC, in 9 of 10 cases on the
 large worlds of benchmarks/l0 that it was chosen by; with 0.02 in 8."""
 
+_MATCHED_UP_TO = 8192
+"""Latents up to which decoder rows are matched one to one; the time is their third power."""
+
 FEWEST_L0S = 4
 SMALLEST_SHARE = 0.2
 """Of the latents that fire; below it SAEs of different seeds do not find the same."""
@@ -116,13 +119,16 @@ def agreement_evidence(
                 continue
             mine, its = saes[found.name], saes[of_kind[other].name]
             size = tuple(mine.W_dec.shape)
-            agreement = pw_mcc(mine.W_dec.detach().float(), its.W_dec.detach().float())
+            is_matched = its.W_dec.shape == size and size[0] <= _MATCHED_UP_TO
+            agreement = Measured(math.nan, math.nan)
+            if is_matched:
+                agreement = pw_mcc(mine.W_dec.detach().float(), its.W_dec.detach().float())
             rows = firing_rows(mine, found), firing_rows(its, of_kind[other])
             n_shared, n_fire = shared_latents(*rows), max(1, len(rows[0]))
             error = math.sqrt(n_shared * (1 - n_shared / n_fire))
             table.loc[found.name] = [*agreement, n_shared, error]
             what = f"random rows, {size[0]:,} of {size[1]:,} numbers"
-            if what not in random:
+            if is_matched and what not in random:
                 generator = torch.Generator().manual_seed(0)
                 random[what] = pw_mcc(*torch.randn(2, *size, generator=generator))
     notes = (

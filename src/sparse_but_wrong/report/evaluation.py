@@ -5,7 +5,7 @@ projections.csv        a row per SAE and n: s_n^dec and its standard error
 latents.csv            a row per SAE and latent: the share of samples on which it is active
 loss.csv and others    a row per SAE of what else was measured (`Evidence`)
 examples.jsonl         a line per top example of a latent, if they were looked for
-plots/                 the figure, as PDF and PNG
+plots/                 the figures, as PDF and PNG
 report.html            all of it on one page
 """
 
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from sparse_but_wrong import atomic
 from sparse_but_wrong.figures.distributions import SHARES, plot_evaluations
+from sparse_but_wrong.figures.signals import Signals, plot_signals
 from sparse_but_wrong.metrics.evaluation import RECOVERY, Evaluation
 from sparse_but_wrong.metrics.evidence import Evidence
 from sparse_but_wrong.metrics.examples import LatentExamples
@@ -34,6 +35,13 @@ CAPTION = (
 )
 
 
+SIGNALS_CAPTION = (
+    "Every signal over the same axis of L0, a column per sweep. Bars are two standard errors; a "
+    "line joins the means of SAEs of one L0."
+)
+_FEWEST_OF_A_SWEEP = 3
+
+
 def write_evaluation(
     evaluations: Sequence[Evaluation],
     place: Path,
@@ -43,6 +51,7 @@ def write_evaluation(
     not_evaluated: Mapping[str, str] | None = None,
     evidence: Sequence[Evidence] = (),
     examples: Sequence[LatentExamples] = (),
+    sweeps: Mapping[str, str] | None = None,
 ) -> Path:
     """Write evaluations, at least one, into a folder that is empty or made.
 
@@ -53,6 +62,7 @@ def write_evaluation(
         not_evaluated: why not, by the name of the SAE.
         evidence: what else was measured of the same SAEs.
         examples: where some of their latents are most active.
+        sweeps: the sweep that an SAE is of, by the SAE's name: its run, for example.
     Raises:
         OSError: the folder holds something, or cannot be written to.
     """
@@ -64,7 +74,9 @@ def write_evaluation(
         "latents": _per_entry(evaluations, "latent", density="densities"),
     }
     tables |= {one.name: one.table.reset_index() for one in evidence}
-    image = save_image(plot_evaluations(evaluations), place, "scores", CAPTION)
+    images = [save_image(plot_evaluations(evaluations), place, "scores", CAPTION)]
+    if signals := _signals(tables["saes"], evidence, sweeps or {}):
+        images.append(save_image(plot_signals(signals), place, "signals", SIGNALS_CAPTION))
     for name, table in tables.items():
         atomic.write_bytes(place / f"{name}.csv", table.to_csv(index=False).encode())
     found = []
@@ -78,7 +90,7 @@ def write_evaluation(
     ]
     sections = [
         *(section for content, section in optional if content),
-        Section("figure", "All of them together", images=[image]),
+        Section("figure", "All of them together", images=images),
         Section("saes", "The SAEs", **saes),
         *map(_evidence_section, evidence),
         *found,
@@ -86,6 +98,17 @@ def write_evaluation(
     ]
     above = f"SAEs, evaluated on {max(found.n_samples for found in evaluations):,} samples of"
     return write_page(place / "report.html", title, sections, above=above)
+
+
+def _signals(
+    saes: pd.DataFrame, evidence: Sequence[Evidence], sweeps: Mapping[str, str]
+) -> list[Signals]:
+    """A column of the figure of signals for every sweep that has SAEs of several L0."""
+    table = saes.set_index("sae")
+    for one in evidence:
+        table = table.join(one.table)
+    parts = {Path(str(run)).name: part for run, part in table.groupby(sweeps) if run}
+    return [Signals(run, part) for run, part in parts.items() if len(part) >= _FEWEST_OF_A_SWEEP]
 
 
 def _evidence_section(evidence: Evidence) -> Section:
