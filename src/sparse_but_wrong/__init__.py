@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     )
     from sparse_but_wrong.activations.shuffled import ShuffledActivations as ShuffledActivations
     from sparse_but_wrong.activations.stored import open_activations as open_activations
+    from sparse_but_wrong.activations.task_cache import (
+        cache_task_activations as cache_task_activations,
+        open_task_activations as open_task_activations,
+    )
+    from sparse_but_wrong.activations.tasks import read_tasks as read_tasks
     from sparse_but_wrong.api import (
         FoundL0 as FoundL0,
         find_l0 as find_l0,
@@ -44,6 +49,7 @@ if TYPE_CHECKING:
         Evaluation as Evaluation,
         Evaluations as Evaluations,
     )
+    from sparse_but_wrong.metrics.probing import probe as probe
     from sparse_but_wrong.nth_decoder_projection import (
         nth_decoder_projection as nth_decoder_projection,
     )
@@ -74,6 +80,8 @@ _NAMES = {
     "activations.language_model": "open_language_model",
     "activations.shuffled": "ShuffledActivations",
     "activations.stored": "open_activations",
+    "activations.task_cache": "cache_task_activations open_task_activations",
+    "activations.tasks": "read_tasks",
     "api": "FoundL0 find_l0 recommend_l0",
     "enchanced_batch_topk_sae": "EnchancedBatchTopKTrainingSAE EnhancedBatchTopKTrainingSAEConfig",
     "experiments.runner": "run_experiment",
@@ -86,6 +94,7 @@ _NAMES = {
     "l0.sweep": "evaluate_sweep",
     "metrics.evaluate": "evaluate",
     "metrics.evaluation": "Evaluation Evaluations",
+    "metrics.probing": "probe",
     "nth_decoder_projection": "nth_decoder_projection",
     "runs.sweep": "Sweep train_sweep",
     "saes.load": "load_sae",

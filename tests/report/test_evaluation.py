@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from sparse_but_wrong.metrics.evidence import Evidence, Measured
 from sparse_but_wrong.report.evaluation import write_evaluation
 from tests.metrics.evaluated import evaluated
 
@@ -33,3 +34,16 @@ def test_the_folder_holds_every_number(tmp_path: Path) -> None:
     assert (out / "plots/scores.pdf").stat().st_size > 10_000
     with pytest.raises(FileExistsError):
         write_evaluation(found, out, "acts", {}, [])
+
+
+def test_evidence_has_its_table_its_details_and_what_to_compare_with(tmp_path: Path) -> None:
+    table = pd.DataFrame({"auc": [0.75, 0.5]}, pd.Index(["wide", "narrow"], name="sae"))
+    details = pd.DataFrame({"sae": ["wide"], "task": ["of one"], "auc": [0.75]})
+    baselines = {"auc": {"all coordinates": Measured(0.875, 0.01)}}
+    one = Evidence("probing", "Sparse <probing>", table, baselines, ("A note.",), details)
+    page = write_evaluation(evaluated(), tmp_path / "out", "acts", {}, [], evidence=[one])
+    assert pd.read_csv(tmp_path / "out/probing.csv").set_index("sae").equals(table)
+    assert pd.read_csv(tmp_path / "out/probing_details.csv").equals(details)
+    text = page.read_text(encoding="utf-8")
+    for part in ("Sparse &lt;probing&gt;", "A note.", "0.875 ± 0.02", "auc, all coordinates"):
+        assert part in text

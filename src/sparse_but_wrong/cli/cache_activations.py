@@ -81,7 +81,7 @@ def cache(keep_special_tokens: bool, no_bos: bool, ray: str | None, **parameters
     from sparse_but_wrong.activations.cache import cache_activations
 
     try:
-        with on_cluster(ray) as cluster, _quiet_libraries():
+        with on_cluster(ray) as cluster, quiet_libraries():
             write_parts = None
             if cluster is not None:
                 from sparse_but_wrong.cluster.cache import write_parts_on
@@ -107,7 +107,7 @@ def cache(keep_special_tokens: bool, no_bos: bool, ray: str | None, **parameters
 
 
 @contextmanager
-def _quiet_libraries() -> Iterator[None]:
+def quiet_libraries() -> Iterator[None]:
     """Hide what the libraries say while all goes well; what goes wrong is raised."""
     import datasets
     import transformers

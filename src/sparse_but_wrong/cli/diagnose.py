@@ -20,6 +20,7 @@ from sparse_but_wrong.cli.options import (
     short_name,
     threads,
 )
+from sparse_but_wrong.cli.probing import probing_options, task_activations
 from sparse_but_wrong.untrusted import one_line
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from sparse_but_wrong.activations.stored import StoredActivations
     from sparse_but_wrong.metrics.evaluation import Evaluations
+    from sparse_but_wrong.metrics.evidence import Evidence
     from sparse_but_wrong.runs.folder import RunFolder
 
 _ACTIVATIONS = (
@@ -38,6 +40,7 @@ _BATCH_SIZE = (
     "all samples, at most 4096]"
 )
 _TOKEN = "Leave out samples of the token with this id, for example BOS. Can be given several times."
+_MODEL = "Model that the activations are of. [default: the one on record]"
 _OUTLIERS = "Leave out zero samples and those with more than 10 times the median norm."
 
 
@@ -49,6 +52,8 @@ _OUTLIERS = "Leave out zero samples and those with more than 10 times the median
 @click.option("--batch-size", type=AT_LEAST_1, help=_BATCH_SIZE)
 @click.option("--exclude-token", "exclude_tokens", type=AT_LEAST_0, multiple=True, help=_TOKEN)
 @click.option("--exclude-outliers", is_flag=True, help=_OUTLIERS)
+@probing_options
+@click.option("--model", type=NAME_OR_PATH, help=_MODEL)
 @device("to evaluate")
 @threads
 @out("diagnose")
@@ -60,6 +65,11 @@ def diagnose(
     batch_size: int | None,
     exclude_tokens: tuple[int, ...],
     exclude_outliers: bool,
+    probing: Path | None,
+    probing_cache: Path | None,
+    probing_length: int,
+    probing_texts: int,
+    model: str | None,
     device: str,
     out: Path | None,
 ) -> None:
@@ -71,12 +81,18 @@ def diagnose(
     """
     from sparse_but_wrong.activations.stored import neighbours_per_batch, open_activations
     from sparse_but_wrong.metrics.findings import of_other_activations, origin_of, remarks
+    from sparse_but_wrong.metrics.probing import probe
     from sparse_but_wrong.report.evaluation import write_evaluation
 
     with results(out, "diagnose") as (place, made_how):
         stored = open_activations(activations, column)
         loaded, failed = _load(saes, device, stored)
         _tell(failed, loaded)
+        recorded, hook = _recorded(stored)
+        tasks = {}
+        if probing is not None:
+            options = probing, probing_cache, probing_length, probing_texts
+            tasks = task_activations(*options, stored, model or recorded, hook, device)
         n_samples = min(samples or stored.n_samples, stored.n_samples)
         batch_size = batch_size or neighbours_per_batch(n_samples)
         if n_samples < stored.n_samples:  # of which whole batches are read, if there is one
@@ -93,18 +109,24 @@ def diagnose(
         origins = {name: origin_of(loaded[name]) for name in evaluations.names}
         said = [
             *remarks(evaluations, origins),
-            *of_other_activations(origins, *_recorded(stored)),
+            *of_other_activations(origins, recorded, hook),
             *of_samples,
         ]
         click.echo(_table(evaluations))
         click.echo("\n".join(f"  - {remark}" for remark in said))
+        evidence: list[Evidence] = []
+        if tasks:
+            working = {name: loaded[name] for name in evaluations.names}
+            evidence.append(probe(working, tasks, progress=sys.stderr.isatty()))
+        for one in evidence:
+            click.echo(_evidence_table(one))
         facts = {
             "Activations": activations,
             "Samples": f"{n_samples:,} in batches of {batch_size:,} in order",
             **made_how(),
         }
         reasons = {name: _reason(error) for name, error in failed.items()}
-        write_evaluation(evaluations, place, stored.name, facts, said, reasons)
+        write_evaluation(evaluations, place, stored.name, facts, said, reasons, evidence)
     if failed:
         raise click.exceptions.Exit(1)
 
@@ -256,3 +278,19 @@ def _table(evaluations: Evaluations) -> str:
         )
     table = pd.DataFrame(rows).to_string(index=False)
     return f"\n{table}\n\n± two standard errors over batches."
+
+
+def _evidence_table(evidence: Evidence) -> str:
+    import pandas as pd
+
+    from sparse_but_wrong.metrics.evidence import STANDARD_ERROR
+
+    shown = {"SAE": list(evidence.table.index)}
+    for name, values in evidence.table.items():
+        before = str(name).removesuffix(STANDARD_ERROR)
+        if before in shown:
+            pairs = zip(shown[before], values, strict=True)
+            shown[before] = [f"{value} ± {2 * error:.2g}" for value, error in pairs]
+        else:
+            shown[before] = [f"{value:.4g}" for value in values]
+    return f"\n{evidence.title}\n{pd.DataFrame(shown).to_string(index=False)}"

@@ -3,7 +3,7 @@
 saes.csv               a row per SAE
 projections.csv        a row per SAE and n: s_n^dec and its standard error
 latents.csv            a row per SAE and latent: the share of samples on which it is active
-loss.csv and others    a row per SAE of what else was measured (`Evidence`)
+loss.csv and others    a row per SAE of what else was measured (`Evidence`), and its details
 plots/                 the figure, as PDF and PNG
 report.html            all of it on one page
 """
@@ -59,6 +59,7 @@ def write_evaluation(
         "latents": _per_entry(evaluations, "latent", density="densities"),
     }
     tables |= {one.name: one.table.reset_index() for one in evidence}
+    tables |= {f"{one.name}_details": one.details for one in evidence if one.details is not None}
     image = save_image(plot_evaluations(evaluations), place, "scores", CAPTION)
     for name, table in tables.items():
         atomic.write_bytes(place / f"{name}.csv", table.to_csv(index=False).encode())
