@@ -21,7 +21,7 @@ from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
 from sparse_but_wrong.activations.stored import open_activations
 from sparse_but_wrong.cli.main import cli
 from sparse_but_wrong.l0 import find, options, refine, sweep
-from tests.activations.tiny_model import D_IN, make_tiny_model, write_text
+from tests.activations.tiny_model import D_IN, make_tiny_model, write_tasks, write_text
 from tests.experiments import tiny
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,6 +58,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("here")
     make_tiny_model(folder / "my_model")
     write_text(folder / "plays", n_words=2_000)
+    write_tasks(folder / "tasks")
     JumpReLUSAE(JumpReLUSAEConfig(d_in=D_IN, d_sae=48)).save_model(folder / "my_sae")
     (folder / "sweep.yaml").write_text(SPEC)
     return folder
@@ -157,6 +158,11 @@ def test_the_sweeps_run_as_they_stand(run_page: Any) -> None:
 def test_language_models_run_as_they_stand(run_page: Any) -> None:
     run_page("language_models")
     assert open_activations("acts").dtype == torch.bfloat16
+    # What the command has run the model for is there for the function.
+    assert {file.stem for file in Path("acts-probing").glob("*.safetensors")} == {
+        "task_0",
+        "task_1",
+    }
     table = pd.read_parquet("my_sweep/results.parquet").set_index("sae_id")
     # SAEs that were given more latents use more, and explain more.
     assert table["l0"].is_monotonic_increasing

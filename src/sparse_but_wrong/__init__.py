@@ -20,6 +20,11 @@ if TYPE_CHECKING:
     from sparse_but_wrong.activations.loss_text import open_loss_text as open_loss_text
     from sparse_but_wrong.activations.shuffled import ShuffledActivations as ShuffledActivations
     from sparse_but_wrong.activations.stored import open_activations as open_activations
+    from sparse_but_wrong.activations.task_cache import (
+        cache_task_activations as cache_task_activations,
+        open_task_activations as open_task_activations,
+    )
+    from sparse_but_wrong.activations.tasks import read_tasks as read_tasks
     from sparse_but_wrong.activations.tokens import open_decoder as open_decoder
     from sparse_but_wrong.api import (
         FoundL0 as FoundL0,
@@ -52,6 +57,7 @@ if TYPE_CHECKING:
         top_examples as top_examples,
     )
     from sparse_but_wrong.metrics.model_loss import model_loss as model_loss
+    from sparse_but_wrong.metrics.probing import probe as probe
     from sparse_but_wrong.nth_decoder_projection import (
         nth_decoder_projection as nth_decoder_projection,
     )
@@ -84,6 +90,8 @@ _NAMES = {
     "activations.shuffled": "ShuffledActivations",
     "activations.stored": "open_activations",
     "activations.tokens": "open_decoder",
+    "activations.task_cache": "cache_task_activations open_task_activations",
+    "activations.tasks": "read_tasks",
     "api": "FoundL0 find_l0 recommend_l0",
     "enchanced_batch_topk_sae": "EnchancedBatchTopKTrainingSAE EnhancedBatchTopKTrainingSAEConfig",
     "experiments.runner": "run_experiment",
@@ -99,6 +107,7 @@ _NAMES = {
     "metrics.evidence": "Evidence",
     "metrics.examples": "choose_latents top_examples",
     "metrics.model_loss": "model_loss",
+    "metrics.probing": "probe",
     "nth_decoder_projection": "nth_decoder_projection",
     "runs.sweep": "Sweep train_sweep",
     "saes.load": "load_sae",

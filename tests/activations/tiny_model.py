@@ -61,6 +61,20 @@ def after_first_layer(folder: Path, tokens: torch.Tensor) -> torch.Tensor:
     return hf_model(tokens, output_hidden_states=True).hidden_states[1]  # 0: the embedding
 
 
+def write_tasks(folder: Path, n_tasks: int = 2, n_texts: int = 60) -> Path:
+    """Fill a folder with .csv files of texts, labelled by their last word or, every other, first.
+
+    Texts have 3 to 8 words that the model knows.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    draw = random.Random(0)
+    for i in range(n_tasks):
+        texts = [draw.choices(WORDS, k=3 + n % 6) for n in range(n_texts)]
+        rows = [f"{' '.join(text)},{text[i % 2 - 1] in WORDS[:30]}" for text in texts]
+        (folder / f"task_{i}.csv").write_text("\n".join(["prompt,target", *rows]))
+    return folder
+
+
 def write_text(folder: Path, n_words: int = 200, n_documents: int = 5, seed: int = 0) -> Path:
     """Fill a folder with .txt files of words that the model knows; a word is a token."""
     folder.mkdir(parents=True, exist_ok=True)

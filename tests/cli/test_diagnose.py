@@ -23,6 +23,7 @@ from sparse_but_wrong import atomic
 from sparse_but_wrong.runs.folder import RunFolder
 from sparse_but_wrong.saes.load import load_sae
 from tests.activations.caches import write_cache
+from tests.activations.tiny_model import D_IN, make_tiny_model, write_tasks
 from tests.cli.conftest import Sbw
 from tests.report.folders import write_bare_run
 
@@ -325,3 +326,45 @@ def test_special_tokens_of_a_sae_lens_cache_can_be_left_out(diagnose: Diagnose) 
     assert both.says("16 samples of the tokens")
     assert both.says("1 samples of zeros and 0 with")
     assert both.table["n_samples"].tolist() == [111]
+
+
+def test_saes_are_probed_for_labels_of_texts(diagnose: Diagnose, sbw: Sbw) -> None:
+    make_tiny_model(Path("model"))
+    write_tasks(Path("tasks"), n_tasks=3)
+    x = torch.randn(64, D_IN, generator=torch.Generator().manual_seed(0))
+    write_cache(Path("cache"), x, model="model")
+    write_cache(Path("other_hook"), x, model="model", hook="model.layers.1")
+    for name, threshold in (("low", 0.0), ("high", 50.0)):
+        jumprelu(threshold=threshold, d_in=D_IN).save_model(name)
+    found = diagnose("low high --probing tasks --probing-texts 40", "cache")
+    assert "3 tasks of tasks" in found.out
+    table = pd.read_csv("out-0/probing.csv").set_index("sae")
+    # Of dead latents a probe reads nothing.
+    auc_1 = table["auc_1"].to_dict()
+    assert auc_1["high"] == 0.5
+    assert auc_1["low"] != 0.5
+    assert table["below_best_16"].tolist().count(0) == 1
+    assert len(pd.read_csv("out-0/probing_details.csv")) == 3 * (2 * 2 + 2 + 1)
+    low = f"{table['auc_16'].to_dict()['low']:.4g} ± "
+    assert found.says("Sparse probing")
+    assert low in found.out
+    assert "all 32 coordinates" in found.page
+    assert sorted(path.name for path in Path("cache-probing").glob("task_*")) == [
+        f"task_{i}.safetensors" for i in range(3)
+    ]
+    # Without the model, from what is kept.
+    shutil.rmtree("model")
+    diagnose("high low --probing cache-probing", "cache")
+    again = pd.read_csv("out-1/probing.csv").set_index("sae")
+    pd.testing.assert_frame_equal(again.loc[table.index], table)
+    for line, message in (
+        ("--activations other_hook --probing cache-probing", "hook model.layers.0, but .*layers.1"),
+        ("--activations cache --probing cache-probing --model gpt2", "model model, .* gpt2"),
+        ("--activations cache --probing empty", "no folder empty"),
+        ("--activations cache --probing tasks --probing-length 5", "5 characters"),
+    ):
+        sbw.refuses(f"diagnose low {line}", message)
+    np.save("bare.npy", x.numpy())
+    sbw.refuses(
+        "diagnose low --activations bare.npy --probing tasks", "no model on record.*--model"
+    )

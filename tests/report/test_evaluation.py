@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from sparse_but_wrong.metrics.evidence import Evidence, Measured
 from sparse_but_wrong.metrics.examples import Example, LatentExamples
 from sparse_but_wrong.report.evaluation import write_evaluation
 from tests.metrics.evaluated import evaluated
@@ -62,3 +63,16 @@ def test_examples_are_shown_as_text(tmp_path: Path) -> None:
     ]
     assert [(line["sae"], line["latent"], line["at"]) for line in lines] == [("wide", 5, 1)] * 2
     assert lines[0]["tokens"] == list(tokens)
+
+
+def test_evidence_has_its_table_its_details_and_what_to_compare_with(tmp_path: Path) -> None:
+    table = pd.DataFrame({"auc": [0.75, 0.5]}, pd.Index(["wide", "narrow"], name="sae"))
+    details = pd.DataFrame({"sae": ["wide"], "task": ["of one"], "auc": [0.75]})
+    baselines = {"auc": {"all coordinates": Measured(0.875, 0.01)}}
+    one = Evidence("probing", "Sparse <probing>", table, baselines, ("A note.",), details)
+    page = write_evaluation(evaluated(), tmp_path / "out", "acts", {}, [], evidence=[one])
+    assert pd.read_csv(tmp_path / "out/probing.csv").set_index("sae").equals(table)
+    assert pd.read_csv(tmp_path / "out/probing_details.csv").equals(details)
+    text = page.read_text(encoding="utf-8")
+    for part in ("Sparse &lt;probing&gt;", "A note.", "0.875 ± 0.02", "auc, all coordinates"):
+        assert part in text

@@ -23,6 +23,7 @@ from sparse_but_wrong.cli.options import (
     short_name,
     threads,
 )
+from sparse_but_wrong.cli.probing import probing_options, task_activations
 from sparse_but_wrong.untrusted import one_line
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ _TO_CHOOSE_BY = 4096
 @click.option("--exclude-token", "exclude_tokens", type=AT_LEAST_0, multiple=True, help=_TOKEN)
 @click.option("--exclude-outliers", is_flag=True, help=_OUTLIERS)
 @click.option("--any-hook", is_flag=True, help=_ANY_HOOK)
+@probing_options
 @click.option("--model", type=NAME_OR_PATH, help=_MODEL)
 @click.option("--loss-text", type=PATH, multiple=True, help=_LOSS_TEXT)
 @click.option("--loss-tokens", type=AT_LEAST_1, default=20_000, help=_LOSS_TOKENS)
@@ -80,10 +82,14 @@ def diagnose(
     exclude_tokens: tuple[int, ...],
     exclude_outliers: bool,
     any_hook: bool,
-    model: str | None,
     loss_text: tuple[Path, ...],
     loss_tokens: int,
     n_latents: int | None,
+    probing: Path | None,
+    probing_cache: Path | None,
+    probing_length: int,
+    probing_texts: int,
+    model: str | None,
     device: str,
     out: Path | None,
 ) -> None:
@@ -103,6 +109,7 @@ def diagnose(
     from sparse_but_wrong.metrics.examples import choose_latents, top_examples
     from sparse_but_wrong.metrics.findings import of_other_activations, origin_of, remarks
     from sparse_but_wrong.metrics.model_loss import model_loss
+    from sparse_but_wrong.metrics.probing import probe
     from sparse_but_wrong.report.evaluation import write_evaluation
 
     with results(out, "diagnose") as (place, made_how):
@@ -120,6 +127,12 @@ def diagnose(
                 from sparse_but_wrong.activations.tokens import open_decoder
 
                 decode = open_decoder(stored, model)
+        tasks = {}
+        if probing is not None:
+            options = probing, probing_cache, probing_length, probing_texts
+            tasks = task_activations(
+                *options, stored, model or stored.origin[0], stored.origin[1], device
+            )
         n_samples = min(samples or stored.n_samples, stored.n_samples)
         batch_size = batch_size or neighbours_per_batch(n_samples)
         if n_samples < stored.n_samples:  # of which whole batches are read, if there is one
@@ -146,6 +159,8 @@ def diagnose(
         evidence, examples = [agreement] if agreement.table.notna().any(axis=None) else [], []
         if text:
             evidence.append(model_loss(evaluated, *text, progress=sys.stderr.isatty()))
+        if tasks:
+            evidence.append(probe(evaluated, tasks, progress=sys.stderr.isatty()))
         click.echo("".join(map(_evidence_table, evidence)), nl=False)
         if n_latents and decode:
             n = min(n_samples, _TO_CHOOSE_BY)

@@ -40,3 +40,6 @@ class Evidence:
 
     notes: tuple[str, ...] = ()
     """How it was measured, in words."""
+
+    details: pd.DataFrame | None = None
+    """What the table sums up, for example a row per SAE and task."""

@@ -3,7 +3,7 @@
 saes.csv               a row per SAE
 projections.csv        a row per SAE and n: s_n^dec and its standard error
 latents.csv            a row per SAE and latent: the share of samples on which it is active
-loss.csv and others    a row per SAE of what else was measured (`Evidence`)
+loss.csv and others    a row per SAE of what else was measured (`Evidence`), and its details
 examples.jsonl         a line per top example of a latent, if they were looked for
 plots/                 the figures, as PDF and PNG
 report.html            all of it on one page
@@ -74,6 +74,7 @@ def write_evaluation(
         "latents": _per_entry(evaluations, "latent", density="densities"),
     }
     tables |= {one.name: one.table.reset_index() for one in evidence}
+    tables |= {f"{one.name}_details": one.details for one in evidence if one.details is not None}
     images = [save_image(plot_evaluations(evaluations), place, "scores", CAPTION)]
     if signals := _signals(tables["saes"], evidence, sweeps or {}):
         images.append(save_image(plot_signals(signals), place, "signals", SIGNALS_CAPTION))
