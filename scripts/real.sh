@@ -41,8 +41,10 @@ out=$real/evidence/$number
 for layer in 7 14; do
     sweeps=$real/sweeps/layer_$layer
     "$bin/sbw" diagnose ${sweeps}_batchtopk ${sweeps}_jumprelu ${sweeps}_random_decoder \
-        --activations $real/layer_$layer --samples 65536 --loss-text $data/held_out \
-        --probing $tasks --examples 3 --out $out/layer_$layer
+        --activations $real/layer_$layer --samples 65536 \
+        --loss-text $data/held_out --loss-tokens 4000 \
+        --probing $tasks --probing-length 250 --probing-texts 300 \
+        --examples 3 --out $out/layer_$layer
     for architecture in batchtopk jumprelu; do
         "$bin/sbw" find-l0 ${sweeps}_$architecture --out $out/l0_layer_${layer}_$architecture
     done

@@ -72,12 +72,13 @@ class Sweep:
         every = np.unique(targets)
         l0 = np.array([self.column("l0")[targets == target].mean() for target in every])
         of_target = np.array([auc[targets == target].mean(0) for target in every])
-        best = of_target.mean(1).argmax()
+        best, random = of_target.mean(1).argmax(), self.baseline["auc_16"].max()
         alone = [self.column("l0")[seeds == s][auc[seeds == s].mean(1).argmax()] for s in (0, 1)]
         said = [
             f"Probing (16 latents, {auc.shape[1]} tasks) is best at an L0 of {l0[best]:.3g}, with "
             f"an AUC of {of_target[best].mean():.3f}; for each seed alone at {alone[0]:.3g} and "
-            f"{alone[1]:.3g}. A random decoder reaches {self.baseline['auc_16'].max():.3f}."
+            f"{alone[1]:.3g}."
+            + ("" if self.baseline.empty else f" A random decoder reaches {random:.3f}.")
         ]
         if self.found["l0"] is None:
             return said
@@ -108,7 +109,7 @@ def read(out: Path, layer: int, architecture: str) -> Sweep:
         table = table.join(pd.read_csv(folder / f"{name}.csv", index_col="sae"))
     parts = table.index.to_series().str.extract(r"^(.*)_(\d+)_seed_(\d+)$")
     table[["kind", "target", "seed"]] = parts.to_numpy()
-    tasks = pd.read_csv(folder / "probing_tasks.csv")
+    tasks = pd.read_csv(folder / "probing_details.csv")
     tasks = tasks[tasks["k"] == 16].pivot_table(index="sae", columns="task", values="auc")
     mine, baseline = (table.query("kind == @kind") for kind in (architecture, BASELINE))
     found = json.loads(
