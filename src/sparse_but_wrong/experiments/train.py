@@ -134,9 +134,8 @@ def make_training(
     source = world.stream(options.train_batch_size_samples, seed)
     features = world.model if isinstance(world, ToyWorld) else None
     saes = make_spec_saes(group, world.d_in, settings.seed, settings.device, features)
-    if isinstance(world, StoredWorld) and (cache := world.stored.cache) is not None:
-        for sae in saes:  # as sae_lens' runner does, so that they say where they belong
-            sae.cfg.metadata.model_name, sae.cfg.metadata.hook_name = cache.model, cache.hook
+    if isinstance(world, StoredWorld):
+        world.describe_in(saes)
     names = [f"SAE {sae.sae_id!r}" for sae in group]
     return Training(saes, source, options, [sae.control for sae in group], names=names)
 

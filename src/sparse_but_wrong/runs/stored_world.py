@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -16,6 +17,9 @@ from sparse_but_wrong import atomic
 from sparse_but_wrong.activations.shuffled import ShuffledActivations
 from sparse_but_wrong.activations.stored import StoredActivations, open_activations
 from sparse_but_wrong.untrusted import checked, read_json, user_path
+
+if TYPE_CHECKING:
+    import sae_lens
 
 _FILE = "activations.json"
 _HELD_OUT = 100_000
@@ -76,6 +80,12 @@ class StoredWorld:
         for block, (start, stop) in zip(blocks, shares, strict=True):
             if start < stop:
                 yield block.read(0, stop - start).float()
+
+    def describe_in(self, saes: Iterable[sae_lens.SAE[Any]]) -> None:
+        """Write into the metadata of SAEs what they are trained on, as far as a cache says it."""
+        facts = {} if self.stored.cache is None else self.stored.cache.sae_metadata
+        for sae in saes:
+            vars(sae.cfg.metadata).update(facts)
 
     def save(self, folder: Path) -> None:
         """Write into a new folder where the activations lie, and what tells them from others."""
