@@ -1,4 +1,5 @@
-"""What the site shows that no page holds: tables of the committed measurements, and linked files.
+"""What the site shows that no page holds: tables of the committed measurements, linked files, and
+what notebooks print and draw.
 
 A page holds ``<!-- name of a table -->`` where a table goes, and links to files of the repository
 as they lie beside it, so that it can be read on GitHub too.
@@ -6,22 +7,31 @@ as they lie beside it, so that it can be read on GitHub too.
 
 from __future__ import annotations
 
+import atexit
 import math
+import os
 import re
+import shutil
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import griffe
 from mkdocs.structure.files import File
+from mkdocs_jupyter.config import settings
+
+from scripts.run_notebook import run_notebook
 
 if TYPE_CHECKING:
     import pandas as pd
     from mkdocs.config.defaults import MkDocsConfig
     from mkdocs.structure.files import Files
+    from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[1]
 _OUTSIDE = re.compile(r"\]\(\.\./([^)#]+)")
+settings.templates_dir = str(ROOT / "docs" / "templates")
 
 
 class SpacedSections(griffe.Extension):
@@ -34,10 +44,19 @@ class SpacedSections(griffe.Extension):
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Take the files that pages link to into the site."""
-    texts = [page.content_string for page in files.documentation_pages()]
+    """Take the files that pages link to into the site, and run the notebooks.
+
+    With EXECUTE_NOTEBOOKS=false in the environment their pages lack what they print and draw.
+    """
+    pages = (page for page in files.documentation_pages() if page.src_uri.endswith(".md"))
+    texts = [page.content_string for page in pages]
     for name in sorted({name for text in texts for name in _OUTSIDE.findall(text)}):
         files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
+    for file in files:
+        if file.src_uri.endswith(".ipynb") and os.environ.get("EXECUTE_NOTEBOOKS") != "false":
+            folder = Path(tempfile.mkdtemp(prefix="notebook_"))
+            atexit.register(shutil.rmtree, folder)
+            file.abs_src_path = str(run_notebook(Path(file.abs_src_path or ""), folder))
     return files
 
 
@@ -48,6 +67,14 @@ def on_page_markdown(markdown: str, **_: object) -> str:
         if marker in markdown:
             markdown = markdown.replace(marker, table())
     return _OUTSIDE.sub(r"](\1", markdown)
+
+
+def on_page_content(html: str, page: Page, **_: object) -> str:
+    """Point a notebook's links at the pages of the site, and leave out the styles added to it."""
+    if not page.file.src_uri.endswith(".ipynb"):
+        return html
+    html = re.sub(r"<style\b.*?</style>", "", html, flags=re.DOTALL)
+    return re.sub(r'(href="(?!\w+:)[^"]+)\.(?:md|ipynb)\b', r"\1.html", html)
 
 
 def small_worlds() -> str:

@@ -6,7 +6,9 @@ import os
 import re
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import click
 import numpy as np
@@ -22,10 +24,10 @@ L0 = hooks.ROOT / "benchmarks" / "l0"
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site, in a folder; links to pages, anchors and files that are not there are warnings."""
+    """The site, in a folder, with its notebooks run: what they show is looked at below."""
     folder = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
-    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         command, cwd=hooks.ROOT, env=environment, capture_output=True, text=True, check=False
     )
@@ -39,12 +41,13 @@ def page(site: Path, name: str) -> str:
 
 
 def test_nothing_is_loaded_from_the_network(site: Path) -> None:
-    pages = sorted(site.glob("*.html"))
-    assert len(pages) > 10
+    pages = sorted(site.rglob("*.html"))
+    assert len(pages) > 15
     for path in pages:
         text = path.read_text(encoding="utf-8")
         loaded = re.findall(r"<(?:script|img|iframe|source)[^>]* src=\"?([^\s\">]+)", text)
         loaded += re.findall(r"<link[^>]* href=\"?([^\s\">]+)", text)
+        loaded += re.findall(r"\b(?:import|fetch|url)\(\s*[\"']?([^\s\"')]+)", text)
         assert loaded
         assert [url for url in loaded if re.match(r"(https?:)?//", url)] == [], path.name
 
@@ -58,6 +61,119 @@ def test_the_reference_has_every_public_name_and_command(site: Path) -> None:
     assert "Returns: " not in re.sub(r"<[^>]*>", "", api)
     for name in cli.list_commands(click.Context(cli)):
         assert f'id="sbw-{name}"' in commands
+
+
+def tables(html: str) -> list[pd.DataFrame]:
+    """The tables of numbers that a notebook shows."""
+    found = []
+    for table in re.findall(r'<table[^>]*class="dataframe".*?</table>', html, re.DOTALL):
+        rows = re.findall(r"<tr.*?</tr>", table, re.DOTALL)
+        header, *cells = [re.findall(r"<t[hd]>(.*?)</t[hd]>", row) for row in rows]
+        numbers = {name: row for name, *row in cells if any(row)}
+        found.append(pd.DataFrame.from_dict(numbers, orient="index", columns=header[1:]))
+    return [table.astype(float) for table in found]
+
+
+def figures(html: str) -> int:
+    """How many figures a notebook shows; none is left as its name."""
+    assert "&lt;Figure" not in html
+    return html.count('src="data:image/png;base64,')
+
+
+def test_the_finding_is_what_its_notebook_says(site: Path) -> None:
+    html = page(site, "notebooks/finding")
+    sweep, compared, decoder, whole = tables(html)
+    assert figures(html) == 4
+    assert len(whole) == len(sweep) == 12
+    # Single runs end in poor minima: the best may be the neighbour of the one nearest to 4.
+    best = sweep["mcc"].idxmax()
+    assert abs(sweep.loc[best, "l0"] - 4) < 1.2
+    low, high = sweep["l0"] < 2.7, sweep["l0"] > 5.5
+    assert (sweep["mcc"][low | high] < sweep.loc[best, "mcc"] - 0.05).all()
+    explained = sweep["variance_explained"]
+    assert explained[low].is_monotonic_increasing
+    assert explained[low].max() < explained[high].min()
+    assert (explained[high] > 0.95).all()
+    trained, truth = compared.index
+    assert truth.startswith("true features")
+    assert compared["l0"].tolist() == pytest.approx([2, 2], abs=0.05)
+    assert compared.loc[truth, "mcc"] > 0.99 > 0.9 > compared.loc[trained, "mcc"]
+    assert compared.loc[trained, "variance_explained"] > compared.loc[truth, "variance_explained"]
+    assert abs(decoder.loc[decoder["c_dec"].idxmin(), "l0"] - 4) < 1.2
+    s_8 = decoder["s_8"]
+    near, rises = s_8[best], s_8[low].min()
+    assert abs(near) < 0.02
+    assert rises > 5 * abs(near)
+    assert s_8[high].max() < rises
+
+
+def test_an_l0_is_found_and_poor_saes_are_declined(site: Path) -> None:
+    html = page(site, "notebooks/which_l0")
+    text = re.sub(r"<[^>]*>", "", html)
+    assert figures(html) == 2
+    read, declined = text.split("L0: None")
+    assert "doubts: ()" in read
+    low, high = map(float, re.findall(r"^interval: \((\S+), (\S+)\)$", read, re.MULTILINE)[0])
+    assert low < 3.2 < high
+    assert "rests on: count" in read
+    checked = r"true L0 ([\d.]+), found ([\d.]+); MCC of the SAE ([\d.]+)"
+    ((true_l0, found, mcc),) = re.findall(checked, read)
+    assert true_l0 == "3.20"
+    assert low < float(found) < high
+    assert float(mcc) > 0.98
+    assert re.search(r"recommendation\.json.*report\.html.*sae.*sweep\.csv", read)
+    assert "no SAE near" in declined
+    ((low, high),) = re.findall(r"features active: \S+ between (\S+) and (\S+)", declined)
+    assert float(low) < 3.2 < float(high)
+
+
+def test_a_published_sae_is_diagnosed(site: Path) -> None:
+    html = page(site, "notebooks/published_sae")
+    measured, elsewhere = tables(html)
+    assert figures(html) == 1
+    assert measured["l0"].tolist() == pytest.approx([2, 8, 24], rel=0.1)
+    assert measured["variance_explained"].is_monotonic_increasing
+    # On another layer each is denser and explains less, but not absurdly so.
+    assert (elsewhere["l0"] > 1.03 * measured["l0"]).all()
+    assert (elsewhere["variance_explained"] < measured["variance_explained"] - 0.01).all()
+    assert (elsewhere["variance_explained"] > 0.2).all()
+    assert "model.layers.0\n" in re.sub(r"<[^>]*>", "", html).split("The wrong hook")[-1]
+
+
+class Links(HTMLParser):
+    """Where a page leads, and what on it can be led to."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.targets: set[str | None] = set()
+        self.links: set[str] = set()
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.targets |= {found.get("id"), found.get("name") if tag == "a" else None}
+        self.links |= {link for name in ("href", "src") if (link := found.get(name))}
+
+
+def test_no_link_is_dead(site: Path) -> None:
+    """Of the site as built, themes and notebooks included; other hosts are not asked."""
+    pages = {path: Links(path) for path in site.rglob("*.html")}
+    assert sum(len(of_page.links) for of_page in pages.values()) > 500
+    dead = []
+    for path, of_page in pages.items():
+        for link in of_page.links:
+            url = urlsplit(link)
+            if url.scheme or url.netloc:
+                continue
+            # Only the page for what is not found, which can be anywhere, links from the root.
+            start = site if url.path.startswith("/") else path.parent
+            target = (start / unquote(url.path).lstrip("/")).resolve() if url.path else path
+            there = target.is_file() or target == site
+            if there and url.fragment and target in pages:
+                there = unquote(url.fragment) in pages[target].targets
+            if not there:
+                dead.append(f"{path.relative_to(site)}: {link}")
+    assert dead == []
 
 
 @pytest.mark.parametrize("name", ["seed_0.csv", "seed_1.csv"])

@@ -190,12 +190,24 @@ def test_what_goes_up_says_which_model_it_belongs_to(
     sbw: Sbw, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(experiments, "plot_evaluations", lambda _: Figure(figsize=(1, 1)))
-    write_cache(Path("acts"), torch.cat(oracle.recorded_batches(20)))
+    text = {"kind": "hub", "id": "me/plays"}
+    write_cache(Path("acts"), torch.cat(oracle.recorded_batches(20)), text=text)
     Path("mine.yaml").write_text(SPEC)
     sbw("run mine.yaml --out mine")
     sbw("push mine me/saes")
     up = SAE.load_from_disk(hub.place / "me/saes/k_2")
-    assert (up.cfg.metadata.model_name, up.cfg.metadata.hook_name) == ("tiny", "model.layers.0")
+    # What sae_lens' ActivationsStore.from_sae and SAEDashboard read.
+    written = {
+        "model_name": "tiny",
+        "model_class_name": "AutoModelForCausalLM",
+        "hook_name": "model.layers.0",
+        "context_size": 16,
+        "seqpos_slice": [1, None],
+        "prepend_bos": True,
+        "exclude_special_tokens": True,
+        "dataset_path": "me/plays",
+    }
+    assert {name: up.cfg.metadata[name] for name in written} == written
     assert up.cfg.architecture() == "jumprelu"
     card = (hub.place / "me/saes/README.md").read_text()
     assert "- Model: tiny\n- Hook: model.layers.0" in card

@@ -124,6 +124,25 @@ class Cache:
         return max((shard.max_norm for shard in self.shards), default=None)
 
     @property
+    def sae_metadata(self) -> dict[str, Any]:
+        """What sae_lens' runner writes into an SAE of such activations, by the names it uses.
+
+        Without it, nothing can run the SAE on its model: not sae_lens' `ActivationsStore.from_sae`,
+        nor SAEDashboard. Files of text have no `dataset_path`.
+        """
+        facts = {
+            "model_name": self.model,
+            "model_class_name": self.model_class,
+            "hook_name": self.hook,
+            "context_size": self.context_size,
+            "seqpos_slice": (self.skip_positions, None),
+            "prepend_bos": self.prepend_bos,
+            "exclude_special_tokens": bool(self.excluded_token_ids),
+            "dataset_path": self.text.get("id"),
+        }
+        return {name: value for name, value in facts.items() if value is not None}
+
+    @property
     def complete(self) -> bool:
         """Whether there is nothing to do any more."""
         return self.text_ended or self.n_samples >= self.tokens

@@ -135,7 +135,7 @@ def make_training(
     features = world.model if isinstance(world, ToyWorld) else None
     saes = make_spec_saes(group, world.d_in, settings.seed, settings.device, features)
     if isinstance(world, StoredWorld):
-        world.mark(saes)
+        world.describe_in(saes)
     names = [f"SAE {sae.sae_id!r}" for sae in group]
     return Training(saes, source, options, [sae.control for sae in group], names=names)
 

@@ -72,11 +72,6 @@ class StoredWorld:
         """What is trained on, without end; ValueError for fewer samples than a batch."""
         return ShuffledActivations(self._training, batch_size, seed)
 
-    def mark(self, saes: Iterable[sae_lens.TrainingSAE[Any]]) -> None:
-        """Write into SAEs which model and hook they are trained on, as sae_lens' runner does."""
-        for sae in saes:
-            sae.cfg.metadata.model_name, sae.cfg.metadata.hook_name = self.stored.origin
-
     def held_out(self, at_most: int | None = None) -> Iterator[Float[Tensor, "batch d_in"]]:
         """What is held out, or an even share of each of its blocks of neighbours: a batch each."""
         blocks = self._held_out.parts
@@ -85,6 +80,15 @@ class StoredWorld:
         for block, (start, stop) in zip(blocks, shares, strict=True):
             if start < stop:
                 yield block.read(0, stop - start).float()
+
+    def describe_in(self, saes: Iterable[sae_lens.SAE[Any]]) -> None:
+        """Write into the metadata of SAEs what they are trained on, as far as it is on record."""
+        model, hook = self.stored.origin
+        facts = {"model_name": model, "hook_name": hook}
+        if self.stored.cache is not None:
+            facts |= self.stored.cache.sae_metadata
+        for sae in saes:
+            vars(sae.cfg.metadata).update(facts)
 
     def save(self, folder: Path) -> None:
         """Write into a new folder where the activations lie, and what tells them from others."""

@@ -123,7 +123,7 @@ def train_sweep(
     names = [f"{n}_{named[:i].count(n) + 1}" if counts[n] > 1 else n for i, n in enumerate(named)]
     saes = make_saes(cfgs, [derive_seed(seed, "sae", name) for name in names])
     if isinstance(opened, StoredWorld):
-        opened.mark(saes)
+        opened.describe_in(saes)
     stream = (
         opened.stream(batch_size, derive_seed(seed, "stream"))
         if isinstance(opened, ToyWorld | StoredWorld)
