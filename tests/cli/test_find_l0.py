@@ -7,19 +7,23 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from sparse_but_wrong.atomic import locked, make_free_folder
 from sparse_but_wrong.cli import options
+from sparse_but_wrong.cli.find_l0 import _on_noise
 from sparse_but_wrong.l0 import find, sweep as l0_sweep
 from sparse_but_wrong.l0.find import FindOptions
 from sparse_but_wrong.l0.recommend import L0Recommendation, recommend_l0
 from sparse_but_wrong.l0.sweep import EvaluatedSweep
 from sparse_but_wrong.report import recommendation
+from sparse_but_wrong.runs.folder import RunFolder
 from sparse_but_wrong.worlds.synthetic import SyntheticWorld
 from tests.activations.caches import write_cache
 from tests.cli.conftest import Sbw
@@ -131,7 +135,7 @@ def test_a_run_is_judged_by_what_it_held_out(sbw: Sbw, monkeypatch: pytest.Monke
         assert len(saes) == 2 or drawn
         assert asked["evaluation_samples"] == 1_200
         assert torch.get_num_threads() == 2
-        drawn.extend(next(source) for _ in range(18))
+        drawn.extend([*next(source).split(75), *(next(source) for _ in range(2))])
         return sweep()
 
     monkeypatch.setattr(l0_sweep, "evaluate_sweep", evaluate)
@@ -153,6 +157,24 @@ def test_a_run_is_judged_by_what_it_held_out(sbw: Sbw, monkeypatch: pytest.Monke
     assert "1 SAEs of 2; the run is not finished" in sbw("find-l0 run --threads 2").out
     shutil.rmtree("run/saes/k_2")
     sbw.refuses("find-l0 run", "no finished SAE of the world 'acts'")
+
+
+def test_a_control_is_trained_as_the_run_was(sbw: Sbw) -> None:
+    write_activations(2_400)
+    Path("mine.yaml").write_text(SPEC)
+    sbw("run mine.yaml --out run")
+    folder = RunFolder.open(Path("run"))
+    d_in = folder.load_sae("k_1").cfg.d_in
+    samples = 5 + torch.randn(600, d_in, generator=torch.Generator().manual_seed(0))
+    table = pd.DataFrame({"sae_id": ["k_2", "k_1"], "l0": [2.0, 1.0]})
+    found = SimpleNamespace(agreement=SimpleNamespace(l0=1.1), sweep=SimpleNamespace(table=table))
+
+    control = _on_noise(folder, cast(L0Recommendation, found), samples, seed=0)
+
+    # Evaluated on noise too, around the same mean, and not on the samples of the run.
+    assert control["sae_id"].tolist() == ["k_1", "k_2"]
+    assert (control["l0"] > 0.5).all()
+    assert (control["shared_latents"] < 0.5 * 9).all()
 
 
 def test_a_folder_of_activations_is_no_run(sbw: Sbw, search: Search) -> None:

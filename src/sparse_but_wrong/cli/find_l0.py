@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -22,7 +24,11 @@ from sparse_but_wrong.cli.options import (
 )
 
 if TYPE_CHECKING:
+    import pandas as pd
+    from torch import Tensor
+
     from sparse_but_wrong.l0.recommend import L0Recommendation
+    from sparse_but_wrong.runs.folder import RunFolder
 
 _NEIGHBOURS = 512
 _ACTIVATIONS = (
@@ -150,8 +156,8 @@ def _judge(
     path: Path, world: str | None, seed: int
 ) -> tuple[str, L0Recommendation, dict[str, object]]:
     """Evaluate the SAEs of a run: the title, the answer and facts."""
-    from sparse_but_wrong.l0.recommend import recommend_l0
-    from sparse_but_wrong.l0.source import BATCH_SIZE, in_random_order
+    from sparse_but_wrong.l0.recommend import needs_control, recommend_l0
+    from sparse_but_wrong.l0.source import BATCH_SIZE, draw_samples, in_random_order
     from sparse_but_wrong.l0.sweep import EVALUATION_SAMPLES, evaluate_sweep
     from sparse_but_wrong.runs.folder import RunFolder
     from sparse_but_wrong.runs.make import load_data, world_seed
@@ -176,14 +182,44 @@ def _judge(
     n_saes = sum(sae["world"] == name for sae in spec["saes"])
     missing = "" if len(done) == n_saes else f" of {n_saes}; the run is not finished"
     click.echo(f"{len(saes)} SAEs{missing}: {path}")
+    samples = draw_samples(chain(in_random_order(held_out, seed), stream), n_samples)
     sweep = evaluate_sweep(
-        saes,
-        chain(in_random_order(held_out, seed), stream),
-        done,
-        seed=seed,
-        evaluation_samples=n_samples,
+        saes, chain([samples], stream), done, seed=seed, evaluation_samples=n_samples
     )
-    return f"The sweep in {path}", recommend_l0(sweep), {"Sweep": str(path)}
+    found = recommend_l0(sweep)
+    if needs_control(found):
+        found = recommend_l0(replace(sweep, on_noise=_on_noise(folder, found, samples, seed)))
+    return f"The sweep in {path}", found, {"Sweep": str(path)}
+
+
+def _on_noise(
+    folder: RunFolder, found: L0Recommendation, samples: Tensor, seed: int
+) -> pd.DataFrame:
+    """The table of two of a run's SAEs, those with the L0 at which most latents are shared, trained
+    once more as the run says, on Gaussian noise of the mean and covariance of the samples."""
+    from sparse_but_wrong.l0.presence import featureless
+    from sparse_but_wrong.l0.source import draw_samples
+    from sparse_but_wrong.l0.sweep import CURVE_SAMPLES, evaluate_saes
+    from sparse_but_wrong.runs.make import make_spec_saes
+    from sparse_but_wrong.runs.spec import ExperimentSpec
+    from sparse_but_wrong.training.loop import train_saes
+
+    assert found.agreement is not None
+    spec = ExperimentSpec.from_dict(folder.manifest["spec"])
+    l0 = dict(zip(found.sweep.table["sae_id"], found.sweep.table["l0"], strict=True))
+    wanted = found.agreement.l0
+    nearest = sorted(l0, key=lambda sae_id: abs(math.log(max(l0[sae_id], 1e-9) / wanted)))[:2]
+    specs = [sae for sae in spec.saes if sae.sae_id in nearest]
+    click.echo(f"Control: {' and '.join(nearest)} trained once more, on noise")
+    noise = featureless(samples, spec.training.train_batch_size_samples, seed)
+    saes = make_spec_saes(specs, samples.shape[1], folder.manifest["seed"])
+    progress = sys.stderr.isatty()
+    train_saes(
+        saes, noise, replace(spec.training, progress=progress), controls=[s.control for s in specs]
+    )
+    held_out = draw_samples(noise, min(len(samples), CURVE_SAMPLES))
+    names = [sae.sae_id for sae in specs]
+    return evaluate_saes(saes, held_out, names, names).table
 
 
 def _choose(world: str | None, worlds: list[str], source: str) -> str:

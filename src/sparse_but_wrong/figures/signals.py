@@ -21,6 +21,7 @@ SIGNALS = {
     "shared latents": {"shared_latents": ""},
     "PW-MCC": {"pw_mcc": ""},
     "probing, AUC": {"auc_1": "k = 1", "auc_16": "k = 16"},
+    "AUC below\nthe best": {"below_best_1": "k = 1", "below_best_16": "k = 16"},
     "cross entropy\nadded (nats)": {"cross_entropy_increase": ""},
     "latents": {"dead_latents": "dead", "dense_latents": "dense"},
 }

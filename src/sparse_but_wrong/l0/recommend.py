@@ -261,6 +261,15 @@ def _by_agreement(declined: L0Recommendation) -> L0Recommendation:
     )
 
 
+def needs_control(found: L0Recommendation) -> bool:
+    """Whether it rests, or could rest, on shared latents without having seen any on noise."""
+    peak = found.agreement
+    decides = found.l0 is None or found.basis == "agreement"
+    if peak is None or not decides or not math.isnan(peak.on_noise):
+        return False
+    return not peak.at_end and peak.share >= SMALLEST_SHARE
+
+
 def _doubts_of_agreement(agreement: Agreement, needs_control: bool) -> tuple[str, ...]:
     return _those(
         (
