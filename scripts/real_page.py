@@ -67,7 +67,7 @@ class Sweep:
         return self.table[name].to_numpy(float)
 
     def of_probing(self) -> list[str]:
-        """Where probing is best, and whether it bears the recommended L0 out."""
+        """Where probing is best, and whether it bears out what s_n^dec and `find-l0` point to."""
         auc, seeds, targets = self.tasks.to_numpy(float), *map(self.column, ("seed", "target"))
         every = np.unique(targets)
         l0 = np.array([self.column("l0")[targets == target].mean() for target in every])
@@ -80,16 +80,20 @@ class Sweep:
             f"{alone[1]:.3g}."
             + ("" if self.baseline.empty else f" A random decoder reaches {random:.3f}.")
         ]
-        if self.found["l0"] is None:
-            return said
-        near = np.abs(np.log(l0 / self.found["l0"])).argmin()
-        short = of_target[best] - of_target[near]
-        error = short.std(ddof=1) / np.sqrt(len(short))
-        verdict = "bears it out" if short.mean() <= error else "does not bear it out"
-        said.append(
-            f"Probing {verdict}: at {l0[near]:.3g}, the L0 nearest to the recommended one, the AUC "
-            f"is lower by {short.mean():.4f} ± {error:.4f} (one standard error over tasks)."
-        )
+        s_n = np.array([self.column("s_0.25H")[targets == target].mean() for target in every])
+        places = {"s_0.25H is smallest": s_n.argmin()}
+        if self.found["l0"] is not None:
+            nearest = np.abs(np.log(l0 / self.found["l0"])).argmin()
+            places["the L0 is nearest to the recommended one"] = nearest
+        for what, at in places.items():
+            short = of_target[best] - of_target[at]
+            error = short.std(ddof=1) / np.sqrt(len(short))
+            verdict = "bears it out" if short.mean() <= error else "does not bear it out"
+            said.append(
+                f"Where {what}, at {l0[at]:.3g}, the AUC is lower than the best by "
+                f"{short.mean():.4f} ± {error:.4f} (one standard error over tasks): probing "
+                f"{verdict}."
+            )
         return said
 
     def of_loss(self) -> list[str]:

@@ -76,10 +76,12 @@ def test_what_the_page_says(
     assert "Layer 14: BatchTopK 55, JumpReLU declined" in said
     of_layer_7, of_layer_14 = said.split("layer 14, BatchTopK")
     assert "best at an L0 of 18" in of_layer_7
-    assert "Probing bears it out: at 18" in of_layer_7
+    assert "smallest, at 18, the AUC is lower than the best by 0.0000 ± 0.0000" in of_layer_7
+    assert "recommended one, at 18" in of_layer_7
+    assert "does not" not in of_layer_7
     assert "A random decoder reaches 0.900" in of_layer_7
     # 0.01 · ln(56/18), less what tasks add at 56: 0.0015 on average, ± 0.0006.
-    assert "does not bear it out: at 56" in of_layer_14
-    assert "lower by 0.0098 ± 0.0006" in of_layer_14
+    assert "recommended one, at 56, the AUC is lower than the best by 0.0098 ± 0.0006" in said
+    assert "does not bear it out" in of_layer_14
     assert len(pd.read_csv(tmp_path / "signals.csv")) == 5 * 6
     assert (tmp_path / "report.html").stat().st_size > 10_000
