@@ -74,6 +74,10 @@ def tables(html: str) -> list[pd.DataFrame]:
     return [table.astype(float) for table in found]
 
 
+def columns(table: pd.DataFrame, *names: str) -> list[np.ndarray]:
+    return [table[name].to_numpy(float) for name in names]
+
+
 def figures(html: str) -> int:
     """How many figures a notebook shows; none is left as its name."""
     assert "&lt;Figure" not in html
@@ -85,26 +89,24 @@ def test_the_finding_is_what_its_notebook_says(site: Path) -> None:
     sweep, compared, decoder, whole = tables(html)
     assert figures(html) == 4
     assert len(whole) == len(sweep) == 12
+    l0, mcc, explained = columns(sweep, "l0", "mcc", "variance_explained")
     # Single runs end in poor minima: the best may be the neighbour of the one nearest to 4.
-    best = sweep["mcc"].idxmax()
-    assert abs(sweep.loc[best, "l0"] - 4) < 1.2
-    low, high = sweep["l0"] < 2.7, sweep["l0"] > 5.5
-    assert (sweep["mcc"][low | high] < sweep.loc[best, "mcc"] - 0.05).all()
-    explained = sweep["variance_explained"]
-    assert explained[low].is_monotonic_increasing
-    assert explained[low].max() < explained[high].min()
-    assert (explained[high] > 0.95).all()
-    trained, truth = compared.index
-    assert truth.startswith("true features")
-    assert compared["l0"].tolist() == pytest.approx([2, 2], abs=0.05)
-    assert compared.loc[truth, "mcc"] > 0.99 > 0.9 > compared.loc[trained, "mcc"]
-    assert compared.loc[trained, "variance_explained"] > compared.loc[truth, "variance_explained"]
-    assert abs(decoder.loc[decoder["c_dec"].idxmin(), "l0"] - 4) < 1.2
-    s_8 = decoder["s_8"]
-    near, rises = s_8[best], s_8[low].min()
-    assert abs(near) < 0.02
-    assert rises > 5 * abs(near)
-    assert s_8[high].max() < rises
+    best = mcc.argmax()
+    assert abs(l0[best] - 4) < 1.2
+    low, high = l0 < 2.7, l0 > 5.5
+    assert mcc[low | high].max() < mcc[best] - 0.05
+    assert (np.diff(explained[low]) > 0).all()
+    assert explained[low].max() < 0.95 < explained[high].min()
+    assert compared.index[1].startswith("true features")
+    l0_there, mcc_there, explained_there = columns(compared, "l0", "mcc", "variance_explained")
+    assert l0_there == pytest.approx([2, 2], abs=0.05)
+    assert mcc_there[0] < 0.9 < 0.99 < mcc_there[1]
+    assert explained_there[0] > explained_there[1]
+    c_dec, s_8 = columns(decoder, "c_dec", "s_8")
+    assert abs(l0[c_dec.argmin()] - 4) < 1.2
+    assert abs(s_8[best]) < 0.02
+    assert s_8[low].min() > 5 * abs(s_8[best])
+    assert s_8[low].min() > s_8[high].max()
 
 
 def test_an_l0_is_found_and_poor_saes_are_declined(site: Path) -> None:
@@ -131,12 +133,14 @@ def test_a_published_sae_is_diagnosed(site: Path) -> None:
     html = page(site, "notebooks/published_sae")
     measured, elsewhere = tables(html)
     assert figures(html) == 1
-    assert measured["l0"].tolist() == pytest.approx([2, 8, 24], rel=0.1)
-    assert measured["variance_explained"].is_monotonic_increasing
+    l0, explained = columns(measured, "l0", "variance_explained")
+    assert l0 == pytest.approx([2, 8, 24], rel=0.1)
+    assert (np.diff(explained) > 0).all()
     # On another layer each is denser and explains less, but not absurdly so.
-    assert (elsewhere["l0"] > 1.03 * measured["l0"]).all()
-    assert (elsewhere["variance_explained"] < measured["variance_explained"] - 0.01).all()
-    assert (elsewhere["variance_explained"] > 0.2).all()
+    denser, less = columns(elsewhere, "l0", "variance_explained")
+    assert (denser > 1.03 * l0).all()
+    assert (explained - less).min() > 0.01
+    assert less.min() > 0.2
     assert "model.layers.0\n" in re.sub(r"<[^>]*>", "", html).split("The wrong hook")[-1]
 
 
