@@ -237,6 +237,16 @@ def test_shared_latents_are_held_against_those_on_noise(
         assert "noise of the same mean and covariance 14 do" in found.reasons[0]
 
 
+def test_few_shared_latents_may_be_chance_though_they_are_twice_as_many() -> None:
+    few = [n / 3 for n in PEAK]
+    control = pd.DataFrame({"l0": [6.0, 7.0], "shared_latents": [4.0, 5.0]})
+    found = recommend_l0(replace(with_shared(few, NARROW), on_noise=control))
+    assert found.l0 is None
+    assert "share 10 latents, and 4 if" in found.doubts[-1]
+    # Two standard deviations of the difference, 2 √14.5 = 7.6.
+    assert "and 8 more" in found.doubts[-1]
+
+
 @pytest.mark.parametrize(
     ("shared", "doubt"),
     [

@@ -271,6 +271,9 @@ def needs_control(found: L0Recommendation) -> bool:
 
 
 def _doubts_of_agreement(agreement: Agreement, needs_control: bool) -> tuple[str, ...]:
+    on_noise = agreement.on_noise
+    # Two standard deviations of the difference of two counts: 10 of few latents are no more than 5.
+    by_chance = 0.0 if math.isnan(on_noise) else 2 * math.sqrt(agreement.n_shared + on_noise)
     return _those(
         (
             needs_control and math.isnan(agreement.on_noise),
@@ -278,11 +281,11 @@ def _doubts_of_agreement(agreement: Agreement, needs_control: bool) -> tuple[str
             "were trained on it. find_l0 trains some.",
         ),
         (
-            agreement.n_shared < MORE_THAN_ON_NOISE * agreement.on_noise,
+            agreement.n_shared < max(MORE_THAN_ON_NOISE * on_noise, on_noise + by_chance),
             f"SAEs of an L0 of {agreement.l0:.4g} share {agreement.n_shared:.0f} latents, and "
-            f"{agreement.on_noise:.0f} if they are trained on Gaussian noise of the same mean and "
-            f"covariance (at least {MORE_THAN_ON_NOISE:g} times as many are required): there is no "
-            "sign of features.",
+            f"{on_noise:.0f} if they are trained on Gaussian noise of the same mean and covariance "
+            f"(at least {MORE_THAN_ON_NOISE:g} times as many are required, and {by_chance:.0f} "
+            "more): there is no sign of features.",
         ),
         (
             agreement.at_end,
