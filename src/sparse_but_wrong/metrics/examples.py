@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from sparse_but_wrong.metrics.samples import at_least_float32, chunks
+from sparse_but_wrong.metrics.samples import encoder_inputs
 from sparse_but_wrong.sae_lens_compat import inference_copy
 
 if TYPE_CHECKING:
@@ -146,8 +146,8 @@ def top_examples(
 
 def _active(sae: sae_lens.SAE[Any], samples: Float[Tensor, "B D"]) -> Iterable[Tensor]:
     """How active all latents are, [chunk, H], chunk by chunk."""
-    for chunk in chunks(samples, sae):
-        yield sae.encode(at_least_float32(chunk).to(sae.W_dec.dtype)).to_dense().abs()
+    for chunk in encoder_inputs(samples, sae):
+        yield sae.encode(chunk).to_dense().abs()
 
 
 class _Tally:

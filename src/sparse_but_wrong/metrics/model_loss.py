@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from sparse_but_wrong.metrics.evidence import STANDARD_ERROR, Evidence, Measured
-from sparse_but_wrong.metrics.samples import BatchMoments, at_least_float32, chunks
+from sparse_but_wrong.metrics.samples import BatchMoments, encoder_inputs
 from sparse_but_wrong.sae_lens_compat import inference_copy
 
 if TYPE_CHECKING:
@@ -108,8 +108,7 @@ def model_loss(
 
 def _reconstruction(sae: sae_lens.SAE[Any]) -> _Replace:
     def reconstruct(rows: Float[Tensor, "rows D"]) -> Float[Tensor, "rows D"]:
-        inputs = (at_least_float32(chunk).to(sae.W_dec.dtype) for chunk in chunks(rows, sae))
-        return torch.cat([sae.decode(sae.encode(chunk)) for chunk in inputs])
+        return torch.cat([sae.decode(sae.encode(chunk)) for chunk in encoder_inputs(rows, sae)])
 
     return reconstruct
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sparse_but_wrong.metrics.evidence import STANDARD_ERROR, Evidence, Measured
-from sparse_but_wrong.metrics.samples import at_least_float32, check_activations, chunks
+from sparse_but_wrong.metrics.samples import at_least_float32, check_activations, encoder_inputs
 from sparse_but_wrong.sae_lens_compat import inference_copy
 from sparse_but_wrong.seeds import derive_seed
 
@@ -213,9 +213,9 @@ def _splits(
 
 
 def _latent_acts(sae: sae_lens.SAE[Any], x: Float[Tensor, "N D"]) -> Float[Tensor, "N H"]:
-    inputs = (at_least_float32(chunk).to(sae.W_dec.dtype) for chunk in chunks(x, sae))
     # TopK SAEs can return sparse ones.
-    return at_least_float32(torch.cat([sae.encode(batch).to_dense() for batch in inputs]))
+    acts = [sae.encode(batch).to_dense() for batch in encoder_inputs(x, sae)]
+    return at_least_float32(torch.cat(acts))
 
 
 def _ranked(

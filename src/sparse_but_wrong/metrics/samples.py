@@ -68,6 +68,14 @@ def chunks(
         yield chunk.to(sae.W_dec.device)
 
 
+def encoder_inputs(
+    activations: Float[Tensor, "samples d_in"], sae: sae_lens.SAE[Any]
+) -> Iterator[Float[Tensor, "chunk d_in"]]:
+    """The `chunks` in the SAE's own dtype, through float32: as it takes them for inference."""
+    for chunk in chunks(activations, sae):
+        yield at_least_float32(chunk).to(sae.W_dec.dtype)
+
+
 def at_least_float32(tensor: Tensor) -> Tensor:
     """The same values in float32, or in float64 if they were: sums in half precision go wrong."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
