@@ -15,6 +15,9 @@ _NORMALIZED = {"normalize_activations": "expected_average_only_in"}
 # Their L0 in the toy world reaches from the truth, about 11, down to 3.
 _L1_COEFFICIENTS = (0.3, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 6.0)
 _KS = tuple(range(1, 26))  # of the paper's BatchTopK sweep, which takes five seeds of each
+# About LLM_L0 latents of unit length fire at it on activations of norm √d_in, as they come from
+# `expected_average_only_in`.
+_LLM_JUMPRELU = {"decoder_init_norm": 1.0, "jumprelu_init_threshold": 1.9}
 
 
 def _k(k: float, d_sae: int) -> float:
@@ -38,7 +41,11 @@ SWEEPS: dict[str, tuple[Sequence[float], Callable[[float, int], dict[str, Any]]]
     ),
     "jumprelu": (
         PUBLISHED_COEFFICIENTS,
-        lambda c, _: {**JUMPRELU.saes[0].config, "l0_coefficient": c},
+        lambda c, d_sae: {
+            **JUMPRELU.saes[0].config,
+            **(_LLM_JUMPRELU if d_sae >= LLM_D_SAE else {}),
+            "l0_coefficient": c,
+        },
     ),
 }
 

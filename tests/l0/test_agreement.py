@@ -50,16 +50,20 @@ def test_partners() -> None:
     assert partners([4.0, 4.0], ["a", "a"]) == [None, None]
 
 
-def test_the_peak_lies_among_the_saes_it_is_read_from() -> None:
-    # Of a coarse sweep. The mean with the neighbours is largest at 5.8, where a parabola is almost
-    # a line, whose peak would be at an L0 of several hundred.
+def test_the_answer_is_the_middle_of_where_nearly_as_many_are_shared() -> None:
+    # Of a coarse sweep. With their neighbours 194, 202, 218, 211, 135 and so on are shared, and 5 %
+    # less than the most where lines between 202 and 218, and between 211 and 135, cross 207.
     l0s = [1.5, 2.95, 5.8, 11.45, 22.3, 44.4, 87.7, 172.7]
     shared = [193, 198, 219, 237, 151, 0, 0, 0]
     table = pd.DataFrame({"l0": l0s, "shared_latents": shared, "dead_latents": 12})
     found = read_agreement(table, 384)
     assert found is not None
-    assert found.l0 == pytest.approx(11.45)
-    assert found.n_shared == pytest.approx(237, rel=0.01)
+    low = 2.95 * (5.8 / 2.95) ** ((207.34 - 202) / (218.25 - 202))
+    high = 11.45 * (22.3 / 11.45) ** ((211 - 207.34) / (211 - 134.75))
+    assert found.interval == pytest.approx((low, high), rel=0.003)
+    assert found.l0 == pytest.approx(math.sqrt(low * high), rel=0.003)
+    assert found.n_shared == pytest.approx(218.25)
+    assert found.share == pytest.approx(218.25 / 372)
     assert found.at_end == ""
 
 

@@ -34,7 +34,7 @@ _SAME = 1.3
 """Factor between two L0s up to which SAEs can share latents for this purpose."""
 
 _REACH = 2.0
-"""Factor around the most shared latents within which a parabola is fitted, and a control counts."""
+"""Factor around an L0 within which a control counts."""
 
 _TOLERANCE = 0.05
 """Share of the most shared latents by which an L0 may fall short and still be as good. With it the
@@ -144,13 +144,13 @@ class Agreement:
     """Where SAEs of different seeds share most latents."""
 
     l0: float
-    """By a parabola in log L0 through the SAEs around it."""
+    """The middle of `interval`, in log L0."""
 
     interval: tuple[float, float]
-    """In which they share nearly as many."""
+    """In which they share nearly as many as where they share most."""
 
     n_shared: float
-    """Latents shared there."""
+    """Latents shared at most, with neighbouring L0s."""
 
     share: float
     """The same, of those that fire."""
@@ -190,39 +190,30 @@ def read_agreement(
     x, shared, fires = (
         np.bincount(point, values) / np.bincount(point) for values in (x, shared, fires)
     )
-    # The mean with its neighbours says where to look: single pairs are noisy.
+    # With its neighbours: single pairs are noisy.
     padded = np.concatenate([shared[:1], shared, shared[-1:]])
     smooth = (padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4
     top = int(smooth.argmax())
-    near = np.abs(x - x[top]) <= math.log(_REACH)
-    bend, slope, level = (
-        np.polyfit(x[near] - x[top], shared[near], 2) if near.sum() > 2 else (0, 0, 0)
-    )
-    # Where they still grow, the parabola of the few points says nothing beyond them.
-    ends_of_fit = x[near][[0, -1]] - x[top]
-    at = float(np.clip(-slope / (2 * bend), *ends_of_fit)) if bend < 0 else 0.0
-    most = float(level + slope * at + bend * at * at) if bend < 0 else float(shared[top])
-    best = float(x[top]) + at
-    ends = {0: "lower", len(x) - 1: "higher"}
-    at_end = ends.get(top, "") or ("lower" if best <= x[0] else "higher" if best >= x[-1] else "")
+    low, high = _nearly_as_good(x, smooth)
+    l0 = math.exp((low + high) / 2)
     return Agreement(
-        l0=math.exp(best),
-        interval=_nearly_as_good(x, smooth, best),
-        n_shared=most,
-        share=most / max(1.0, float(fires[top])),
-        on_noise=math.nan if on_noise is None else _shared_near(math.exp(best), on_noise),
-        at_end=at_end,
+        l0=l0,
+        interval=(math.exp(low), math.exp(high)),
+        n_shared=float(smooth[top]),
+        share=float(smooth[top]) / max(1.0, float(fires[top])),
+        on_noise=math.nan if on_noise is None else _shared_near(l0, on_noise),
+        at_end={0: "lower", len(x) - 1: "higher"}.get(top, ""),
     )
 
 
-def _nearly_as_good(x: np.ndarray, shared: np.ndarray, best: float) -> tuple[float, float]:
-    """The L0s around the most shared latents that fall short by at most `_TOLERANCE`; x: log L0."""
+def _nearly_as_good(x: np.ndarray, shared: np.ndarray) -> tuple[float, float]:
+    """The ends of log L0 around the most shared latents that fall short by at most `_TOLERANCE`."""
     fine = np.linspace(x[0], x[-1], 2_001)
     curve = np.interp(fine, x, shared)
     short, peak = curve < (1 - _TOLERANCE) * curve.max(), int(curve.argmax())
     low = fine[:peak][short[:peak]].max(initial=x[0])
     high = fine[peak:][short[peak:]].min(initial=x[-1])
-    return math.exp(min(low, best)), math.exp(max(high, best))
+    return low, high
 
 
 def _shared_near(l0: float, table: pd.DataFrame) -> float:

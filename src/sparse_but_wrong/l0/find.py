@@ -24,7 +24,7 @@ from sparse_but_wrong.l0.options import (
 )
 from sparse_but_wrong.l0.presence import featureless
 from sparse_but_wrong.l0.recommend import L0Recommendation, recommend_l0
-from sparse_but_wrong.l0.refine import most_worth
+from sparse_but_wrong.l0.refine import HOPELESS, most_worth
 from sparse_but_wrong.l0.source import Activations, draw_batch, draw_samples, open_source
 from sparse_but_wrong.l0.sweep import (
     CURVE_SAMPLES,
@@ -48,9 +48,6 @@ _SLOWNESS = 2
 
 _CLEAR = 0.03
 """`Presence.score` below which there is nothing more to look for."""
-
-_HOPELESS = 0.3
-"""`Presence.score` from which on no finer sweep makes a count clear."""
 
 _WIDER = 1.5
 """Power of the fine factors around the most shared latents, which a coarse sweep only suggests."""
@@ -146,7 +143,7 @@ def _found(search: _Search) -> L0Recommendation:
     coarse = search.coarse()
     batches = [draw_batch(search.source) for _ in range(search.options.learning_batches)]
     counts = search.count(coarse, batches)
-    if counts and counts[0].presence.score < _HOPELESS:
+    if counts and counts[0].presence.score < HOPELESS:
         found = _around_count(search, coarse, counts, batches)
     else:
         found = recommend_l0(search.sweep([coarse], counts))

@@ -245,8 +245,8 @@ def _by_agreement(declined: L0Recommendation) -> L0Recommendation:
         else f" On Gaussian noise of the same mean and covariance {agreement.on_noise:.0f} do."
     )
     reasons = (
-        f"SAEs of different seeds share most latents at an L0 of {agreement.l0:.4g}: "
-        f"{agreement.n_shared:.0f}, which is {agreement.share:.0%} of those that fire there, have "
+        f"SAEs of different seeds share most latents around an L0 of {agreement.l0:.4g}: "
+        f"{agreement.n_shared:.0f}, which is {agreement.share:.0%} of those that fire, have "
         f"a cosine of {SHARED:g} or more with each other's nearest.{on_noise}",
         f"The count does not decide: {declined.doubts[0]}",
         *declined.reasons,
