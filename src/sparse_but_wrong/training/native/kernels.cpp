@@ -388,6 +388,9 @@ enum Mode : int64_t { STEP = 0, TANH = 1, QUADRATIC = 2 };
 // dense one per latent.
 constexpr double DENSE = 0.75;
 
+// Measured: a dot product of its own costs about four times its share of a dense product.
+constexpr int64_t SCARCE = 4;
+
 struct Scratch {
     float *enc_panels, *dec_rows, *dec_panels, *dec_t_panels;
     float *dec_norm, *bias, *b_dec, *threshold;
@@ -723,7 +726,7 @@ class JumpReLU : public Step<JumpReLU> {
     }
 
     void gradient(int64_t T, const float*, const float* pre, const float* acts, int64_t) {
-        decoder_gradient(T);
+        gradient_where_read(T, pre);
         with_constant<3>(c.mode + 1, [&](auto mode) {
             constexpr int MODE = decltype(mode)::value - 1;
             c.ste_to_input ? at_latents<MODE, true>(T, pre, acts)
@@ -765,6 +768,29 @@ class JumpReLU : public Step<JumpReLU> {
     void end() {}
 
   private:
+    // ∂L/∂acts of latents that are active or within the bandwidth of their threshold; others' is
+    // not read.
+    void gradient_where_read(int64_t T, const float* pre) {
+        const vec half_bandwidth = all(float(s.bandwidth / 2)), one = all(1.0f);
+        int64_t n_read = 0;
+        for (int64_t t = 0; t < T; t++) {
+            float* grad = w.grad + t * H;
+            for (int64_t h = 0; h < H; h += W) {
+                vec v = load(pre + t * H + h), threshold = load(w.threshold + h);
+                ivec is_read = (v > threshold) | (abs_(v - threshold) < half_bandwidth);
+                store(grad + h, where(is_read, one));
+            }
+            n_read += mask_active(grad, H, w.masks + t);
+        }
+        if (SCARCE * n_read > T * c.d_sae) return decoder_gradient(T);
+        for (int64_t h = 0; h < H; h += W)
+            for (int64_t t = 0; t < T; t++)
+                for (unsigned mask = w.masks[h / W * TILE + t]; mask; mask &= mask - 1) {
+                    int64_t at = h + __builtin_ctz(mask);
+                    w.grad[t * H + at] = dot(D / W, w.errors + t * D, w.dec_rows + at * D);
+                }
+    }
+
     // See the formulas in ../architectures/penalty.py.
     template <int MODE, bool STE_TO_INPUT>
     void at_latents(int64_t T, const float* pre, const float* acts) {
@@ -861,8 +887,7 @@ class Selecting : public Step<Policy> {
 
     // w.grad where something is active; g_bias with it.
     void gradient(int64_t T, const float*, const float*, const float* acts, int64_t n_active) {
-        // Measured: a dot product of its own costs about four times its share of a dense product.
-        bool dense = c.n_levels == 1 && 4 * n_active > T * c.d_sae;
+        bool dense = c.n_levels == 1 && SCARCE * n_active > T * c.d_sae;
         if (dense) this->decoder_gradient(T);
         if (this->is_dense)  // then the outer products will read all of it
             for (int64_t i = 0; i < T * H; i += W)
