@@ -31,13 +31,16 @@ _PRUNE_SAMPLES = 8192
 _WORST_RESIDUAL = 0.005
 
 _NOT_WORTH_PRUNING = 0.5
-"""Score of what was first learned, redundant directions included, above which nothing is taken out:
-0.01 to 0.49 in worlds that can be counted, 0.63 where 512 latents were the start for 4,096 features.
-"""
+"""Score of what was first learned, redundant directions included, above which nothing is taken out.
+In small worlds it was at most 0.11."""
 
 HOPELESS = 0.3
 """Score after the first cycle above which no further one, no other start and no finer sweep makes a
-count clear. It was at most 0.26 in worlds that can be counted."""
+count clear. In small worlds it was at most 0.05."""
+
+POOR = 0.1
+"""Score above which a cycle that does not improve it is the last, and the second start that ends so
+too: in small worlds all ended below 0.03."""
 
 _WORTH_PENALTY = 0.05
 """Of expressing a direction by others: without one, any could be where there are more than
@@ -121,7 +124,9 @@ def refine_directions(
         improved = best is None or presence.score < 0.9 * best[1].score
         if best is None or presence.score < best[1].score:
             best = directions, presence
-        if best[1].score < _GOOD_ENOUGH or not (improved or settled) or best[1].score > HOPELESS:
+        score = best[1].score
+        goes_on = improved or (settled and score < POOR)
+        if score < _GOOD_ENOUGH or score > HOPELESS or not goes_on:
             break
     assert best is not None
     return best[0], count_present(best[0], held_out)

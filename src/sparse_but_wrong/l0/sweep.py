@@ -14,7 +14,7 @@ from torch import Tensor
 from sparse_but_wrong.l0.agreement import firing_rows, partners, shared_latents
 from sparse_but_wrong.l0.dictionaries import Directions, decoder_directions, fewer
 from sparse_but_wrong.l0.presence import SMALLEST_NOISE_COST, Presence, cost_on_noise, count_present
-from sparse_but_wrong.l0.refine import HOPELESS, refine_directions
+from sparse_but_wrong.l0.refine import HOPELESS, POOR, refine_directions
 from sparse_but_wrong.l0.source import draw_batch, draw_samples
 from sparse_but_wrong.metrics.evaluate import evaluate
 from sparse_but_wrong.metrics.evaluation import Evaluations
@@ -207,7 +207,7 @@ def count_from(
 
     Promising is a decoder whose directions express the activations at a low cost as they are
     (`Presence.cost`); the SAEs' encoders and their L0 play no part. The best of each group come
-    first. Once two starts of different groups agree, the others are left out.
+    first. Once two starts of different groups agree, or two end in vain, the others are left out.
 
     Args:
         saes: the SAEs.
@@ -242,7 +242,8 @@ def count_from(
         noise_cost = cost_on_noise(refined, held_out[:_CONTROL_SAMPLES], seed) / presence.cost
         counts.append(count := Count(sae_id, group, refined, presence, noise_cost))
         # On noise, and where nothing parts, every start is as long as it is in vain.
-        if _agree(counts) or count.is_noise or presence.score > HOPELESS:
+        is_vain = count.is_noise or presence.score > HOPELESS
+        if is_vain or _agree(counts) or sum(one.presence.score > POOR for one in counts) > 1:
             break
     return tuple(sorted(counts, key=lambda count: count.presence.score))
 
