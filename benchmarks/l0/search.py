@@ -19,15 +19,17 @@ import torch
 from torch import Tensor
 
 from benchmarks.l0.large import Architecture, LargeWorld, chosen_worlds
-from benchmarks.l0.truth import BATCH_SIZE, LR, STEPS
+from benchmarks.l0.truth import BATCH_SIZE, FACTORS, LR, N_SEEDS, STEPS, train
 from sparse_but_wrong import atomic
 from sparse_but_wrong.l0.find import FindOptions, find_l0
+from sparse_but_wrong.l0.recommend import L0Recommendation, recommend_l0
+from sparse_but_wrong.l0.sweep import evaluate_sweep
 from sparse_but_wrong.seeds import derive_seed
 
 TABLE = Path(__file__).parent / "search.csv"
-CONTROLS = ("none", "noise", "shuffled")
+CONTROLS = ("none", "noise", "shuffled", "random-decoders")
 """Activations as they are; Gaussian noise of their mean and covariance; each coordinate shuffled
-over the samples of a batch."""
+over the samples of a batch; SAEs of the grid of `truth.py` whose decoders stay as they begin."""
 
 _COVARIANCE_SAMPLES = 50_000
 
@@ -53,7 +55,10 @@ def search(
 ) -> dict[str, object]:
     """The row of one search."""
     started = time.monotonic()
-    found = find_l0(source(world, control), world.d_sae, options)
+    if control == "random-decoders":
+        found = _judge_random_decoders(world, architecture)
+    else:
+        found = find_l0(source(world, control), world.d_sae, options)
     low, high = found.interval or (math.nan, math.nan)
     active = found.active
     active_low, active_high = active.interval or (math.nan, math.nan)
@@ -74,6 +79,13 @@ def search(
         "seconds": time.monotonic() - started,
         "doubts": " ".join(found.doubts),
     }
+
+
+def _judge_random_decoders(world: LargeWorld, architecture: str) -> L0Recommendation:
+    targets = [f * world.l0[0] for f in FACTORS if f * world.l0[0] < 0.45 * world.d_sae]
+    saes = train(world, architecture, targets, frozen_decoders=True)
+    groups = [f"seed_{i % N_SEEDS}" for i in range(len(saes))]
+    return recommend_l0(evaluate_sweep(saes, world.stream(BATCH_SIZE, "search"), groups=groups))
 
 
 @click.command()

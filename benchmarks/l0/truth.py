@@ -52,7 +52,7 @@ TRUTHS = ("best_cosine", "mcc", "f1")
 
 
 def train(
-    world: LargeWorld, architecture: str, targets: Sequence[float]
+    world: LargeWorld, architecture: str, targets: Sequence[float], frozen_decoders: bool = False
 ) -> list[sae_lens.TrainingSAE[Any]]:
     """SAEs of every target L0, all seeds of one after the other, on one stream."""
     pairs = [(target, seed) for target in targets for seed in range(N_SEEDS)]
@@ -60,6 +60,8 @@ def train(
     cfgs = [training_config(architecture, target, *widths) for target, _ in pairs]
     seeds = [derive_seed(seed, "truth", world.name, f"{target:.4g}") for target, seed in pairs]
     saes = make_saes(cfgs, seeds=seeds)
+    for sae in saes:
+        sae.W_dec.requires_grad_(not frozen_decoders)
     train_saes(
         saes,
         world.stream(BATCH_SIZE, "truth"),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
+import math
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ import torch
 from sae_lens import SAE, BatchTopKTrainingSAEConfig, JumpReLUTrainingSAE, TrainingSAE
 
 from sparse_but_wrong.l0 import find
+from sparse_but_wrong.l0.agreement import Agreement
 from sparse_but_wrong.l0.dictionaries import Directions
 from sparse_but_wrong.l0.find import FindOptions, find_l0
 from sparse_but_wrong.l0.recommend import L0Recommendation, recommend_l0
@@ -187,6 +190,30 @@ def test_l0s_that_are_out_of_reach_are_not_trained_twice() -> None:
     # 1.2 and 1.4 times 17 are cut to the same.
     assert fine.ids == ["fine_8.50_seed_0", "fine_17.00_seed_0", "fine_19.60_seed_0"]
     assert len(started.saes) == 3
+
+
+@pytest.mark.parametrize(("at_end", "centre"), [("", 7.0), ("lower", 4.0), ("higher", 13.0)])
+def test_sweeps_go_on_beyond_the_end_where_most_latents_are_shared(
+    at_end: str, centre: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    around: list[float] = []
+
+    class Search:
+        options = SMALL
+
+        def fine(self, _: str, targets: list[float]) -> None:
+            around.append(targets[1])
+
+        def __getattr__(self, _: str) -> Any:
+            return lambda *_: SimpleNamespace(counts=())
+
+    peak = Agreement(7.0, (4.0, 13.0), 50.0, 0.5, math.nan, at_end)
+    found: Any = SimpleNamespace(agreement=peak, sweep=SimpleNamespace(counts=()), l0=None)
+    monkeypatch.setattr(find, "recommend_l0", lambda _: found)
+    monkeypatch.setattr(find, "replace", lambda sweep, **_: sweep)
+    searching: Any = Search()
+    assert find._around_agreement(searching, searching, found) is found
+    assert around == [centre] * (2 if at_end else 1)
 
 
 @pytest.mark.parametrize("normalisation", ["none", "expected_average_only_in"])

@@ -182,7 +182,10 @@ def _around_agreement(
     for prefix in ("shared", "shared_again"):
         if peak is None or peak.share < SMALLEST_SHARE:
             break
-        targets = [peak.l0 * f**_WIDER for f in search.options.fine_factors]
+        # Where they share most at an end of the sweep, more of the same lies beyond it.
+        ends = {"lower": peak.interval[0], "higher": peak.interval[1]}
+        centre = ends.get(peak.at_end, peak.l0)
+        targets = [centre * f**_WIDER for f in search.options.fine_factors]
         parts.append(search.fine(prefix, targets))
         sweep = search.sweep(parts, found.sweep.counts)
         found = recommend_l0(sweep)

@@ -200,7 +200,6 @@ def count_from(
     batches: Sequence[Float[Tensor, "_batch d_in"]],
     held_out: Float[Tensor, "samples d_in"],
     seed: int,
-    n_starts: int = 4,
     progress: bool = False,
 ) -> tuple[Count, ...]:
     """Learn directions from the most promising decoders, and count them.
@@ -217,7 +216,6 @@ def count_from(
         held_out: to choose by and to count on; not among the batches. Its first samples do for
             some of it: let those be like the others.
         seed: of what is drawn.
-        n_starts: at most.
         progress: show bars with the time that is left.
     """
     ranked = []
@@ -228,6 +226,8 @@ def count_from(
             cost = count_present(directions, samples).cost
             ranked.append((cost, sae_id, group, directions))
     ranked.sort(key=lambda entry: entry[0])
+    is_wide = any(len(entry[-1].rows) > _WIDE for entry in ranked)
+    n_starts = _STARTS_IF_WIDE if is_wide else _STARTS
     counts: list[Count] = []
     for _, sae_id, group, start in _by_turns(ranked)[:n_starts]:
         width = len(start.rows)
@@ -247,6 +247,10 @@ def count_from(
             break
     return tuple(sorted(counts, key=lambda count: count.presence.score))
 
+
+_STARTS, _WIDE, _STARTS_IF_WIDE = 4, 256, 2
+"""Poor minima, which other starts avoid, were seen in small worlds only. Of 512 and 1,024 latents
+all starts ended alike."""
 
 _RANKED_BY = 4096
 _CONTROL_SAMPLES = 8192
