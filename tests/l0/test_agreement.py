@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 import sae_lens
@@ -51,20 +52,32 @@ def test_partners() -> None:
 
 
 def test_the_answer_is_the_middle_of_where_nearly_as_many_are_shared() -> None:
-    # Of a coarse sweep. With their neighbours 194, 202, 218, 211, 135 and so on are shared, and 5 %
-    # less than the most where lines between 202 and 218, and between 211 and 135, cross 207.
+    # Of a coarse sweep: 5 % less than the most, 225, where lines from 219 to 237 and from there to
+    # 151 cross it.
     l0s = [1.5, 2.95, 5.8, 11.45, 22.3, 44.4, 87.7, 172.7]
     shared = [193, 198, 219, 237, 151, 0, 0, 0]
     table = pd.DataFrame({"l0": l0s, "shared_latents": shared, "dead_latents": 12})
     found = read_agreement(table, 384)
     assert found is not None
-    low = 2.95 * (5.8 / 2.95) ** ((207.34 - 202) / (218.25 - 202))
-    high = 11.45 * (22.3 / 11.45) ** ((211 - 207.34) / (211 - 134.75))
-    assert found.interval == pytest.approx((low, high), rel=0.003)
-    assert found.l0 == pytest.approx(math.sqrt(low * high), rel=0.003)
-    assert found.n_shared == pytest.approx(218.25)
-    assert found.share == pytest.approx(218.25 / 372)
+    low = 5.8 * (11.45 / 5.8) ** ((225.15 - 219) / (237 - 219))
+    high = 11.45 * (22.3 / 11.45) ** ((237 - 225.15) / (237 - 151))
+    assert found.interval == pytest.approx((low, high), rel=0.01)
+    assert found.l0 == pytest.approx(math.sqrt(low * high), rel=0.01)
+    assert found.n_shared == pytest.approx(237, rel=0.01)
+    assert found.share == pytest.approx(237 / 372, rel=0.01)
     assert found.at_end == ""
+
+
+@pytest.mark.parametrize("step", [1.25, 1.05])
+def test_pairs_are_averaged_over_the_same_range_however_dense_the_sweep_is(step: float) -> None:
+    # As many everywhere from 6 to 15, give or take a tenth from one pair to the next.
+    l0s = 3 * step ** np.arange(1 + math.log(10, step))
+    shared = np.where((l0s > 6) & (l0s < 15), 250, 100) * (1 + 0.1 * (-1) ** np.arange(len(l0s)))
+    table = pd.DataFrame({"l0": l0s, "shared_latents": shared, "dead_latents": 0})
+    found = read_agreement(table, 384)
+    assert found is not None
+    assert found.l0 == pytest.approx(math.sqrt(6 * 15), rel=0.1)
+    assert found.n_shared == pytest.approx(250, rel=0.03)
 
 
 def test_pw_mcc_is_that_of_sae_lens_and_its_error_is_over_rows() -> None:

@@ -205,7 +205,7 @@ def test_shared_latents_decide_where_saes_are_too_narrow() -> None:
     assert found.l0 == pytest.approx(6.5, rel=0.03)
     width = math.exp((0.05 * 30 / 40) ** 0.5)
     assert found.interval == pytest.approx((6.5 / width, 6.5 * width), rel=0.06)
-    assert "29, which is 72% of those that fire" in found.reasons[0]
+    assert "29, which is 71% of those that fire" in found.reasons[0]
     assert "too narrow" in found.reasons[1]
     # How many features are active is another question, and answered too.
     assert found.active.l0 == 10.0
@@ -243,8 +243,8 @@ def test_few_shared_latents_may_be_chance_though_they_are_twice_as_many() -> Non
     found = recommend_l0(replace(with_shared(few, NARROW), on_noise=control))
     assert found.l0 is None
     assert "share 10 latents, and 4 if" in found.doubts[-1]
-    # Two standard deviations of the difference, 2 √14.5 = 7.6.
-    assert "and 8 more" in found.doubts[-1]
+    # Two standard deviations of the difference, 2 √14 = 7.5.
+    assert "and 7 more" in found.doubts[-1]
 
 
 @pytest.mark.parametrize(

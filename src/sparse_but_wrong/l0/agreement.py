@@ -36,6 +36,10 @@ _SAME = 1.3
 _REACH = 2.0
 """Factor around an L0 within which a control counts."""
 
+_SMOOTHED = 1.21
+"""Factor between L0s that is a standard deviation of the Gaussian kernel over which shared latents
+are averaged, however dense the sweep is: where L0s are a quarter apart, neighbours count half."""
+
 _TOLERANCE = 0.05
 """Share of the most shared latents by which an L0 may fall short and still be as good. With it the
 interval holds the L0 of the best mean cosine, and that of the best MCC, in 9 of 10 cases on the
@@ -191,8 +195,8 @@ def read_agreement(
         np.bincount(point, values) / np.bincount(point) for values in (x, shared, fires)
     )
     # With its neighbours: single pairs are noisy.
-    padded = np.concatenate([shared[:1], shared, shared[-1:]])
-    smooth = (padded[:-2] + 2 * padded[1:-1] + padded[2:]) / 4
+    weights = np.exp(-(((x[:, None] - x) / math.log(_SMOOTHED)) ** 2) / 2)
+    smooth = weights @ shared / weights.sum(1)
     top = int(smooth.argmax())
     low, high = _nearly_as_good(x, smooth)
     l0 = math.exp((low + high) / 2)
