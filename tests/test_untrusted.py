@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
-from sparse_but_wrong.untrusted import parse_json, plain_name, read_json, sha256
+from sparse_but_wrong.untrusted import parse_json, plain_name, read_json, sha256, usable_device
 
 
 @pytest.mark.parametrize("levels", [101, 100_000])
@@ -44,3 +45,19 @@ def test_sha256_is_the_published_one(tmp_path: Path) -> None:
     file = tmp_path / "abc"
     file.write_bytes(b"abc")  # FIPS 180-2, appendix B.1
     assert sha256(file) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_the_device_that_auto_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert usable_device("auto") == usable_device("cpu") == torch.device("cpu")
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "empty", lambda *_, device: asked.append(device))
+    assert usable_device("auto") == torch.device("cuda")
+    assert asked == ["cuda"]
+
+
+def test_a_device_without_numbers_is_for_those_who_ask() -> None:
+    with pytest.raises(ValueError, match="'meta' cannot be used"):
+        usable_device("meta")
+    assert usable_device("meta", meta=True).type == "meta"

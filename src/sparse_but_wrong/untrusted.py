@@ -67,18 +67,29 @@ def _set_environment(variables: Mapping[str, str | None]) -> None:
             os.environ[name] = value
 
 
-def usable_device(device: str) -> torch.device:
-    """A device of this machine; ValueError for any other."""
+def usable_device(device: str, *, meta: bool = False) -> torch.device:
+    """A device of this machine; ValueError for any other.
+
+    Args:
+        device: as PyTorch names it, or "auto": the first GPU that CUDA offers, else the CPU. GPUs
+            of Apple are left out; they have no float64, in which schedules and sums are kept.
+        meta: whether it may be the one on which tensors have no numbers.
+    """
     import torch
 
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # the latter without CUDA
         raise ValueError(
-            f"the device {device!r} cannot be used ({one_line(error)}); choose 'cpu' or one that "
-            "this machine has."
+            f"the device {device!r} cannot be used ({one_line(error)}); choose 'cpu', 'auto' "
+            "or one that this machine has."
         ) from error
-    return torch.device(device)
+    usable = torch.device(device)
+    if usable.type == "meta" and not meta:
+        raise ValueError("the device 'meta' cannot be used, it holds no numbers; choose 'cpu'.")
+    return usable
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -146,8 +146,13 @@ def test_a_real_process_stops_with_a_checkpoint(
     assert checkpoint.state.n_steps[0] > 1000
 
 
-def test_a_run_ends_with_a_table_and_its_report_can_be_rebuilt(sbw: Sbw) -> None:
-    out, err = sbw("run tiny --seed 3 --threads 1")
+def test_a_run_ends_with_a_table_and_its_report_can_be_rebuilt(
+    sbw: Sbw, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    out, err = sbw("run tiny --seed 3 --threads 1 --device auto")
+    assert "Device: cpu\n" in out
+    assert "seed 3, cpu →" in out
     assert "True L0: 1." in out
     assert re.search(r"^ +0\.05 +\d\.\d\d +\d +0\.\d{3} ", out, re.MULTILINE)
     assert re.search(r"^\s+2\* ", out, re.MULTILINE)

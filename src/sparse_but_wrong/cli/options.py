@@ -76,9 +76,22 @@ def out(default: str) -> Callable[[Any], Any]:
     return click.option("--out", type=PATH, help=text)
 
 
-def device(what: str) -> Callable[[Any], Any]:
+def device(what: str, default: str | None = "cpu") -> Callable[[Any], Any]:
     """`--device`, for what happens there."""
-    return click.option("--device", default="cpu", help=f"Where {what}, for example cuda.")
+    text = f"Where {what}: cpu, cuda, cuda:1, or auto for a CUDA GPU if any. [default: cpu]"
+    return click.option("--device", default=default, callback=_settle_device, help=text)
+
+
+def _settle_device(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Which one "auto" is, so that all that follows has, and records, its name."""
+    del ctx, param
+    if value != "auto":
+        return value
+    from sparse_but_wrong.untrusted import usable_device
+
+    taken = str(usable_device(value))
+    click.echo(f"Device: {taken}")
+    return taken
 
 
 @contextmanager

@@ -78,7 +78,7 @@ def show(name: str) -> None:
 @click.argument("name", type=NAME_OR_PATH)
 @out("NAME")
 @click.option("--seed", type=int, help="Seeds initial weights, data and directions. [default: 0]")
-@click.option("--device", help="Where to train, for example cuda. [default: cpu]")
+@device("to train", default=None)
 @threads
 @click.option("--resume", is_flag=True, help="Continue an interrupted run.")
 @quick

@@ -84,7 +84,7 @@ def run_experiment(
         experiment: the name of a built-in one (`sbw list`), or a spec.
         out: the run folder; a new one below `runs/` if left out.
         seed: everything random follows from it.
-        device: where SAEs are trained.
+        device: where SAEs are trained; "auto" for a CUDA GPU if there is one, else the CPU.
         threads: CPU threads; PyTorch's own number if left out.
         quick: run it at a fiftieth of its budget, to see that everything works.
         resume: resume the run in `out`, or read it again where it is finished.
@@ -99,6 +99,7 @@ def run_experiment(
     """
     spec = get_experiment(experiment) if isinstance(experiment, str) else experiment
     path = fresh_path(Path("runs"), spec.name) if out is None else Path(out)
+    device = str(usable_device(device))  # the manifest says which one "auto" was
     settings = RunSettings(seed, device, threads, progress, logger)
     with resume_run(path) if resume else start_run(spec, path, settings, quick=quick) as run:
         if resume:
@@ -121,7 +122,7 @@ def start_run(
         OSError: the folder is not empty or not writable.
     """
     spec = spec.quick() if quick else spec
-    _check_device(settings.device)
+    usable_device(settings.device)
     _analysis(spec).check(spec)
     _check_factors(spec)
     worlds = {name: make_data(spec, name, settings.seed, settings.device) for name in spec.worlds}
@@ -198,7 +199,7 @@ def finish_run(run: Run, train_units: TrainUnits = train_here) -> Run:
         KeyboardInterrupt: on Ctrl-C, with a checkpoint written.
     """
     folder, manifest = run.folder, run.folder.manifest
-    _check_device(run.settings.device)
+    usable_device(run.settings.device)
     with atomic.full_disk_named(folder.path, _KEPT):
         atomic.remove_leftovers(folder.path)
         _check_what_is_there(run)
@@ -335,8 +336,3 @@ def _check_factors(spec: ExperimentSpec) -> None:
                     f"SAE {sae.sae_id!r} has a factor {name!r}, which is a column of the results "
                     "already; give it another name."
                 )
-
-
-def _check_device(device: str) -> None:
-    if usable_device(device).type == "meta":  # which has no numbers
-        raise ValueError("the device 'meta' cannot be used to train on; try --device cpu.")

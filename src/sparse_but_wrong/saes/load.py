@@ -71,7 +71,7 @@ def load_sae(where: str | Path, device: str = "cpu") -> sae_lens.SAE[Any]:
             path exists, "release/sae_id" of sae_lens' directory of published SAEs, or
             "user/repository/folder" on the Hugging Face Hub. A leading ~ is the home folder. A
             `Path` is never looked up on the Hub.
-        device: of the SAE.
+        device: of the SAE, or "auto": a CUDA GPU if there is one, else the CPU.
     Raises:
         FileNotFoundError: there is no such path, or no SAE in it; the message says what was looked
             for.
@@ -80,7 +80,7 @@ def load_sae(where: str | Path, device: str = "cpu") -> sae_lens.SAE[Any]:
             a transcoder, or thresholds of NaN), or needs more than tensors to be unpickled; a
             release or an id that is not known; a device that is not there.
     """
-    usable_device(device)
+    usable = usable_device(device, meta=True)
     path = user_path(where)
     if path.exists():
         sae = _load_path(path)
@@ -90,7 +90,7 @@ def load_sae(where: str | Path, device: str = "cpu") -> sae_lens.SAE[Any]:
         raise FileNotFoundError(
             f"there is no folder or file {str(where)!r}; name one, or release/sae_id of an SAE."
         )
-    return _ready(sae, str(where)).to(device=device)
+    return _ready(sae, str(where)).to(device=usable)
 
 
 def _load_path(path: Path) -> sae_lens.SAE[Any]:
