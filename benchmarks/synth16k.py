@@ -132,7 +132,8 @@ class Protocol:
         fine = min(self.n_steps, max(FindOptions.fine_steps, self.n_steps // 10))
         return FindOptions(
             architecture=architecture,
-            sae_config={"device": device, **self._own(architecture)},
+            sae_config=self._own(architecture),
+            device=device,
             coarse_steps=math.ceil(fine * 2 / 3),
             fine_steps=fine,
             learning_batches=min(FindOptions.learning_batches, self.n_steps),

@@ -105,7 +105,8 @@ def test_a_built_in_world(sbw: Sbw, search: Search, monkeypatch: pytest.MonkeyPa
 def test_what_is_counted_on_is_not_trained_on(option: str, sbw: Sbw, search: Search) -> None:
     write_activations(2_000)
     sbw.refuses(f"find-l0 {option} acts.npy", "--d-sae")
-    out = sbw(f"find-l0 {option} acts.npy --d-sae 12 --out mine").out
+    sbw.refuses(f"find-l0 {option} acts.npy --d-sae 12 --device abacus", "'abacus' cannot be used")
+    out = sbw(f"find-l0 {option} acts.npy --d-sae 12 --out mine --device cpu").out
     assert out.startswith("acts.npy: batchtopk SAEs, d_in 7, d_sae 12")
     assert "acts.npy" in Path("mine/report.html").read_text()
     assert search.d_sae == 12

@@ -287,7 +287,7 @@ def test_saes_that_are_no_sweep(widths: list[int], ids: list[str] | None, messag
     [
         *(
             ({"sae_config": {name: 3}}, f"sae_config: '{name}' is set by the search")
-            for name in ("d_sae", "d_in", "k", "l0_coefficient", "l1_warm_up_steps")
+            for name in ("d_sae", "d_in", "device", "k", "l0_coefficient", "l1_warm_up_steps")
         ),
         *(
             ({name: 0}, rf"FindOptions\.{name} must be at least 1, got 0")

@@ -15,6 +15,7 @@ import click
 from sparse_but_wrong.cli.options import (
     NAME_OR_PATH,
     column,
+    device,
     on_cluster,
     out,
     ray,
@@ -22,6 +23,7 @@ from sparse_but_wrong.cli.options import (
     short_name,
     threads,
 )
+from sparse_but_wrong.untrusted import usable_device
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,6 +49,7 @@ _D_SAE = "Latents. [default: the features of a toy world]"
 @click.option("--d-sae", type=click.IntRange(min=4), help=_D_SAE)
 @out("find-l0")
 @click.option("--seed", type=int, default=0, help="Seeds weights and data.")
+@device("to train, learn and count")
 @threads
 @click.option("--save", is_flag=True, help="Keep an SAE at the recommended L0, ready to use.")
 @ray
@@ -55,6 +58,7 @@ def find(
     activations: str | None,
     out: Path | None,
     seed: int,
+    device: str,
     save: bool,
     world: str | None,
     ray: str | None,
@@ -78,13 +82,14 @@ def find(
         why = f"{source} is a run, whose SAEs are judged as they are"
         _refuse(why, save=save, **of_search)
     work = (
-        partial(_judge, Path(where), world, seed)
+        partial(_judge, Path(where), world, seed, device)
         if is_judged
-        else partial(_search, where, source is None, world, seed, **of_search)
+        else partial(_search, where, source is None, world, seed, device, **of_search)
     )
+    gpus = int(usable_device(device).type == "cuda")
     with on_cluster(ray) as cluster, results(out, "find-l0") as (place, made_how):
         # Its sweeps follow from each other, so that one worker does all of them.
-        title, found, facts = work() if cluster is None else cluster.run_one("find-l0", work)
+        title, found, facts = work() if cluster is None else cluster.run_one("find-l0", work, gpus)
         click.echo(str(found))  # first, because it is what hours were spent on
         facts |= {"Seed": seed, **made_how()}
         write_recommendation(found, place, title, facts, with_sae=save)
@@ -107,6 +112,7 @@ def _search(
     is_stored: bool,
     world: str | None,
     seed: int,
+    device: str,
     column: str | None,
     architecture: str | None,
     d_sae: int | None,
@@ -123,7 +129,9 @@ def _search(
     from sparse_but_wrong.worlds.synthetic import SyntheticWorld
 
     architecture = architecture or "batchtopk"
-    options = FindOptions(architecture=architecture, seed=seed, progress=sys.stderr.isatty())
+    options = FindOptions(
+        architecture=architecture, seed=seed, device=device, progress=sys.stderr.isatty()
+    )
     is_experiment = is_spec_file(source) or source in EXPERIMENTS
     # A folder of something else is no experiment either; opening it tells what it lacks.
     is_other = not is_experiment and (is_hub_name(source) or Path(source).is_dir())
@@ -142,7 +150,7 @@ def _search(
         d_in = found.d_in
     else:
         _refuse(f"{source} has toy worlds and no dataset", column=column)
-        made = make_world(of_spec, seed, name=name)
+        made = make_world(of_spec, seed, device, name)
         found = made.stream(BATCH_SIZE, world_seed(seed, "stream", name))
         d_in, d_sae = made.d_in, d_sae or made.n_features
     if d_sae is None:
@@ -153,7 +161,7 @@ def _search(
 
 
 def _judge(
-    path: Path, world: str | None, seed: int
+    path: Path, world: str | None, seed: int, device: str
 ) -> tuple[str, L0Recommendation, dict[str, object]]:
     """Evaluate the SAEs of a run: the title, the answer and facts."""
     from sparse_but_wrong.l0.recommend import needs_control, recommend_l0
@@ -169,8 +177,8 @@ def _judge(
     done = folder.finished_saes(name)
     if not done:
         raise ValueError(f"{path} holds no finished SAE of the world {name!r}.")
-    saes = [folder.load_sae(sae_id) for sae_id in done]
-    data = load_data(folder.checked_world_path(name))
+    saes = [folder.load_sae(sae_id, device) for sae_id in done]
+    data = load_data(folder.checked_world_path(name), device)
     n_samples, batch_size, held_out = EVALUATION_SAMPLES, BATCH_SIZE, []
     if isinstance(data, StoredWorld):
         n_samples = min(n_samples, data.n_held_out)
@@ -182,7 +190,7 @@ def _judge(
     n_saes = sum(sae["world"] == name for sae in spec["saes"])
     missing = "" if len(done) == n_saes else f" of {n_saes}; the run is not finished"
     click.echo(f"{len(saes)} SAEs{missing}: {path}")
-    samples = draw_samples(chain(in_random_order(held_out, seed), stream), n_samples)
+    samples = draw_samples(chain(in_random_order(held_out, seed), stream), n_samples, device)
     sweep = evaluate_sweep(
         saes, chain([samples], stream), done, seed=seed, evaluation_samples=n_samples
     )
@@ -212,12 +220,12 @@ def _on_noise(
     specs = [sae for sae in spec.saes if sae.sae_id in nearest]
     click.echo(f"Control: {' and '.join(nearest)} trained once more, on noise")
     noise = featureless(samples, spec.training.train_batch_size_samples, seed)
-    saes = make_spec_saes(specs, samples.shape[1], folder.manifest["seed"])
+    saes = make_spec_saes(specs, samples.shape[1], folder.manifest["seed"], samples.device)
     progress = sys.stderr.isatty()
     train_saes(
         saes, noise, replace(spec.training, progress=progress), controls=[s.control for s in specs]
     )
-    held_out = draw_samples(noise, min(len(samples), CURVE_SAMPLES))
+    held_out = draw_samples(noise, min(len(samples), CURVE_SAMPLES), samples.device)
     names = [sae.sae_id for sae in specs]
     return evaluate_saes(saes, held_out, names, names).table
 

@@ -121,11 +121,11 @@ class Cluster:
                 f"{len(failed)} of {len(units)} units failed; what the others did is kept. {why}"
             ) from next(iter(failed.values()))
 
-    def run_one(self, name: str, work: Callable[[], Any]) -> Any:
-        """Do something that is one unit and leaves no files; arguments as of `Unit`, errors as
-        of `run`."""
-        self.n_slots(gpus=0)
-        (result,) = self.run([Unit(name, work, lambda: 0, 1)], Path())
+    def run_one(self, name: str, work: Callable[[], Any], gpus: int = 0) -> Any:
+        """Do something that is one unit and leaves no files; arguments as of `Unit` and `run`,
+        errors as of `run`."""
+        self.n_slots(gpus)
+        (result,) = self.run([Unit(name, work, lambda: 0, 1)], Path(), gpus)
         return result
 
     def _pickled(self, unit: Unit) -> bytes:

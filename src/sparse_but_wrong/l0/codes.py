@@ -51,17 +51,19 @@ def sparse_codes(
         start: codes of samples that hardly differ, from which less is left to do; 0 if left out.
     """
     gram = directions @ directions.T
-    return _minimised(gram, centred @ directions.T - penalty, penalty, start)
+    return _minimised(directions, gram, centred @ directions.T - penalty, penalty, start)
 
 
 @torch.no_grad()
 def codes_by_others(directions: Float[Tensor, "A D"], penalty: float) -> Float[Tensor, "A A"]:
     """The `sparse_codes` of each direction by all others: 0 on the diagonal."""
     gram = directions @ directions.T
-    return _minimised(gram, (gram - penalty).fill_diagonal_(-math.inf), penalty)
+    slopes = (gram - penalty).fill_diagonal_(-math.inf)
+    return _minimised(directions, gram, slopes, penalty)
 
 
 def _minimised(
+    directions: Float[Tensor, "A D"],
     gram: Float[Tensor, "A A"],
     slopes: Float[Tensor, "B A"],
     penalty: float,
@@ -74,7 +76,7 @@ def _minimised(
     compiled = kernels() if slopes.device.type == "cpu" else None
     codes = torch.zeros_like(slopes) if start is None else start
     if compiled is None:
-        return _by_gradients(gram, slopes, tolerance, codes)
+        return _by_gradients(directions, gram, slopes, tolerance, codes)
     if start is not None:
         slopes = slopes - start @ gram
     n = slopes.shape[1]
@@ -103,12 +105,17 @@ def _minimised(
     return codes[:, :n].contiguous()
 
 
-def _by_gradients(gram: Tensor, slopes: Tensor, tolerance: float, codes: Tensor) -> Tensor:
+def _by_gradients(
+    directions: Tensor, gram: Tensor, slopes: Tensor, tolerance: float, codes: Tensor
+) -> Tensor:
     """The same by the accelerated proximal gradient method, of whole batches at a time.
 
     Source: Beck & Teboulle 2009, "A fast iterative shrinkage-thresholding algorithm".
     """
-    step = 1 / (1.01 * float(torch.linalg.eigvalsh(gram)[-1]))
+    # The smaller of two matrices with the same largest eigenvalue.
+    n, d_in = directions.shape
+    smaller = gram if n <= d_in else directions.T @ directions
+    step = 1 / (1.01 * float(torch.linalg.eigvalsh(smaller)[-1]))
     ahead, momentum = codes, 1.0
     for i in range(_MOST_ITERATIONS):
         moved = (ahead + step * (slopes - ahead @ gram)).clamp_min_(0)

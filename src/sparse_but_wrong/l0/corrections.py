@@ -193,7 +193,7 @@ _CLUSTER_ROUNDS = 10
 
 def _middle_and_spread(values: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
     """Per column, the median and the distance of the quartiles of those that are picked out."""
-    levels = torch.tensor([0.25, 0.5, 0.75], dtype=values.dtype)
+    levels = values.new_tensor([0.25, 0.5, 0.75])
     low, middle, high = values.where(which, torch.nan).nanquantile(levels, dim=0)
     return middle, high - low
 

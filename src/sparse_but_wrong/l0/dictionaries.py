@@ -62,7 +62,7 @@ def decoder_directions(sae: sae_lens.SAE[Any], activations: Float[Tensor, "B D"]
     The SAE's own bias is not used: one that started at 0 may still be far from where the
     activations are, if they have a large mean.
     """
-    rows = sae.W_dec.detach().float().cpu()
+    rows = sae.W_dec.detach().float().to(activations.device)
     rows = normalize(rows[rows.isfinite().all(1) & (rows.norm(dim=1) > 0)], dim=1)
     penalty = _PENALTY * activations.var(dim=0, correction=0).sum().sqrt().item()
     return Directions(rows, _cheapest_bias(rows, activations, penalty), penalty)
@@ -137,15 +137,16 @@ class Learner:
     def _move_rows(self) -> None:
         """Each row in turn to its best place beside the others, and back to unit length."""
         use = self._codes_codes.diagonal()
-        is_used = use > 1e-6 * use.max()
+        is_used = (use > 1e-6 * use.max()).tolist()
         for first in range(0, len(self.rows), _BLOCK):
             # What earlier blocks have changed comes in with one product, what this one changes
             # row by row.
             block = slice(first, first + _BLOCK)
             codes_codes = self._codes_codes[block]
             pulls = self._codes_samples[block] - codes_codes @ self.rows
-            for i in is_used[block].nonzero().flatten().tolist():
-                j = first + i
+            for i, j in enumerate(range(first, first + len(pulls))):
+                if not is_used[j]:
+                    continue
                 moved = self.rows[j] + pulls[i] / use[j]
                 moved /= moved.norm()
                 pulls.addr_(codes_codes[:, j], moved - self.rows[j], alpha=-1)
@@ -169,8 +170,8 @@ class Learner:
 def draw_residuals(
     residual: Tensor, count: int, generator: torch.Generator
 ) -> Float[Tensor, "count D"]:
-    """Directions of some residuals, drawn by their energy."""
-    chances = residual.square().sum(1).double() + 1e-12
+    """Directions of some residuals, drawn by their energy, on the CPU for every device."""
+    chances = residual.square().sum(1).double().cpu() + 1e-12
     drawn = torch.multinomial(
         chances, count, replacement=count > len(residual), generator=generator
     )

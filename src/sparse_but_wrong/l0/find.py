@@ -38,6 +38,7 @@ from sparse_but_wrong.training.controls import TargetL0
 from sparse_but_wrong.training.loop import train_saes
 from sparse_but_wrong.training.make import make_saes
 from sparse_but_wrong.training.options import TrainOptions
+from sparse_but_wrong.untrusted import usable_device
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,11 +96,12 @@ def find_l0(
         SAE came there (the k of a TopK SAE is a whole number).
     Raises:
         ValueError: a d_sae below 2 or none, activations that are not finite, of several shapes or
-            all the same, an iterator that ends, or as `train_saes`.
+            all the same, an iterator that ends, a device that is not there, or as `train_saes`.
         TypeError: something else than such activations.
         OSError: stored activations that cannot be read.
     """
     options = options or FindOptions()
+    device = usable_device(options.device)
     source, n_samples, n_features = open_source(
         activations, column, options.evaluation_samples, options.seed
     )
@@ -111,7 +113,9 @@ def find_l0(
             f"d_sae must be at least 2, got {width}: there is no L0 to choose below it."
         )
     with threads_per_operation(options.threads), quiet_training():
-        return _find(source, width, replace(options, evaluation_samples=n_samples))
+        return _find(
+            source, width, replace(options, evaluation_samples=n_samples, device=str(device))
+        )
 
 
 @contextmanager
@@ -128,7 +132,7 @@ def quiet_training() -> Iterator[None]:
 
 def _find(source: Iterator[Tensor], d_sae: int, options: FindOptions) -> L0Recommendation:
     first = draw_batch(source)
-    drawn = draw_samples(chain([first], source), options.evaluation_samples)
+    drawn = draw_samples(chain([first], source), options.evaluation_samples, options.device)
     mean = drawn.mean(0)
     search = _Search(_centred(source, mean), drawn - mean, len(first), d_sae, options)
     return _moved(_found(search), mean)
@@ -136,12 +140,12 @@ def _find(source: Iterator[Tensor], d_sae: int, options: FindOptions) -> L0Recom
 
 def _centred(source: Iterator[Tensor], mean: Tensor) -> Iterator[Tensor]:
     while True:
-        yield draw_batch(source, len(mean)) - mean
+        yield draw_batch(source, len(mean), mean.device) - mean
 
 
 def _found(search: _Search) -> L0Recommendation:
     coarse = search.coarse()
-    batches = [draw_batch(search.source) for _ in range(search.options.learning_batches)]
+    batches = search.batches()
     counts = search.count(coarse, batches)
     if counts and counts[0].presence.score < HOPELESS:
         found = _around_count(search, coarse, counts, batches)
@@ -207,7 +211,7 @@ def _moved(found: L0Recommendation, by: Tensor) -> L0Recommendation:
         for count in found.sweep.counts
     )
     if found.sae is not None:
-        identity = torch.eye(len(by), dtype=by.dtype)
+        identity = torch.eye(len(by), dtype=by.dtype, device=by.device)
         # Of the affine maps that sae_lens can fold into an SAE, the one that moves only.
         found.sae.fold_activation_whitening(by, identity, identity)
     return replace(found, sweep=replace(found.sweep, counts=counts))
@@ -244,6 +248,11 @@ class _Search:
         targets = [low * (high / low) ** (i / max(1, n - 1)) for i in range(n)]
         return self._from_scratch("coarse", _distinct(targets), self.options.coarse_steps)
 
+    def batches(self) -> list[Tensor]:
+        """Those to learn directions from."""
+        n, device = self.options.learning_batches, self.options.device
+        return [draw_batch(self.source, device=device) for _ in range(n)]
+
     def count(self, trained: _Trained, batches: Sequence[Tensor]) -> tuple[Count, ...]:
         return count_from(
             trained.saes,
@@ -274,7 +283,8 @@ class _Search:
     def on_noise(self, l0: float) -> pd.DataFrame:
         """The table of SAEs of an L0, trained on Gaussian noise of the same mean and covariance."""
         source = featureless(self.held_out, self.batch_size, self.options.seed)
-        held_out = draw_samples(source, min(len(self.held_out), CURVE_SAMPLES))
+        n = min(len(self.held_out), CURVE_SAMPLES)
+        held_out = draw_samples(source, n, self.options.device)
         noise = _Search(source, held_out, self.batch_size, self.d_sae, self.options)
         return noise.fine("noise", [l0]).evaluated.table
 
@@ -358,7 +368,8 @@ class _Search:
         architecture, own = self.options.architecture, self.options.sae_config
         cfgs = [training_config(architecture, t, self.d_in, self.d_sae, **own) for t in targets]
         first = self.options.seed * 1_000_003
-        return make_saes(cfgs, seeds=[(first + s) * 1_000 + i for i, s in enumerate(seeds)])
+        own_seeds = [(first + s) * 1_000 + i for i, s in enumerate(seeds)]
+        return make_saes(cfgs, own_seeds, device=self.options.device)
 
     def _fit(
         self,
@@ -422,13 +433,12 @@ def _start_at(sae: sae_lens.TrainingSAE[Any], directions: Directions, scale: flo
         directions: at most as many as latents, in the units of the activations.
         scale: from those to the units that it trains on.
     """
-    device = sae.W_dec.device
-    rows = directions.rows.to(device)
+    rows = directions.rows
     n = len(rows)
     sae.W_dec[:n] = rows
     sae.W_enc.zero_()
     sae.W_enc[:, :n] = rows.T
-    sae.b_dec.copy_(directions.bias.to(device) * scale)
+    sae.b_dec.copy_(directions.bias * scale)
     b_enc = getattr(sae, "b_enc", None)
     if isinstance(b_enc, Tensor) and not sae.cfg.apply_b_dec_to_input:
         b_enc.copy_(-(sae.b_dec @ sae.W_enc))

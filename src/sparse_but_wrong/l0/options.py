@@ -19,6 +19,7 @@ _NORMALISATIONS = ("none", SCALED)
 _SET_BY_THE_SEARCH = (
     "d_in",
     "d_sae",
+    "device",
     "k",
     "l0_coefficient",
     "l0_warm_up_steps",
@@ -46,8 +47,8 @@ class FindOptions:
     """Of the SAEs, as registered with sae_lens; one of `ARCHITECTURES`."""
 
     sae_config: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of the sae_lens training config besides d_in, d_sae and what sets the L0: k, or a
-    coefficient and its warm-up. Matryoshka SAEs have widths of a quarter, half and all of d_sae
+    """Fields of the sae_lens training config besides d_in, d_sae, device and what sets the L0: k or
+    a coefficient, and its warm-up. Matryoshka SAEs have widths of a quarter, half and all of d_sae
     unless it says otherwise; `normalize_activations` is one of "none" and
     "expected_average_only_in", the latter if left out."""
 
@@ -81,6 +82,11 @@ class FindOptions:
     learning_batches: int = 200
     """Batches from which directions are learned."""
 
+    device: str = "cpu"
+    """Where SAEs are trained and directions learned and counted, and where both are returned;
+    "auto" for a CUDA GPU if there is one, else the CPU. Every draw is made on the CPU, so that a
+    seed draws the same on every device."""
+
     threads: int | None = None
     """CPU threads to train and to count on; PyTorch's own number if left out."""
 
@@ -108,7 +114,7 @@ class FindOptions:
             if name in _SET_BY_THE_SEARCH:
                 raise ValueError(
                     f"FindOptions.sae_config: {name!r} is set by the search; leave it out "
-                    "(d_sae is an argument of find_l0)."
+                    "(d_sae is an argument of find_l0, device a field of FindOptions)."
                 )
             if name not in known:
                 raise ValueError(

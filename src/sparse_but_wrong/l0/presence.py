@@ -55,7 +55,8 @@ class Presence:
     """½·residual + penalty·Σ|codes|, per unit of variance: what the lasso minimises."""
 
     histogram: Float[Tensor, " bins"]
-    """Density of codes per sample, over levels of 0 to 2; codes of exactly 0 are not in it."""
+    """Density of codes per sample, over levels of 0 to 2; codes of exactly 0 are not in it. On the
+    CPU, whatever was counted where."""
 
     n_directions: int
 
@@ -89,7 +90,7 @@ def count_present(directions: Directions, activations: Float[Tensor, "B D"]) -> 
     cost = (0.5 * residual + directions.penalty * codes.sum().item()) / variance
     relative = codes.div_(levels.clamp_min(1e-30))
     width = HISTOGRAM_TOP / _BINS
-    counts = torch.histc(relative[relative > 0], _BINS, 0, HISTOGRAM_TOP).double()
+    counts = torch.histc(relative[relative > 0], _BINS, 0, HISTOGRAM_TOP).cpu().double()
     density = counts / (n_samples * width)
     smooth = _smoothed(density)
     first, last = (int(edge / width) for edge in _PEAK)
@@ -137,7 +138,10 @@ def _smoothed(values: Tensor) -> Tensor:
 def featureless(
     samples: Float[Tensor, "_N D"], batch_size: int, seed: int
 ) -> Iterator[Float[Tensor, "B D"]]:
-    """Batches without end of Gaussian samples of the same mean and covariance."""
+    """Batches without end of Gaussian samples of the same mean and covariance, on their device.
+
+    They are drawn on the CPU for every device: one seed, one noise.
+    """
     mean = samples.mean(0)
     centred = (samples - mean).double()
     variances, axes = torch.linalg.eigh(centred.T @ centred / len(samples))
@@ -145,7 +149,7 @@ def featureless(
     generator = torch.Generator().manual_seed(seed)
     while True:
         drawn = torch.randn(batch_size, len(mean), generator=generator, dtype=torch.float64)
-        yield mean + (drawn @ mixing).to(samples.dtype)
+        yield mean + (drawn.to(mixing.device) @ mixing).to(samples.dtype)
 
 
 @torch.no_grad()

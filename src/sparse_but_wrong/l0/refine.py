@@ -149,7 +149,7 @@ def _prune(
     at = 0
     while len(learner.rows) > step + 1:
         worth = _worth(directions, held_out[:2048])
-        kept = torch.ones(len(worth), dtype=torch.bool)
+        kept = torch.ones_like(worth, dtype=torch.bool)
         kept[worth.argsort()[:step]] = False
         learner.keep(kept)
         n_batches = fewer(_PRUNE_BATCHES, len(directions.rows))

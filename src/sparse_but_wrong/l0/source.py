@@ -63,8 +63,10 @@ def in_random_order(batches: Iterable[Tensor], seed: int) -> Iterator[Tensor]:
     return (held[i] for i in order.tolist())
 
 
-def draw_samples(source: Iterator[Tensor], n_samples: int) -> Float[Tensor, "samples d_in"]:
-    """The next samples of a stream, on the CPU, in float32.
+def draw_samples(
+    source: Iterator[Tensor], n_samples: int, device: torch.device | str = "cpu"
+) -> Float[Tensor, "samples d_in"]:
+    """The next samples of a stream, in float32.
 
     Raises:
         TypeError: as `draw_batch`.
@@ -73,7 +75,7 @@ def draw_samples(source: Iterator[Tensor], n_samples: int) -> Float[Tensor, "sam
     """
     drawn, held = 0, []
     while drawn < n_samples:
-        held.append(draw_batch(source, held[0].shape[1] if held else None))
+        held.append(draw_batch(source, held[0].shape[1] if held else None, device))
         drawn += len(held[-1])
     samples = torch.cat(held)[:n_samples]
     if bool((samples == samples[0]).all()):
@@ -84,12 +86,14 @@ def draw_samples(source: Iterator[Tensor], n_samples: int) -> Float[Tensor, "sam
     return samples
 
 
-def draw_batch(source: Iterator[Tensor], d_in: int | None = None) -> Float[Tensor, "batch d_in"]:
-    """The next batch of a stream, on the CPU, in float32, in memory of its own.
+def draw_batch(
+    source: Iterator[Tensor], d_in: int | None = None, device: torch.device | str = "cpu"
+) -> Float[Tensor, "batch d_in"]:
+    """The next batch of a stream, in float32, in memory of its own.
 
     Raises:
         TypeError, ValueError: as `next_batch`; ValueError also where it is not finite.
     """
-    batch = next_batch(source, d_in, "cpu")
+    batch = next_batch(source, d_in, device)
     check_activations(batch, batch.shape[1])
     return batch

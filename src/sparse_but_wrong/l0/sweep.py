@@ -115,6 +115,7 @@ def evaluate_sweep(
         saes: sae_lens SAEs of different L0, of one d_in and d_sae; for training or inference. They
             are left as they are.
         source: yields activations of shape [batch, d_in], those that the SAEs were trained on.
+            They are measured, and directions learned from them, on the device of the first SAE.
         ids: a name for each; their places if left out.
         groups: of each, for example its seed: SAEs of different groups are taken to be independent
             of each other. All are, if left out.
@@ -139,10 +140,10 @@ def evaluate_sweep(
     for what, given in (("ids", names), ("groups", own)):
         if len(given) != len(saes):
             raise ValueError(f"there are {len(saes)} SAEs but {len(given)} {what}; give one each.")
-    d_in = saes[0].W_dec.shape[1]
-    held_out = draw_samples(source, evaluation_samples)
+    d_in, device = saes[0].W_dec.shape[1], saes[0].W_dec.device
+    held_out = draw_samples(source, evaluation_samples, device)
     check_activations(held_out, d_in)
-    batches = [draw_batch(source, d_in) for _ in range(learning_batches)]
+    batches = [draw_batch(source, d_in, device) for _ in range(learning_batches)]
     sweep = evaluate_saes(saes, held_out[:CURVE_SAMPLES], names, own)
     counts = count_from(saes, names, own, batches, held_out, seed=seed)
     return replace(sweep, counts=counts, n_samples=len(held_out))
