@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 NOTEBOOK ?= $(firstword $(wildcard ../shared/seed/*.ipynb) tests/data/toy_models.ipynb)
 
 # TEST gives pytest more arguments, as in make test TEST=tests/worlds.
-.PHONY: run paper real test shapes bench notebook docs dist lint types clean
+.PHONY: run paper real test test-gpu shapes bench notebook docs dist lint types clean
 
 run: $(VENV)/.installed
 	$(BIN)/sbw run jumprelu
@@ -21,6 +21,10 @@ real: $(VENV)/.installed-real
 test: lint types
 	scripts/install_browser.sh $(BIN)/python
 	$(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile $(TEST)
+
+# What has to hold on a CUDA GPU; `make test` runs the same on the CPU.
+test-gpu: $(VENV)/.installed-test
+	$(BIN)/python -m pytest tests/gpu --gpu $(TEST)
 
 # Shapes and types in signatures, checked while the tests run; slower, so CI does it in one job.
 shapes: $(VENV)/.installed-test

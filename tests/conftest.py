@@ -26,3 +26,17 @@ def _same_items_checked() -> None:
     """The type checks look at one item of a sequence, drawn with `random`: at the same one in
     every run, so that what fails once fails always."""
     random.seed(0)
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The whole stack as one chunk, its steps replayed, nothing compiled and no look at any value,
+    on the CPU."""
+    from sparse_but_wrong.l0 import codes
+    from sparse_but_wrong.training import compiled_step, torch_step
+    from sparse_but_wrong.training.architectures import topk
+
+    monkeypatch.setattr(compiled_step, "kernels", lambda: None)
+    monkeypatch.setattr(codes, "kernels", lambda: None)
+    monkeypatch.setattr(torch_step, "is_gpu", lambda _: True)
+    monkeypatch.setattr(topk, "may_look", lambda _: False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sparse_but_wrong.training import compiled_step, torch_step
+from sparse_but_wrong.training import compiled_step
 from sparse_but_wrong.training.architectures import topk
 
 
@@ -16,14 +16,6 @@ def step(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     elif compiled_step.kernels() is None:
         pytest.skip("this machine has no C++ compiler, so there is nothing compiled")
     return request.param
-
-
-@pytest.fixture
-def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole stack as one chunk, its steps replayed, and no look at any value, on the CPU."""
-    monkeypatch.setattr(compiled_step, "kernels", lambda: None)
-    monkeypatch.setattr(torch_step, "is_gpu", lambda _: True)
-    monkeypatch.setattr(topk, "may_look", lambda _: False)
 
 
 @pytest.fixture(params=["looking", "as on a GPU"])

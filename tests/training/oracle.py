@@ -170,7 +170,8 @@ def train_with_sae_lens(
     settings = {name: getattr(options, name) for name in shared}
     if options.lr_end is None:
         settings["lr_end"] = options.lr / 10
-    config = SAETrainerConfig(**settings, logger=LoggingConfig(log_to_wandb=False))
+    device = str(sae.W_dec.device)
+    config = SAETrainerConfig(**settings, device=device, logger=LoggingConfig(log_to_wandb=False))
     with contextlib.redirect_stderr(io.StringIO()):
         SAETrainer(config, sae, drawn()).fit()
     return sae
