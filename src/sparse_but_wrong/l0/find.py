@@ -34,6 +34,7 @@ from sparse_but_wrong.l0.sweep import (
     evaluate_saes,
 )
 from sparse_but_wrong.threads import threads_per_operation
+from sparse_but_wrong.training.batches import next_batch
 from sparse_but_wrong.training.controls import TargetL0
 from sparse_but_wrong.training.loop import train_saes
 from sparse_but_wrong.training.make import make_saes
@@ -139,8 +140,10 @@ def _find(source: Iterator[Tensor], d_sae: int, options: FindOptions) -> L0Recom
 
 
 def _centred(source: Iterator[Tensor], mean: Tensor) -> Iterator[Tensor]:
+    # Whether they are finite is asked by those who read them; asked here too, a GPU would be waited
+    # for at every batch.
     while True:
-        yield draw_batch(source, len(mean), mean.device) - mean
+        yield next_batch(source, len(mean), mean.device) - mean
 
 
 def _found(search: _Search) -> L0Recommendation:

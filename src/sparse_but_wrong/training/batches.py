@@ -137,6 +137,11 @@ def next_batch(
             f"activations of shape [batch, d_in{width}]."
         )
     given = batch.detach()
+    if given.device.type == "cpu" and torch.device(device).type == "cuda":
+        # From memory that is pinned, a GPU copies while it is busy with the steps before, and
+        # nobody waits. The memory is ours: a source may fill its own anew before that is done.
+        pinned = torch.empty(given.shape, dtype=given.dtype, pin_memory=True).copy_(given)
+        return pinned.to(device, non_blocking=True).to(torch.float32)
     batch = given.to(device, torch.float32)
     # Several batches are held at a time, and a source may fill the same tensor anew.
     return batch.clone() if batch.data_ptr() == given.data_ptr() else batch
