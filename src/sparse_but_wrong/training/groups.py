@@ -20,7 +20,7 @@ from sparse_but_wrong.training.controls import (
     why_not_controlled,
 )
 from sparse_but_wrong.training.group import Group, SAELensGroup, StackedGroup
-from sparse_but_wrong.training.memory import check_room
+from sparse_but_wrong.training.memory import SHARD_IT, check_room
 from sparse_but_wrong.training.options import TrainOptions
 
 if TYPE_CHECKING:
@@ -182,9 +182,14 @@ def _check_controls(controls: Sequence[Control | None], n_saes: int) -> None:
 def _check_room(saes: Sequence[sae_lens.TrainingSAE[Any]], options: TrainOptions) -> None:
     """Refuse a run that cannot fit in memory, before any of it is taken."""
     cfg, device = saes[0].cfg, saes[0].W_dec.device
-    n_parameters = sum(p.numel() for sae in saes for p in sae.parameters())
+    sizes = [sum(p.numel() for p in sae.parameters()) for sae in saes]
+    # A copy of the parameters, Adam's two means of each, and, of the SAEs that are stepped, the
+    # gradient: all float32.
+    largest = saes[sizes.index(max(sizes))].cfg
+    what = f"one SAE in training with d_in = {cfg.d_in} and d_sae = {largest.d_sae} would"
+    check_room(16 * max(sizes), device, what, f"lower d_sae, or {SHARD_IT}")
     what = f"the parameters of {len(saes)} SAEs in training, the first with d_sae = {cfg.d_sae},"
-    check_room(12 * n_parameters, device, what, "train fewer at a time, or narrower ones")
+    check_room(12 * sum(sizes), device, what, "train fewer at a time, or narrower ones")
     batch_size = options.train_batch_size_samples
     what = f"batches of train_batch_size_samples = {batch_size}"
     check_room(4 * batch_size * (cfg.d_in + cfg.d_sae), device, what, "lower it")

@@ -9,6 +9,11 @@ from pathlib import Path
 
 import torch
 
+SHARD_IT = (
+    "use a library that shards one SAE over several GPUs, which this one does not: llamascopium "
+    "(OpenMOSS; model parallelism) or OpenAI's sparse_autoencoder (its train.py)"
+)
+
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on whichever device."""

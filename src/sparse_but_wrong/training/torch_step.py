@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sparse_but_wrong.training.architectures.base import Architecture, Forward, Inputs
-from sparse_but_wrong.training.memory import free_memory, is_out_of_memory
+from sparse_but_wrong.training.memory import SHARD_IT, free_memory, is_out_of_memory
 from sparse_but_wrong.training.options import TrainOptions
 from sparse_but_wrong.training.stack import (
     ADAM_EPS,
@@ -80,18 +80,21 @@ class TorchStepper:
         """On a GPU as few as fit in memory, by what one SAE's gradient takes."""
         if not is_gpu(self.device):
             return n
+        taken = self._taken_by(chunk(slice(0, 1)))
+        # A captured step keeps its buffers, and a step with metrics needs its own beside them.
+        return max(1, min(n, math.ceil(2 * n * taken / max(1, free_memory(self.device)))))
+
+    def _taken_by(self, alone: _Chunk) -> int:
+        """The bytes of one SAE's gradient, all on the way to it included."""
         if self.device.type != "cuda":  # as if, in tests
-            return 1
-        alone = chunk(slice(0, 1))
+            return 0
         before = torch.cuda.memory_allocated(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
         with self._explained_memory():
             batch_size = self.options.train_batch_size_samples
             x = torch.zeros(batch_size, self.cfg.d_in, device=self.device)
             alone.gradient(x, torch.ones(1, 1, dtype=alone.dtype, device=self.device), 0)
-        taken = torch.cuda.max_memory_allocated(self.device) - before
-        # A captured step keeps its buffers, and a step with metrics needs its own beside them.
-        return min(n, math.ceil(2 * n * taken / max(1, free_memory(self.device))))
+        return torch.cuda.max_memory_allocated(self.device) - before
 
     @contextmanager
     def _explained_memory(self) -> Iterator[None]:
@@ -105,7 +108,7 @@ class TorchStepper:
                 f"There is not enough memory on {self.device} to train SAEs with d_in "
                 f"{self.cfg.d_in} and d_sae {self.cfg.d_sae} on batches of "
                 f"{self.options.train_batch_size_samples}; lower train_batch_size_samples or "
-                "d_sae, or train fewer SAEs at a time."
+                f"d_sae, or train fewer SAEs at a time; if one alone is too large, {SHARD_IT}."
             ) from error
 
     def prepared(self, batches: Sequence[Tensor], scale: float) -> list[Tensor]:
