@@ -1,8 +1,8 @@
-"""`sbw push` against a stand-in for the Hub: a folder, and what its client would have done."""
+"""`sbw export`, and `sbw push` against a stand-in for the Hub: a folder, and what its client would
+have done."""
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import shutil
 from pathlib import Path
@@ -14,13 +14,14 @@ import torch
 from huggingface_hub import HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
 from matplotlib.figure import Figure
-from sae_lens import SAE
+from sae_lens import SAE, TrainingSAE
+from torch import Tensor
 
 import sparse_but_wrong
 from sparse_but_wrong.experiments import sweep as experiments
 from sparse_but_wrong.l0.recommend import recommend_l0
 from sparse_but_wrong.report.recommendation import write_recommendation
-from sparse_but_wrong.sae_lens_compat import inference_copy
+from sparse_but_wrong.sae_lens_compat import SAE_TRAINING_CLASS_REGISTRY, inference_copy
 from tests.activations.caches import write_cache
 from tests.cli.conftest import Sbw
 from tests.experiments import tiny
@@ -55,20 +56,9 @@ class Hub:
         self.created[repo_id] = private
         (self.place / repo_id / ".gitattributes").touch()
 
-    def upload_folder(
-        self,
-        *,
-        repo_id: str,
-        folder_path: str | Path,
-        path_in_repo: str = "",
-        allow_patterns: Any = "*",
-        **_: Any,
-    ) -> None:
-        to = self.place / repo_id / path_in_repo
-        to.mkdir(exist_ok=True)
-        for file in Path(folder_path).iterdir():
-            if any(fnmatch.fnmatch(file.name, pattern) for pattern in allow_patterns):
-                shutil.copy(file, to)
+    def upload_folder(self, *, repo_id: str, folder_path: Path, commit_message: str) -> None:
+        assert commit_message
+        shutil.copytree(folder_path, self.place / repo_id, dirs_exist_ok=True)
 
 
 @pytest.fixture
@@ -132,17 +122,6 @@ def test_nothing_is_overwritten_unless_it_is_said(sbw: Sbw, hub: Hub, finished: 
     assert (hub.place / "me/saes" / one).is_dir()
 
 
-def test_a_dry_run_prints_all_and_asks_nobody(
-    sbw: Sbw, monkeypatch: pytest.MonkeyPatch, finished: Any
-) -> None:
-    run, path, _ = finished
-    monkeypatch.setattr(HfApi, "__init__", None)
-    said = sbw(f"push {path} me/saes --dry-run").out
-    for sae_id in run.saes:
-        assert f"  {sae_id}/sae_weights.safetensors\n" in said
-    assert f"# {run.spec.title}" in said
-
-
 def test_what_cannot_go_up_is_refused(sbw: Sbw, hub: Hub, finished: Any, tmp_path: Path) -> None:
     run, path, _ = finished
     sbw.refuses(f"push {path} me/saes --sae nonsense", "nonsense", next(iter(run.saes)))
@@ -159,8 +138,11 @@ def test_what_cannot_go_up_is_refused(sbw: Sbw, hub: Hub, finished: Any, tmp_pat
     sbw.refuses(f"push {tmp_path / 'none'} me/saes", "no SAEs")
     damaged = shutil.copytree(path, tmp_path / "damaged")
     (damaged / "saes" / next(iter(run.saes)) / "cfg.json").write_text("{}")
-    sbw.refuses(f"push {damaged} me/saes --dry-run", "changed")
+    sbw.refuses(f"push {damaged} me/saes", "changed")
     assert not hub.place.exists()
+    sbw.refuses(f"export {damaged} {tmp_path / 'out'}", "changed")
+    assert not (tmp_path / "out").exists()
+    sbw.refuses(f"export {path} {old}", "not empty")
 
 
 def test_a_hub_that_cannot_be_reached_is_said(
@@ -173,29 +155,42 @@ def test_a_hub_that_cannot_be_reached_is_said(
     sbw.refuses(f"push {finished[1]} me/saes", "reached .*no route")
 
 
-SPEC = """
-name: mine
-title: Mine
-claim: none
-world: {activations: acts}
-saes: [{sae_id: k_2, architecture: batchtopk, config: {d_sae: 9, k: 2}, factors: {k: 2}}]
-training: {total_training_samples: 640, train_batch_size_samples: 64}
-evaluation_samples: 100
-projection_n: [3]
-analysis: activations
-"""
+CONFIGS = {**oracle.DEFAULTS, "matching_pursuit": {"decoder_init_norm": 1.0, "max_iterations": 3}}
+SPEC = {
+    "name": "mine",
+    "title": "Mine",
+    "claim": "none",
+    "world": {"activations": "acts"},
+    "saes": [
+        {"sae_id": name, "architecture": name, "config": {"d_sae": oracle.D_SAE, **config}}
+        for name, config in CONFIGS.items()
+    ],
+    "training": {"total_training_samples": 6400, "train_batch_size_samples": 64, "lr": 0.01},
+    "evaluation_samples": 100,
+    "projection_n": [3],
+    "analysis": "activations",
+}
 
 
-def test_what_goes_up_says_which_model_it_belongs_to(
-    sbw: Sbw, hub: Hub, monkeypatch: pytest.MonkeyPatch
+def as_used(sae: TrainingSAE[Any], x: Tensor) -> Tensor:
+    """Latents by the weights as they were trained; where a batch decided, by the threshold."""
+    acts, pre = sae.encode_with_hidden_pre(x)
+    if "topk_threshold" not in sae.state_dict():
+        return acts.to_dense()
+    return torch.where(pre > sae.get_buffer("topk_threshold"), pre, 0.0)
+
+
+def test_sae_lens_opens_exported_saes_of_every_architecture(
+    sbw: Sbw, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert CONFIGS.keys() == SAE_TRAINING_CLASS_REGISTRY.keys() - {"abstopk"}  # which is refused
     monkeypatch.setattr(experiments, "plot_evaluations", lambda _: Figure(figsize=(1, 1)))
+    batches = oracle.recorded_batches(20)
     text = {"kind": "hub", "id": "me/plays"}
-    write_cache(Path("acts"), torch.cat(oracle.recorded_batches(20)), text=text)
-    Path("mine.yaml").write_text(SPEC)
+    write_cache(Path("acts"), torch.cat(batches), text=text)
+    Path("mine.yaml").write_text(json.dumps(SPEC))
     sbw("run mine.yaml --out mine")
-    sbw("push mine me/saes")
-    up = SAE.load_from_disk(hub.place / "me/saes/k_2")
+    assert "README.md" in sbw("export mine out").out
     # What sae_lens' ActivationsStore.from_sae and SAEDashboard read.
     written = {
         "model_name": "tiny",
@@ -207,7 +202,14 @@ def test_what_goes_up_says_which_model_it_belongs_to(
         "exclude_special_tokens": True,
         "dataset_path": "me/plays",
     }
-    assert {name: up.cfg.metadata[name] for name in written} == written
-    assert up.cfg.architecture() == "jumprelu"
-    card = (hub.place / "me/saes/README.md").read_text()
+    for name in CONFIGS:
+        exported = SAE.load_from_disk(Path("out") / name)
+        assert not isinstance(exported, TrainingSAE)
+        assert {key: exported.cfg.metadata[key] for key in written} == written
+        acts = exported.encode(batches[0]).to_dense()
+        assert (acts > 0).any()
+        trained = TrainingSAE.load_from_disk(Path("mine/saes") / name)
+        torch.testing.assert_close(acts, as_used(trained, batches[0]), rtol=1e-6, atol=1e-6)
+    card = Path("out/README.md").read_text()
     assert "- Model: tiny\n- Hook: model.layers.0" in card
+    assert 'SAE.load_from_disk("jumprelu")' in card

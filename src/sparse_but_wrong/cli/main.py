@@ -19,6 +19,7 @@ _COMMANDS = {
     "report": "run.report",
     "find-l0": "find_l0.find",
     "diagnose": "diagnose.diagnose",
+    "export": "push.export",
     "push": "push.push",
     "cache-activations": "cache_activations.cache",
 }

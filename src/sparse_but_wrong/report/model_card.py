@@ -1,13 +1,14 @@
-"""SAEs of a run as a repository of the Hugging Face Hub: its files, and a card that explains them.
+"""SAEs of a run for others: a folder with each as it is used, and a card that explains them.
 
 README.md              the card: figure, metrics, recommendation, how it was made
 overview.png           that of the run
 recommendation.png     the evidence of a recommendation, if one is given
-<sae_id>/              each SAE as it is used, as sae_lens' `SAE.from_pretrained` reads it
+<sae_id>/              each SAE as sae_lens' `SAE.load_from_disk` and `SAE.from_pretrained` read it
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from pathlib import Path
 from sparse_but_wrong.report.page import format_number
 from sparse_but_wrong.report.run import facts_of, shown_images
 from sparse_but_wrong.runs.folder import RunFolder
-from sparse_but_wrong.saes.sae_lens_folder import CONFIG, WEIGHTS
+from sparse_but_wrong.saes.sae_lens_folder import CONFIG
 from sparse_but_wrong.untrusted import checked, read_json
 
 _METRICS = (
@@ -32,31 +33,20 @@ class _Answer:
     made: dict[str, str]
 
 
-@dataclass(frozen=True)
-class Repository:
-    """What goes to the Hub."""
-
-    sae_ids: tuple[str, ...]
-    """The SAEs, whose folders are called so."""
-    files: Mapping[str, bytes]
-    """The card and its figures, by their names."""
-
-    @property
-    def names(self) -> list[str]:
-        """Every file that is written."""
-        of_saes = [f"{sae_id}/{name}" for sae_id in self.sae_ids for name in (CONFIG, WEIGHTS)]
-        return sorted([*self.files, *of_saes])
-
-
-def make_repository(
-    run: RunFolder, repo: str, sae_ids: Sequence[str] = (), recommendation: Path | None = None
-) -> Repository:
-    """SAEs of a finished run with their card.
+def write_saes(
+    run: RunFolder,
+    folder: Path,
+    sae_ids: Sequence[str] = (),
+    recommendation: Path | None = None,
+    repo: str | None = None,
+) -> None:
+    """Write SAEs of a finished run, as they are used for inference, with their card.
 
     Args:
-        repo: its name on the Hub, for the card.
+        folder: an empty one.
         sae_ids: which SAEs; all if there are none.
         recommendation: a folder that `sbw find-l0` or `FoundL0.save` wrote.
+        repo: their repository on the Hub, if the card is to load them from there.
     Raises:
         ValueError: the run is not finished or damaged, or has no such SAE.
         OSError: there is no recommendation in its folder.
@@ -65,18 +55,15 @@ def make_repository(
         raise ValueError(f"The run in {run.path} has not finished; --resume it first.")
     there = run.finished_saes()
     if not there:
-        raise ValueError(f"The run in {run.path} has no SAEs; push one that trains some.")
+        raise ValueError(f"The run in {run.path} has no SAEs; name one that trains some.")
     if unknown := [sae_id for sae_id in sae_ids if sae_id not in there]:
         raise ValueError(
             f"{run.path} has no SAE {', '.join(unknown)}. Available: {', '.join(there)}."
         )
     chosen = tuple(sae_id for sae_id in there if sae_id in (sae_ids or there))
-    for sae_id in chosen:
-        run.checked_sae_path(sae_id)
-    parts = [f"# {run.manifest['spec']['title']}", _head(repo, chosen)]
-    files = {}
+    parts = [f"# {run.manifest['spec']['title']}", _head(repo, chosen[0])]
     if images := [image for image in shown_images(run) if image.png]:
-        files["overview.png"] = images[0].png or b""
+        (folder / "overview.png").write_bytes(images[0].png or b"")
         parts.append(f"![overview](overview.png)\n\n{images[0].caption}")
     parts.append(f"## The SAEs\n\n{_metrics(run, chosen)}")
     if recommendation is not None:
@@ -85,7 +72,7 @@ def make_repository(
         text = f"## Which L0?\n\n```text\n{answer.text}\n```\n\n{_bullets(answer.made)}"
         figure = recommendation / "plots" / "recommendation.png"
         if figure.is_file():
-            files["recommendation.png"] = figure.read_bytes()
+            shutil.copyfile(figure, folder / "recommendation.png")
             text += "\n\n![the evidence](recommendation.png)"
         parts.append(text)
     metadata = read_json(run.sae_path(chosen[0]) / CONFIG).get("metadata") or {}
@@ -93,16 +80,18 @@ def make_repository(
     made = {k: v for k, v in trained_on.items() if v} | facts_of(run.manifest)
     parts.append(f"## How they were made\n\n{_bullets(made)}")
     front = "---\nlibrary_name: saelens\ntags: [sparse-autoencoder, interpretability]\n---\n\n"
-    files["README.md"] = (front + "\n\n".join(parts) + "\n").encode()
-    return Repository(chosen, files)
+    card = front + "\n\n".join(parts) + "\n"
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    for sae_id in chosen:
+        run.load_sae(sae_id).save_inference_model(folder / sae_id)
 
 
-def _head(repo: str, sae_ids: Sequence[str]) -> str:
+def _head(repo: str | None, sae_id: str) -> str:
+    load = f'from_pretrained("{repo}", "{sae_id}")' if repo else f'load_from_disk("{sae_id}")'
     return (
         "Sparse autoencoders for [SAELens](https://github.com/decoderesearch/SAELens), trained and "
         "evaluated with `sparse_but_wrong`.\n\n"
-        "```python\nfrom sae_lens import SAE\n\n"
-        f'sae = SAE.from_pretrained("{repo}", "{sae_ids[0]}")\n```'
+        f"```python\nfrom sae_lens import SAE\n\nsae = SAE.{load}\n```"
     )
 
 
