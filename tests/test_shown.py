@@ -47,6 +47,7 @@ def test_evaluations_show_their_table_and_figure(trained: sbw.Sweep) -> None:
     words, size = words_and_picture(table)
     assert words.count("<tr") == 2 + len(table)
     assert f"{table[1].c_dec:.4f}" in words
+    assert "<th>mcc</th>" in words
     one, same = words_and_picture(table[1])
     assert one.count("<tr") == 2 + 1
     assert size == same
@@ -63,6 +64,7 @@ def test_a_diverged_sae_is_shown() -> None:
     torch.nn.init.constant_(sae.W_dec, np.nan)
     words, _ = words_and_picture(sbw.evaluate([sae], torch.ones(500, 12)))
     assert "NaN" in words
+    assert "mcc" not in words  # nobody knows the features
 
 
 @pytest.mark.parametrize("counts", [None, [count(presence(residual=0.3))]])

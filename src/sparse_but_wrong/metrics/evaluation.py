@@ -180,11 +180,16 @@ class Evaluations(Sequence[Evaluation]):
         return len(self._evaluations)
 
     def __repr__(self) -> str:
-        return self.to_frame()[_SHOWN].round(4).to_string()
+        return self._shown().to_string()
 
     def _repr_html_(self) -> str:
-        table = self.to_frame()[_SHOWN].round(4).to_html() if len(self) else ""
+        table = self._shown().to_html() if len(self) else ""
         return with_figure(table, "distributions:plot_evaluations", self)
+
+    def _shown(self) -> pd.DataFrame:
+        """What is shown of each SAE; how well it recovers features only where those are known."""
+        table = self.to_frame()[_SHOWN].round(4)
+        return table.drop(columns=[name for name in ("mcc", "f1") if table[name].isna().all()])
 
 
 def join_projections(table: pd.DataFrame, projections: pd.DataFrame) -> pd.DataFrame:
