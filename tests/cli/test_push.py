@@ -107,6 +107,17 @@ def test_saes_go_up_with_a_card(sbw: Sbw, hub: Hub, finished: Any) -> None:
         assert (hub.place / "me/saes" / picture).read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_dry_run_lists_what_would_go_up(sbw: Sbw, hub: Hub, finished: Any) -> None:
+    run, path, _ = finished
+    one, *_ = run.saes
+    listed = sbw(f"push {path} me/saes --sae {one} --dry-run").out.split()
+    assert not hub.place.exists()
+    sbw(f"push {path} me/saes --sae {one}")
+    files = {name: hub.place / "me/saes" / name for name in listed[1::2]}
+    assert files.keys() == set(hub.list_repo_files("me/saes")) - {".gitattributes"}
+    assert [f"{file.stat().st_size:,}" for file in files.values()] == listed[::2]
+
+
 def test_nothing_is_overwritten_unless_it_is_said(sbw: Sbw, hub: Hub, finished: Any) -> None:
     run, path, _ = finished
     one, other = list(run.saes)[:2]

@@ -13,6 +13,7 @@ from sparse_but_wrong.untrusted import one_line
 _SAE = "An SAE of the run, by its id. Can be given several times. [default: all]"
 _RECOMMENDATION = "Folder that `sbw find-l0` wrote; the card then has its answer and figure."
 _REPLACE = "Replace files that the repository has already."
+_DRY_RUN = "List what would be uploaded, and upload nothing."
 
 _run = click.argument("run", type=PATH)
 _saes = click.option("--sae", "sae_ids", multiple=True, help=_SAE)
@@ -47,6 +48,7 @@ def export(run: Path, out: Path, sae_ids: tuple[str, ...], recommendation: Path 
 @_recommendation
 @click.option("--private", is_flag=True, help="Make a new repository private.")
 @click.option("--replace", is_flag=True, help=_REPLACE)
+@click.option("--dry-run", is_flag=True, help=_DRY_RUN)
 def push(
     run: Path,
     repo: str,
@@ -54,10 +56,11 @@ def push(
     recommendation: Path | None,
     private: bool,
     replace: bool,
+    dry_run: bool,
 ) -> None:
     """Upload SAEs of the run in RUN to REPO (user/name) on the Hugging Face Hub.
 
-    What is uploaded is what `sbw export` writes; look at that first. Log in with `hf auth login`.
+    What is uploaded is what `sbw export` writes. Log in with `hf auth login`.
     """
     from huggingface_hub.utils import validate_repo_id
 
@@ -68,6 +71,10 @@ def push(
     validate_repo_id(repo)
     with tempfile.TemporaryDirectory() as folder:
         write_saes(RunFolder.open(run), Path(folder), sae_ids, recommendation, repo)
+        if dry_run:
+            for name, file in sorted(_files(Path(folder)).items()):
+                click.echo(f"{file.stat().st_size:>14,} {name}")
+            return
         try:
             _upload(Path(folder), repo, private=private, replace=replace)
         except Exception as error:  # the Hub's client lets those of its own client through
@@ -77,6 +84,11 @@ def push(
                 f"The Hub cannot be reached ({one_line(error)}). Nothing was uploaded; try again."
             ) from error
     click.echo(f"Uploaded: https://huggingface.co/{repo}")
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """The files below a folder, by the names that they get in the repository."""
+    return {f.relative_to(folder).as_posix(): f for f in folder.rglob("*") if f.is_file()}
 
 
 def _upload(folder: Path, repo: str, *, private: bool, replace: bool) -> None:
@@ -90,8 +102,7 @@ def _upload(folder: Path, repo: str, *, private: bool, replace: bool) -> None:
     except RepositoryNotFoundError:
         api.create_repo(repo, private=private)
         there = set()
-    files = {f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file()}
-    if (taken := sorted(there & files)) and not replace:
+    if (taken := sorted(there & set(_files(folder)))) and not replace:
         raise FileExistsError(
             f"{repo} has {len(taken)} of these files already ({', '.join(taken[:3])}, …); name "
             "another repository, or add --replace."
