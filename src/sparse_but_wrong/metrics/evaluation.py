@@ -188,8 +188,9 @@ class Evaluations(Sequence[Evaluation]):
 
     def _shown(self) -> pd.DataFrame:
         """What is shown of each SAE; how well it recovers features only where those are known."""
-        table = self.to_frame()[_SHOWN].round(4)
-        return table.drop(columns=[name for name in ("mcc", "f1") if table[name].isna().all()])
+        table = self.to_frame().filter(_SHOWN).round(4)
+        unknown = [name for name in ("mcc", "f1") if np.isnan(table[name].to_numpy(float)).all()]
+        return table.drop(columns=unknown)
 
 
 def join_projections(table: pd.DataFrame, projections: pd.DataFrame) -> pd.DataFrame:
