@@ -78,15 +78,18 @@ def run_page(here: Path, asked: set[str], tmp_path: Path, monkeypatch: pytest.Mo
         tiny.register(monkeypatch, name=name)
     # The searches too: enough that every part of one runs.
     few = {"evaluation_samples": 2_048, "learning_batches": 10}
-    monkeypatch.setattr(refine, "_PRUNE_STEPS", 4)
-    monkeypatch.setattr(refine, "_PRUNE_BATCHES", 1)
     monkeypatch.setattr(sweep, "evaluate_sweep", functools.partial(sweep.evaluate_sweep, **few))
     monkeypatch.chdir(tmp_path)
     for path in here.iterdir():
         (tmp_path / path.name).symlink_to(path)
 
     def run(page: str) -> dict[str, Any]:
-        steps = 200 if page == "index" else 60  # there an SAE is to come of it
+        steps = 60
+        if page == "index":  # there an SAE is to come of it
+            steps = 200
+        else:
+            monkeypatch.setattr(refine, "_PRUNE_STEPS", 4)
+            monkeypatch.setattr(refine, "_PRUNE_BATCHES", 1)
         small: Any = functools.partial(
             options.FindOptions,
             coarse_steps=steps,

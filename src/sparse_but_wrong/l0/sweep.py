@@ -250,8 +250,8 @@ def count_from(
 
 
 _STARTS, _WIDE, _STARTS_IF_WIDE = 4, 256, 2
-"""Poor minima, which other starts avoid, were seen in small worlds only. Of 512 and 1,024 latents
-all starts ended alike."""
+"""Poor minima, which other starts avoid, were seen in small worlds only. Of 1,024 latents four
+starts ended alike."""
 
 _RANKED_BY = 4096
 _CONTROL_SAMPLES = 8192
