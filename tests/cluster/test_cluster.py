@@ -54,7 +54,6 @@ def raylets() -> Iterator[Raylets]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         started = Raylets(True, head_node_args={**NODE, "_system_config": QUICK})
-        started.add_node(**NODE)
         yield started
         started.shutdown()
 
@@ -64,6 +63,12 @@ def cluster(raylets: Raylets) -> Iterator[Cluster]:
     """This process as the driver, for all tests: workers are slow to start."""
     with connected(str(raylets.address)) as driver:
         yield driver
+
+
+@pytest.fixture(autouse=True)
+def _two_machines(raylets: Raylets) -> None:
+    if not raylets.worker_nodes:  # it has died, or is the first
+        raylets.add_node(**NODE)
 
 
 @pytest.fixture(scope="module")
@@ -165,23 +170,34 @@ def test_a_unit_that_fails_is_named_the_others_end_and_paper_does_the_rest(
     assert_same(whole, path)
 
 
-def test_a_cache_is_as_a_local_one(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert cluster.cpus == 1
+CACHE = (
+    "cache-activations --model model --hook model.layers.0 --text text --context-size 16 "
+    "--batch-size 3 --dtype float32 --skip-positions 1"
+)
+
+
+@pytest.fixture
+def _model_and_text(monkeypatch: pytest.MonkeyPatch) -> None:
     make_tiny_model(Path("model"))
-    write_text(Path("text"))
-    line = (
-        "cache-activations --model model --hook model.layers.0 --text text --tokens 600 "
-        "--context-size 16 --batch-size 3 --dtype float32 --skip-positions 1"
-    )
+    write_text(Path("text"), n_words=4_000)
     # Shards of 9 sequences; where the last is cut, the driver finds out.
     small: Any = partial(cache.cache_activations, samples_per_shard=130)
     monkeypatch.setattr(cache, "cache_activations", small)
-    sbw(f"{line} --out alone")
-    sbw(f"{line} --out together --ray auto")
-    alone, together = Written(Path("alone")), Written(Path("together"))
-    assert len(alone.files) == 5
+
+
+def assert_same_cache(alone: Written, together: Written) -> None:
     assert together.files == alone.files
     assert together.manifest | {"provenance": None} == alone.manifest | {"provenance": None}
+
+
+@pytest.mark.usefixtures("_model_and_text")
+def test_a_cache_is_as_a_local_one(cluster: Cluster) -> None:
+    assert cluster.cpus == 1
+    sbw(f"{CACHE} --tokens 600 --out alone")
+    sbw(f"{CACHE} --tokens 600 --out together --ray auto")
+    alone = Written(Path("alone"))
+    assert len(alone.files) == 5
+    assert_same_cache(alone, Written(Path("together")))
 
 
 def test_a_search_is_done_by_a_worker(cluster: Cluster, whole: RunFolder) -> None:
@@ -219,16 +235,19 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
         pass
 
 
+def kill_a_machine(raylets: Raylets) -> None:
+    raylets.remove_node(next(iter(raylets.worker_nodes)), allow_graceful=False)
+
+
 def test_a_unit_whose_machine_dies_goes_on_elsewhere(
     cluster: Cluster, raylets: Raylets, whole: RunFolder
 ) -> None:
-    """The last test: afterwards there is one machine."""
     path, at_death = Path("run").resolve(), dict[str, int]()
     seen: list[dict[str, int]] = []
 
     def kill() -> None:
         at_death.update(n_samples(path))
-        raylets.remove_node(next(iter(raylets.worker_nodes)), allow_graceful=False)
+        kill_a_machine(raylets)
         while n_samples(path):
             seen.append(n_samples(path))
             time.sleep(0.05)
@@ -243,3 +262,28 @@ def test_a_unit_whose_machine_dies_goes_on_elsewhere(
         of_unit = [n_first, *(n[name] for n in seen if name in n)]
         assert of_unit == sorted(of_unit)
     assert cluster.n_slots(gpus=0) == 1
+
+
+@pytest.mark.usefixtures("_model_and_text")
+def test_a_part_of_a_cache_whose_machine_dies_goes_on_elsewhere(
+    cluster: Cluster, raylets: Raylets
+) -> None:
+    assert cluster.n_slots(gpus=0) == 2
+    parts, at_death = Path("together/.parts").resolve(), list[int]()
+
+    def kill() -> None:
+        while len(list(parts.glob("*/*00001.safetensors"))) < 2:
+            time.sleep(0.01)
+        kill_a_machine(raylets)
+        at_death.extend(file.stat().st_mtime_ns for file in parts.glob("*/*.safetensors"))
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    sbw(f"{CACHE} --tokens 20_000 --out together --ray auto")
+    thread.join(timeout=10)
+    sbw(f"{CACHE} --tokens 20_000 --out alone")
+    alone = Written(Path("alone"))
+    assert_same_cache(alone, Written(Path("together")))
+    # What both had written by then was neither lost nor made again.
+    assert 4 <= len(at_death) < len(alone.files) - 1
+    assert set(at_death) <= {file.stat().st_mtime_ns for file in Path("together").iterdir()}
