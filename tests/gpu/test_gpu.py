@@ -85,7 +85,8 @@ def test_evaluation_is_that_of_the_cpu(name: str, device: torch.device) -> None:
         assert ours.projections == pytest.approx(theirs.projections, rel=1e-4, abs=1e-5)
 
 
-def test_an_l0_is_found(device: torch.device) -> None:
+@pytest.mark.parametrize("autocast", [False, True])
+def test_an_l0_is_found(device: torch.device, autocast: bool) -> None:
     options = FindOptions(
         coarse_steps=300,
         n_coarse=4,
@@ -98,6 +99,7 @@ def test_an_l0_is_found(device: torch.device) -> None:
         lr=3e-3,
         progress=False,
         device=str(device),
+        autocast=autocast,
     )
     world = small_world()
     found = find_l0(stream(world, batch_size=256), 20, options)

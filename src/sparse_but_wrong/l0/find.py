@@ -392,6 +392,7 @@ class _Search:
                 lr_decay_steps=steps // 5,
                 reinit_dead_every=reinit,
                 n_batches_for_norm_estimate=min(50, steps),
+                autocast=options.autocast,
                 threads=options.threads,
                 progress=options.progress,
             ),
