@@ -486,7 +486,7 @@ def _reasons(
             f"is wider by ± {UNCONFIRMED:.0%} for it"
         )
     return (
-        f"{presence.n_directions} directions make up the activations, learned from the decoder of "
+        f"{presence.n_directions} directions make up the activations, learned from SAE "
         f"{best.sae_id}; {presence.l0:.2f} of them are present per sample, over "
         f"{sweep.n_samples:,} samples.",
         f"Present and absent part at {presence.cut:.2f} of a direction's usual magnitude; "
