@@ -143,44 +143,51 @@ def _seeds() -> dict[str, pd.DataFrame]:
 def large_worlds() -> str:
     """What each rule loses on the grids, and where the rule of `find_l0` says the L0 is."""
     from benchmarks.l0.regret import regrets
-    from benchmarks.l0.truth import CENTRED, HERE
 
     parts = []
-    kinds = (
-        ("tune", HERE, "chosen on"),
-        ("report", HERE, "not chosen on"),
-        ("report", CENTRED, "not chosen on, activations less their mean"),
-    )
-    for split, tables, said in kinds:
-        for architecture, cells in regrets(split, tables).groupby("architecture"):
+    kinds = {"batchtopk": "BatchTopK", "jumprelu": "JumpReLU", "matryoshka_batchtopk": "Matryoshka"}
+    for split, said in (("tune", "chosen on"), ("report", "not chosen on")):
+        for architecture, cells in regrets(split).groupby("architecture"):
             n_worlds = len(set(cells["world"]))
             worlds = f"{n_worlds} {'world' if n_worlds == 1 else 'worlds'}"
-            kind = {"batchtopk": "BatchTopK", "jumprelu": "JumpReLU"}[str(architecture)]
+            kind = kinds[str(architecture)]
             parts.append(f"#### {kind} SAEs, {worlds} that the rules were {said}")
             parts += [_rules(cells), _shared_latents(cells)]
     return "\n\n".join(parts)
+
+
+_JUDGED_BY = ("best_cosine", "mcc")
 
 
 def searches() -> str:
     """What `find_l0` said on the large worlds, and on controls made from them."""
     import pandas as pd
 
+    from benchmarks.l0.regret import regrets
     from benchmarks.l0.search import TABLE
 
+    judged = regrets().query("rule == 'find_l0'").set_index(["world", "architecture"])
     rows = []
     for row in pd.read_csv(TABLE).to_dict("records"):
         is_answered = math.isfinite(row["l0"])
+        cell = (row["world"], row["architecture"])
+        lost = "–"
+        if is_answered and row["control"] == "none" and cell in judged.index:
+            lost = ", ".join(f"{abs(judged.loc[cell, f'regret_{x}']):.3f}" for x in _JUDGED_BY)
         rows.append(
             [
                 f"`{row['world']}`" + ("" if row["control"] == "none" else f", {row['control']}"),
                 f"{row['l0']:.3g}" if is_answered else "declined",
                 f"{row['low']:.3g} to {row['high']:.3g}" if is_answered else "–",
                 row["basis"] if is_answered else "–",
+                lost,
                 f"{row['true_l0']:.3g}",
                 f"{row['seconds'] / 60:.0f} min",
             ]
         )
-    return _table(["world", "L0", "interval", "rests on", "features active", "time"], rows)
+    lost = "lost in cosine, MCC"
+    header = ["world", "L0", "interval", "rests on", lost, "features active", "time"]
+    return _table(header, rows)
 
 
 def _rules(cells: pd.DataFrame) -> str:

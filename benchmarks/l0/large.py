@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
@@ -49,9 +49,6 @@ class LargeWorld:
     noise: float = 0.0
     """Standard deviation of Gaussian noise in each dimension."""
 
-    centred: bool = False
-    """Whether the mean of the activations is subtracted from them, as `find_l0` does."""
-
     @cached_property
     def world(self) -> ToyWorld:
         """The features and directions, without the noise."""
@@ -75,8 +72,9 @@ class LargeWorld:
         return float(active.sum()), float(active[top].sum())
 
     @cached_property
-    def _mean(self) -> Float[Tensor, " d_in"]:
-        return replace(self, centred=False).samples(_L0_SAMPLES, "mean")[0].mean(0)
+    def mean(self) -> Float[Tensor, " d_in"]:
+        """Of the activations."""
+        return self.samples(_L0_SAMPLES, "mean")[0].mean(0)
 
     def samples(
         self, n: int, purpose: str
@@ -96,7 +94,7 @@ class LargeWorld:
             x, features = stream.draw()
             if self.noise:
                 x = x + self.noise * torch.randn(x.shape, generator=stream.generator)
-            yield x - self._mean if self.centred else x, features
+            yield x, features
 
 
 def kept_world(config: Mapping[str, Any], folder: Path, device: str = "cpu") -> SyntheticWorld:

@@ -1,20 +1,16 @@
 """What each rule for an L0 loses in recovery, on the grids of the large worlds.
 
     python -m benchmarks.l0.regret --split tune
-    python -m benchmarks.l0.regret --centred            grids of activations less their mean
 
 Every rule reads the same SAEs, those of a grid of `truth.py`; none sees the true features. Its
 regret is the best recovery of the grid less that at the L0 it says, both read off between the SAEs.
-An interval holds if the best L0 lies in it. `find_l0` trained SAEs of its own (`search.py`), on
-activations less their mean. The grids of those are what it is held to; on the others stands what
-its L0 is worth to SAEs whose activations are not centred.
+An interval holds if the best L0 lies in it. `find_l0` trained SAEs of its own (`search.py`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -23,7 +19,7 @@ from scipy.interpolate import PchipInterpolator
 
 from benchmarks.l0.large import read_large_worlds
 from benchmarks.l0.search import TABLE as SEARCHES
-from benchmarks.l0.truth import CENTRED, HERE, TRUTHS
+from benchmarks.l0.truth import HERE, TRUTHS
 from sparse_but_wrong.l0.agreement import read_agreement
 from sparse_but_wrong.l0.curves import RISE
 
@@ -124,19 +120,20 @@ def _answers(rows: Rows, d_sae: int) -> dict[str, Answer]:
     return answers | {name: (rule(rows, d_sae), math.nan, math.nan) for name, rule in RULES.items()}
 
 
-def regrets(split: str | None = None, tables: Path = HERE) -> pd.DataFrame:
+def regrets(split: str | None = None) -> pd.DataFrame:
     """A row per table and rule: the L0 it says, and its regret in each measure of recovery."""
     import pandas as pd
 
     found = []
     searched = _searched()
     for world in read_large_worlds().values():
-        for path in sorted(tables.glob(f"{world.name}_*.csv")):
+        for path in sorted(HERE.glob(f"{world.name}_*.csv")):
             if split not in (None, world.split):
                 continue
             architecture = path.stem.removeprefix(f"{world.name}_")
             read = pd.read_csv(path).assign(d_in=world.d_in)
-            rows: Rows = {name: read[name].to_numpy(float) for name in read}
+            died = read["target"].isin(read.loc[read["l0"] == 0, "target"]).to_numpy()
+            rows: Rows = {name: read[name].to_numpy(float)[~died] for name in read}
             l0s, *recovery = _by_target(rows, *(rows[truth] for truth in TRUTHS))
             log_l0 = np.log(l0s)
             fine = np.linspace(log_l0[0], log_l0[-1], 400)
@@ -179,10 +176,9 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
 
 @click.command()
 @click.option("--split", type=click.Choice(["tune", "report"]), help="Only the worlds of one.")
-@click.option("--centred", is_flag=True, help="On grids of activations less their mean.")
-def main(split: str | None, centred: bool) -> None:
+def main(split: str | None) -> None:
     """Compare the rules over all grids that have a table."""
-    table = regrets(split, CENTRED if centred else HERE)
+    table = regrets(split)
     columns = [f"regret_{truth}" for truth in TRUTHS]
     shown = ["world", "architecture", "rule", "l0", *(f"best_l0_{truth}" for truth in TRUTHS)]
     click.echo(table[[*shown, *columns]].round(3).to_string(index=False))

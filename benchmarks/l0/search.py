@@ -85,7 +85,8 @@ def _judge_random_decoders(world: LargeWorld, architecture: str) -> L0Recommenda
     targets = [f * world.l0[0] for f in FACTORS if f * world.l0[0] < 0.45 * world.d_sae]
     saes = train(world, architecture, targets, frozen_decoders=True)
     groups = [f"seed_{i % N_SEEDS}" for i in range(len(saes))]
-    return recommend_l0(evaluate_sweep(saes, world.stream(BATCH_SIZE, "search"), groups=groups))
+    stream = (x - world.mean for x in world.stream(BATCH_SIZE, "search"))
+    return recommend_l0(evaluate_sweep(saes, stream, groups=groups))
 
 
 @click.command()

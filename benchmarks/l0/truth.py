@@ -4,9 +4,9 @@
     python -m benchmarks.l0.truth tune-zipf -a batchtopk     one world and architecture
 
 A table per world and architecture, truth/WORLD_ARCHITECTURE.csv, has a row per SAE: two seeds at
-every L0 of a grid in steps of a quarter, which is extended while a best L0 is at its end. Those in
-truth/centred are of SAEs whose activations had their mean subtracted, like those that `find_l0`
-trains. The SAEs are kept below --saes for whoever wants to try another signal on them.
+every L0 of a grid in steps of a quarter, which is extended while a best L0 is at its end. The mean
+of the activations is subtracted, as in `find_l0`: on some worlds that moves the best L0 by a factor
+of two. The SAEs are kept below --saes for whoever wants to try another signal on them.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
     import sae_lens
 
 HERE = Path(__file__).parent / "truth"
-CENTRED = HERE / "centred"
 STEPS, BATCH_SIZE, LR = 3_000, 512, 1e-3
 N_SEEDS = 2
 RATIO = 1.25
@@ -67,7 +65,7 @@ def train(
         sae.W_dec.requires_grad_(not frozen_decoders)
     train_saes(
         saes,
-        world.stream(BATCH_SIZE, "truth"),
+        (x - world.mean for x in world.stream(BATCH_SIZE, "truth")),
         TrainOptions(
             total_training_samples=STEPS * BATCH_SIZE,
             train_batch_size_samples=BATCH_SIZE,
@@ -90,6 +88,7 @@ def rows(
     from sae_lens.synthetic import mean_correlation_coefficient
 
     activations, features = world.samples(N_SAMPLES, "evaluation")
+    activations -= world.mean
     directions = world.world.directions.T.contiguous()
     evaluations = evaluate(saes, activations, world.world.directions, features)
     fires = [torch.from_numpy(found.densities) > 0 for found in evaluations]
@@ -146,24 +145,16 @@ def missing_targets(world: LargeWorld, table: pd.DataFrame) -> list[float]:
 @click.argument("names", nargs=-1)
 @click.option("-a", "--architecture", type=click.Choice(get_args(Architecture)), multiple=True)
 @click.option("--split", type=click.Choice(["tune", "report"]), help="Only the worlds of one.")
-@click.option("--centred", is_flag=True, help="Subtract the mean of the activations.")
 @click.option("--saes", type=click.Path(path_type=Path), default=Path("runs/truth"))
 def main(
-    names: tuple[str, ...],
-    architecture: tuple[str, ...],
-    split: str | None,
-    centred: bool,
-    saes: Path,
+    names: tuple[str, ...], architecture: tuple[str, ...], split: str | None, saes: Path
 ) -> None:
     """Train the grids that have no table yet, of all large worlds or of those NAMED."""
     import pandas as pd
 
-    tables = CENTRED if centred else HERE
-    saes = saes / "centred" if centred else saes
-    tables.mkdir(exist_ok=True)
-    for world in [replace(world, centred=centred) for world in chosen_worlds(names, split)]:
+    for world in chosen_worlds(names, split):
         for name in architecture or get_args(Architecture):
-            file = tables / f"{world.name}_{name}.csv"
+            file = HERE / f"{world.name}_{name}.csv"
             if file.exists():
                 continue
             started, table = time.monotonic(), pd.DataFrame()

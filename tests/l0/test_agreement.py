@@ -26,13 +26,15 @@ def test_shared_latents() -> None:
     rows = random_rows(40, 64)
     # In another order, at any length, and a little off.
     moved = rows.flip(0) * 3 + 0.2 * random_rows(40, 64, seed=1)
-    assert shared_latents(rows, moved) == 40
+    cosines = torch.nn.functional.cosine_similarity(rows.flip(0), moved)
+    assert 0.9 < cosines.min() < cosines.max() < 0.9999
+    assert shared_latents(rows, moved) == pytest.approx(float((cosines**4).sum()), rel=1e-6)
     assert shared_latents(rows, random_rows(40, 64, seed=2)) == 0
     assert shared_latents(rows, -rows) == 0
     # Two copies of one are one, and rows that diverged are none.
-    assert shared_latents(rows, torch.cat([rows[:10], rows[:10]])) == 10
+    assert shared_latents(rows, torch.cat([rows[:10], rows[:10]])) == pytest.approx(10)
     moved[:5] = math.nan
-    assert shared_latents(rows, moved) <= 35
+    assert shared_latents(rows, moved) == pytest.approx(float((cosines[5:] ** 4).sum()), rel=1e-6)
     assert shared_latents(rows, rows[:0]) == shared_latents(rows[:0], rows) == 0
 
 
@@ -40,7 +42,7 @@ def test_shared_latents() -> None:
 def test_how_near_a_shared_latent_is(cosine: float) -> None:
     a = torch.tensor([[1.0, 0.0]])
     b = torch.tensor([[cosine, math.sqrt(1 - cosine**2)]])
-    assert shared_latents(a, b) == (cosine > 0.7)
+    assert shared_latents(a, b) == pytest.approx(cosine**4 if cosine > 0.7 else 0, rel=1e-6)
 
 
 def test_partners() -> None:
@@ -103,8 +105,8 @@ def test_agreement_within_a_kind() -> None:
     # Two of the same weights, and two that have nobody of their kind.
     alive = 24 - evaluations["a"].dead_latents
     assert found.table.loc["a", "pw_mcc"] == pytest.approx(1, abs=1e-6)
-    assert found.table.loc["b", "shared_latents"] == alive
-    assert found.table.loc["a", "shared_latents_standard_error"] == 0
+    assert found.table.loc["b", "shared_latents"] == pytest.approx(alive, rel=1e-6)
+    assert found.table.loc["a", "shared_latents_standard_error"] == pytest.approx(0, abs=0.01)
     assert found.table.loc[["c", "alone"]].isna().all().all()
     (level,) = found.baselines["pw_mcc"].values()
     assert 0.4 < level.value < 0.6

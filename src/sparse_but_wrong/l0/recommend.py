@@ -246,8 +246,8 @@ def _by_agreement(declined: L0Recommendation) -> L0Recommendation:
     )
     reasons = (
         f"SAEs of different seeds share most latents around an L0 of {agreement.l0:.4g}: "
-        f"{agreement.n_shared:.0f}, which is {agreement.share:.0%} of those that fire, have "
-        f"a cosine of {SHARED:g} or more with each other's nearest.{on_noise}",
+        f"{agreement.n_shared:.0f}, which is {agreement.share:.0%} of those that fire (pairs of "
+        f"nearest, with a cosine of {SHARED:g} or more, by its fourth power).{on_noise}",
         f"The count does not decide: {declined.doubts[0]}",
         *declined.reasons,
     )

@@ -179,7 +179,7 @@ def _shared(
     rows = [firing_rows(sae, one) for sae, one in zip(saes, found, strict=True)]
     others = partners([one.l0 for one in found], groups)
     return [
-        math.nan if other is None else float(shared_latents(rows[i], rows[other]))
+        math.nan if other is None else shared_latents(rows[i], rows[other])
         for i, other in enumerate(others)
     ]
 
