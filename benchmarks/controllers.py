@@ -66,7 +66,7 @@ class Way:
 
     def config(self, target: float, world: LargeWorld) -> sae_lens.TrainingSAEConfig:
         """The SAE's, like those of the notebook."""
-        own: dict[str, Any] = {}
+        own: dict[str, Any] = {"decoder_init_norm": 0.1, "jumprelu_init_threshold": 0.1}
         if self.name == "quadratic":
             own["jumprelu_sparsity_loss_mode"] = "quadratic"
             own["l0_coefficient"] = self.strength * world.d_in

@@ -18,6 +18,7 @@ from sparse_but_wrong.l0 import find
 from sparse_but_wrong.l0.agreement import Agreement
 from sparse_but_wrong.l0.dictionaries import Directions
 from sparse_but_wrong.l0.find import FindOptions, find_l0
+from sparse_but_wrong.l0.options import training_config
 from sparse_but_wrong.l0.recommend import L0Recommendation, recommend_l0
 from sparse_but_wrong.l0.sweep import Count, evaluate_sweep
 from sparse_but_wrong.sae_lens_compat import inference_copy
@@ -48,6 +49,9 @@ def search(
     if architecture == "topk":
         # Between two k; one more SAE is trained, and misses too.
         options = replace(options, fine_factors=(0.7, 0.9, 1.0, 1.1, 1.4))
+    if d_sae < 20:
+        # Agreement decides, and at this budget a pair of SAEs shares more or less by chance.
+        options = replace(options, fine_factors=(0.7, 0.85, 1.0, 1.2, 1.4))
     return find_l0(stream(small_world(l0=l0), seed=seed, batch_size=256), d_sae, options)
 
 
@@ -102,17 +106,26 @@ def test_two_seeds_agree_within_their_intervals() -> None:
 
 def test_jumprelu() -> None:
     found = search("jumprelu")
-    # L0 sticks at the true one: no SAE goes below, though its target was lower.
     assert found.l0 == pytest.approx(truth(), rel=0.02)
-    assert found.sweep.table["l0"].to_numpy(float).min() > 0.92 * truth()
-    assert found.sweep.table["target_l0"].to_numpy(float).min() == 1.5
-    assert "stay at this one" in found.reasons[-1]
+    # SAEs start near their target, so that some get below the true L0, and the curves show it.
+    assert found.sweep.table["l0"].to_numpy(float).min() < 0.8 * truth()
+    assert "s_n^dec rises" in found.reasons[-1]
     # The SAE is the one with the recommended L0 as its target, and has it where it is measured.
     assert isinstance(found.sae, JumpReLUTrainingSAE)
     by_id = found.sweep.table.set_index("sae_id")["l0"]
     assert found.sae_l0 == by_id[f"directions_{found.l0:.2f}"]
     codes, _ = codes_of(found.sae, known().x)
     assert (codes > 0).sum(1).float().mean().item() == pytest.approx(found.sae_l0, rel=0.05)
+
+
+@pytest.mark.parametrize(("target", "spread"), [(6.0, 1.0), (30.0, 1.0), (30.0, 3.0)])
+def test_jumprelu_saes_start_near_their_l0(target: float, spread: float) -> None:
+    x = torch.randn(2_048, 64, generator=torch.Generator().manual_seed(0)) * torch.arange(64)
+    x *= spread * 8 / x.norm(dim=1, keepdim=True)
+    sae = make_saes([training_config("jumprelu", target, 64, 256, spread)], [0])[0]
+    with torch.no_grad():
+        l0 = (sae.encode(x) > 0).sum(1).float().mean().item()
+    assert l0 == pytest.approx(target, rel=0.15)
 
 
 def test_matryoshka_saes_have_widths_without_being_told() -> None:

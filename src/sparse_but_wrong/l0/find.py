@@ -363,13 +363,20 @@ class _Search:
         """From the units of the activations to those that SAEs train on."""
         if self.options.sae_config.get("normalize_activations", SCALED) == "none":
             return 1.0
-        return math.sqrt(self.d_in) / self.held_out.norm(dim=1).mean().item()
+        return math.sqrt(self.d_in) / self._norm()
+
+    def _norm(self) -> float:
+        return self.held_out.norm(dim=1).mean().item()
 
     def _make(
         self, targets: Sequence[float], seeds: Sequence[int]
     ) -> list[sae_lens.TrainingSAE[Any]]:
         architecture, own = self.options.architecture, self.options.sae_config
-        cfgs = [training_config(architecture, t, self.d_in, self.d_sae, **own) for t in targets]
+        spread = self._scale() * self._norm() / math.sqrt(self.d_in)
+        cfgs = [
+            training_config(architecture, target, self.d_in, self.d_sae, spread, **own)
+            for target in targets
+        ]
         first = self.options.seed * 1_000_003
         own_seeds = [(first + s) * 1_000 + i for i, s in enumerate(seeds)]
         return make_saes(cfgs, own_seeds, device=self.options.device)
