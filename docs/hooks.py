@@ -145,17 +145,16 @@ def large_worlds() -> str:
     from benchmarks.l0.regret import regrets
 
     parts = []
-    kinds = {"batchtopk": "BatchTopK", "jumprelu": "JumpReLU", "matryoshka_batchtopk": "Matryoshka"}
     for split, said in (("tune", "chosen on"), ("report", "not chosen on")):
         for architecture, cells in regrets(split).groupby("architecture"):
             n_worlds = len(set(cells["world"]))
             worlds = f"{n_worlds} {'world' if n_worlds == 1 else 'worlds'}"
-            kind = kinds[str(architecture)]
-            parts.append(f"#### {kind} SAEs, {worlds} that the rules were {said}")
+            parts.append(f"#### {_KINDS[str(architecture)]} SAEs, {worlds} that the rules were {said}")
             parts += [_rules(cells), _shared_latents(cells)]
     return "\n\n".join(parts)
 
 
+_KINDS = {"batchtopk": "BatchTopK", "jumprelu": "JumpReLU", "matryoshka_batchtopk": "Matryoshka"}
 _JUDGED_BY = ("best_cosine", "mcc")
 
 
@@ -177,6 +176,7 @@ def searches() -> str:
         rows.append(
             [
                 f"`{row['world']}`" + ("" if row["control"] == "none" else f", {row['control']}"),
+                _KINDS[row["architecture"]],
                 f"{row['l0']:.3g}" if is_answered else "declined",
                 f"{row['low']:.3g} to {row['high']:.3g}" if is_answered else "–",
                 row["basis"] if is_answered else "–",
@@ -186,7 +186,7 @@ def searches() -> str:
             ]
         )
     lost = "lost in cosine, MCC"
-    header = ["world", "L0", "interval", "rests on", lost, "features active", "time"]
+    header = ["world", "SAEs", "L0", "interval", "rests on", lost, "features active", "time"]
     return _table(header, rows)
 
 
