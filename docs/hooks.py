@@ -149,7 +149,8 @@ def large_worlds() -> str:
         for architecture, cells in regrets(split).groupby("architecture"):
             n_worlds = len(set(cells["world"]))
             worlds = f"{n_worlds} {'world' if n_worlds == 1 else 'worlds'}"
-            parts.append(f"#### {_KINDS[str(architecture)]} SAEs, {worlds} that the rules were {said}")
+            kind = _KINDS[str(architecture)]
+            parts.append(f"#### {kind} SAEs, {worlds} that the rules were {said}")
             parts += [_rules(cells), _shared_latents(cells)]
     return "\n\n".join(parts)
 
