@@ -182,12 +182,11 @@ def searches() -> str:
                 f"{row['low']:.3g} to {row['high']:.3g}" if is_answered else "–",
                 row["basis"] if is_answered else "–",
                 lost,
-                f"{row['true_l0']:.3g}",
                 f"{row['seconds'] / 60:.0f} min",
             ]
         )
     lost = "lost in cosine, MCC"
-    header = ["world", "SAEs", "L0", "interval", "rests on", lost, "features active", "time"]
+    header = ["world", "SAEs", "L0", "interval", "rests on", lost, "time"]
     return _table(header, rows)
 
 
