@@ -79,7 +79,9 @@ def out(default: str) -> Callable[[Any], Any]:
 def device(what: str, default: str | None = "cpu") -> Callable[[Any], Any]:
     """`--device`, for what happens there."""
     text = f"Where {what}: cpu, cuda, cuda:1, or auto for a CUDA GPU if any. [default: cpu]"
-    return click.option("--device", default=default, callback=_settle_device, help=text)
+    return click.option(
+        "--device", default=default, callback=_settle_device, help=text, show_default=False
+    )
 
 
 def _settle_device(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
