@@ -118,11 +118,16 @@ def test_jumprelu() -> None:
     assert (codes > 0).sum(1).float().mean().item() == pytest.approx(found.sae_l0, rel=0.05)
 
 
-@pytest.mark.parametrize(("target", "spread"), [(6.0, 1.0), (30.0, 1.0), (30.0, 3.0)])
-def test_jumprelu_saes_start_near_their_l0(target: float, spread: float) -> None:
+@pytest.mark.parametrize(
+    ("target", "spread", "own"),
+    [(6.0, 1.0, {}), (30.0, 1.0, {}), (30.0, 3.0, {}), (30.0, 1.0, {"decoder_init_norm": 0.2})],
+)
+def test_jumprelu_saes_start_near_their_l0(
+    target: float, spread: float, own: dict[str, Any]
+) -> None:
     x = torch.randn(2_048, 64, generator=torch.Generator().manual_seed(0)) * torch.arange(64)
     x *= spread * 8 / x.norm(dim=1, keepdim=True)
-    sae = make_saes([training_config("jumprelu", target, 64, 256, spread)], [0])[0]
+    sae = make_saes([training_config("jumprelu", target, 64, 256, spread, **own)], [0])[0]
     with torch.no_grad():
         l0 = (sae.encode(x) > 0).sum(1).float().mean().item()
     assert l0 == pytest.approx(target, rel=0.15)

@@ -29,7 +29,7 @@ _SET_BY_THE_SEARCH = (
     "l1_warm_up_steps",
 )
 
-_JUMPRELU = {
+_JUMPRELU: dict[str, Any] = {
     "jumprelu_bandwidth": 2.0,
     "jumprelu_sparsity_loss_mode": "tanh",
     "decoder_init_norm": 1.0,
@@ -37,7 +37,8 @@ _JUMPRELU = {
 """As in the published toy models, but for the decoder's rows, whose norm is 0.1 there."""
 
 _LOWEST_START = 0.1
-"""Threshold that JumpReLU SAEs start at, at least: half of the latents or more may be wanted."""
+"""Threshold that JumpReLU SAEs start at, at least, for rows of norm 1: half of the latents or more
+may be wanted."""
 
 
 @dataclass(frozen=True)
@@ -166,8 +167,9 @@ def training_config(
     """
     own: dict[str, Any] = {"normalize_activations": SCALED}
     if architecture == "jumprelu":
-        above = spread * float(norm.isf(min(0.5, target_l0 / d_sae)))
-        own |= _JUMPRELU | {"jumprelu_init_threshold": max(_LOWEST_START, above)}
+        length = others.get("decoder_init_norm") or _JUMPRELU["decoder_init_norm"]
+        above = spread * length * float(norm.isf(min(0.5, target_l0 / d_sae)))
+        own |= _JUMPRELU | {"jumprelu_init_threshold": max(_LOWEST_START * length, above)}
     elif architecture == "matryoshka_batchtopk":
         own["matryoshka_widths"] = sorted({-(-d_sae // part) for part in (4, 2, 1)})
     if has_k(architecture):
