@@ -156,7 +156,6 @@ def large_worlds() -> str:
 
 
 _KINDS = {"batchtopk": "BatchTopK", "jumprelu": "JumpReLU", "matryoshka_batchtopk": "Matryoshka"}
-_JUDGED_BY = ("best_cosine", "mcc")
 
 
 def searches() -> str:
@@ -165,6 +164,7 @@ def searches() -> str:
 
     from benchmarks.l0.regret import regrets
     from benchmarks.l0.search import TABLE
+    from benchmarks.l0.truth import TRUTHS
 
     judged = regrets().query("rule == 'find_l0'").set_index(["world", "architecture"])
     rows = []
@@ -173,7 +173,7 @@ def searches() -> str:
         cell = (row["world"], row["architecture"])
         lost = "–"
         if is_answered and row["control"] == "none" and cell in judged.index:
-            lost = ", ".join(f"{abs(judged.loc[cell, f'regret_{x}']):.3f}" for x in _JUDGED_BY)
+            lost = ", ".join(f"{abs(judged.loc[cell, f'regret_{x}']):.3f}" for x in TRUTHS[:2])
         rows.append(
             [
                 f"`{row['world']}`" + ("" if row["control"] == "none" else f", {row['control']}"),

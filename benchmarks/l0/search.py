@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.l0.large import Architecture, LargeWorld, chosen_worlds
-from benchmarks.l0.truth import BATCH_SIZE, FACTORS, LR, N_SEEDS, STEPS, train
+from benchmarks.l0.truth import BATCH_SIZE, LR, N_SEEDS, STEPS, missing_targets, train
 from sparse_but_wrong import atomic
 from sparse_but_wrong.l0.find import FindOptions, find_l0
 from sparse_but_wrong.l0.recommend import L0Recommendation, recommend_l0
@@ -82,7 +82,9 @@ def search(
 
 
 def _judge_random_decoders(world: LargeWorld, architecture: str) -> L0Recommendation:
-    targets = [f * world.l0[0] for f in FACTORS if f * world.l0[0] < 0.45 * world.d_sae]
+    import pandas as pd
+
+    targets = missing_targets(world, pd.DataFrame())
     saes = train(world, architecture, targets, frozen_decoders=True)
     groups = [f"seed_{i % N_SEEDS}" for i in range(len(saes))]
     stream = (x - world.mean for x in world.stream(BATCH_SIZE, "search"))
