@@ -108,6 +108,7 @@ def test_wandb_takes_curves_and_metrics(
         table.log_to(run, step=40)
         run.log({}, step=41)  # wandb takes a step in when the next begins
         summary = dict(run.summary)
+    wandb.teardown()  # the process that writes the file outlives the run
     last = last_row(sweep.log.to_frame(), 1)
     for metric in ("l0", "mse_loss", "dead_latents", "lr"):
         assert summary[f"topk_k_2/{metric}"] == pytest.approx(last[metric])
