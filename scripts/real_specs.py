@@ -55,15 +55,9 @@ def spec(layer: int, kind: str) -> dict[str, Any]:
     }
 
 
-JUMPRELU = {"decoder_init_norm": 1.0, "jumprelu_init_threshold": 1.5}
-"""Activations are scaled to a norm of 24, and thresholds that give such L0s are near 2. They move
-by about the learning rate a step, so that from the 0.1 of a toy world it would be a long way."""
-
-
 def _config(architecture: str, l0: int) -> dict[str, Any]:
-    own = JUMPRELU if architecture == "jumprelu" else {}
-    cfg = training_config(architecture, l0, d_in=1, d_sae=D_SAE, **own)
-    names = ["d_sae", "normalize_activations", *own]
+    cfg = training_config(architecture, l0, d_in=1, d_sae=D_SAE)
+    names = ["d_sae", "normalize_activations", "decoder_init_norm"]
     names += ["k"] if architecture == "batchtopk" else [n for n in asdict(cfg) if "jumprelu" in n]
     return {name: getattr(cfg, name) for name in names}
 
