@@ -162,7 +162,7 @@ def searches() -> str:
     """What `find_l0` said on the large worlds, and on controls made from them."""
     import pandas as pd
 
-    from benchmarks.l0.regret import regrets
+    from benchmarks.l0.regret import GOOD, regrets
     from benchmarks.l0.search import TABLE
     from benchmarks.l0.truth import TRUTHS
 
@@ -171,8 +171,9 @@ def searches() -> str:
     for row in pd.read_csv(TABLE).to_dict("records"):
         is_answered = math.isfinite(row["l0"])
         cell = (row["world"], row["architecture"])
-        lost = "–"
+        lost = good = "–"
         if is_answered and row["control"] == "none" and cell in judged.index:
+            good = "{good_low:.3g} to {good_high:.3g}".format(**judged.loc[cell])
             lost = ", ".join(f"{abs(judged.loc[cell, f'regret_{x}']):.3f}" for x in TRUTHS[:2])
         rows.append(
             [
@@ -182,11 +183,12 @@ def searches() -> str:
                 f"{row['low']:.3g} to {row['high']:.3g}" if is_answered else "–",
                 row["basis"] if is_answered else "–",
                 lost,
+                good,
                 f"{row['seconds'] / 60:.0f} min",
             ]
         )
-    lost = "lost in cosine, MCC"
-    header = ["world", "SAEs", "L0", "interval", "rests on", lost, "time"]
+    measured = ["lost in cosine, MCC", f"at most {GOOD} lost in both"]
+    header = ["world", "SAEs", "L0", "interval", "rests on", *measured, "time"]
     return _table(header, rows)
 
 

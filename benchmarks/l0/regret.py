@@ -137,6 +137,11 @@ def regrets(split: str | None = None) -> pd.DataFrame:
             l0s, *recovery = _by_target(rows, *(rows[truth] for truth in TRUTHS))
             log_l0 = np.log(l0s)
             fine = np.linspace(log_l0[0], log_l0[-1], 400)
+            curves = {
+                t: PchipInterpolator(log_l0, v) for t, v in zip(TRUTHS, recovery, strict=True)
+            }
+            is_good = [curves[t](fine) >= curves[t](fine).max() - GOOD for t in TRUTHS[:2]]
+            good = np.exp(fine[np.logical_and(*is_good)])
             answers = _answers(rows, world.d_sae)
             if (key := (world.name, architecture)) in searched:
                 answers = {"find_l0": searched[key]} | answers
@@ -144,8 +149,9 @@ def regrets(split: str | None = None) -> pd.DataFrame:
                 row: dict[str, object] = {"world": world.name, "architecture": architecture}
                 row |= {"true_l0": rows["true_l0"][0], "rule": name, "l0": l0}
                 row["half_width"] = (high - low) / (2 * l0)
-                for truth, values in zip(TRUTHS, recovery, strict=True):
-                    curve = PchipInterpolator(log_l0, values)
+                if len(good):
+                    row |= {"good_low": good[0], "good_high": good[-1]}
+                for truth, curve in curves.items():
                     best = math.exp(fine[int(curve(fine).argmax())])
                     row[f"best_l0_{truth}"] = best
                     row[f"holds_{truth}"] = float(low <= best <= high) if low < high else math.nan

@@ -3,7 +3,8 @@
     python -m benchmarks.l0.search --split report                 every world that has no row yet
     python -m benchmarks.l0.search eighth --control shuffled      what has to be declined
 
-SAEs have the budget of the grids of `truth.py`. Rows are added to search.csv one by one.
+SAEs have the budget of the grids of `truth.py`. Rows are added to search.csv one by one, and what
+the SAEs of each search share to a file in searches/, so that another way to read it needs no SAEs.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from sparse_but_wrong.l0.sweep import evaluate_sweep
 from sparse_but_wrong.seeds import derive_seed
 
 TABLE = Path(__file__).parent / "search.csv"
+SHARED = Path(__file__).parent / "searches"
 CONTROLS = ("none", "noise", "shuffled", "random-decoders")
 """Activations as they are; Gaussian noise of their mean and covariance; each coordinate shuffled
 over the samples of a batch; SAEs of the grid of `truth.py` whose decoders stay as they begin."""
@@ -52,32 +54,29 @@ def source(world: LargeWorld, control: str) -> Iterator[Tensor]:
 
 def search(
     world: LargeWorld, architecture: str, control: str, options: FindOptions
-) -> dict[str, object]:
-    """The row of one search."""
-    started = time.monotonic()
+) -> L0Recommendation:
+    """What `find_l0` says."""
     if control == "random-decoders":
-        found = _judge_random_decoders(world, architecture)
-    else:
-        found = find_l0(source(world, control), world.d_sae, options)
+        return _judge_random_decoders(world, architecture)
+    return find_l0(source(world, control), world.d_sae, options)
+
+
+def row_of(found: L0Recommendation, true_l0: float) -> dict[str, object]:
+    """A recommendation as numbers; NaN for what it does not say."""
     low, high = found.interval or (math.nan, math.nan)
     active = found.active
     active_low, active_high = active.interval or (math.nan, math.nan)
     return {
-        "world": world.name,
-        "architecture": architecture,
-        "control": control,
         "l0": math.nan if found.l0 is None else found.l0,
         "low": low,
         "high": high,
         "basis": found.basis,
-        "true_l0": world.l0[0],
+        "true_l0": true_l0,
         "active": math.nan if active.l0 is None else active.l0,
         "active_low": active_low,
         "active_high": active_high,
         "counted": math.nan if active.counted is None else active.counted,
         "n_saes": len(found.sweep.table),
-        "seconds": time.monotonic() - started,
-        "doubts": " ".join(found.doubts),
     }
 
 
@@ -120,11 +119,16 @@ def main(
     )
     for world in chosen_worlds(names, split):
         rows = pd.read_csv(table) if table.exists() else pd.DataFrame()
-        key = [world.name, architecture, control]
-        if len(rows) and key in rows[["world", "architecture", "control"]].to_numpy().tolist():
+        key = {"world": world.name, "architecture": architecture, "control": control}
+        if len(rows) and rows[list(key)].eq(pd.Series(key)).to_numpy().all(1).any():
             continue
-        row = search(world, architecture, control, options)
+        started = time.monotonic()
+        found = search(world, architecture, control, options)
+        row = key | row_of(found, world.l0[0])
+        row |= {"seconds": time.monotonic() - started, "doubts": " ".join(found.doubts)}
         click.echo(", ".join(f"{name}: {value}" for name, value in row.items()))
+        shared = found.sweep.table.to_csv(index=False)
+        atomic.write_bytes(SHARED / f"{'_'.join(key.values())}.csv", shared.encode())
         text = pd.concat([rows, pd.DataFrame([row])]).to_csv(index=False)
         atomic.write_bytes(table, text.encode())
 
