@@ -151,7 +151,7 @@ def large_worlds() -> str:
             worlds = f"{n_worlds} {'world' if n_worlds == 1 else 'worlds'}"
             kind = _KINDS[str(architecture)]
             parts.append(f"#### {kind} SAEs, {worlds} that the rules were {said}")
-            parts += [_rules(cells), _shared_latents(cells)]
+            parts += [_rules(cells), _agreement(cells)]
     return "\n\n".join(parts)
 
 
@@ -214,16 +214,16 @@ def _rules(cells: pd.DataFrame) -> str:
     return _table(["rule", good, "declined", *lost], rows)
 
 
-def _shared_latents(cells: pd.DataFrame) -> str:
+def _agreement(cells: pd.DataFrame) -> str:
     rows = []
     for row in cells.to_dict("records"):
-        if row["rule"] != "shared latents":
+        if row["rule"] != "agreement":
             continue
         said = f"{row['l0']:.3g}" if math.isfinite(row["l0"]) else "declined"
         best = [f"{row[f'best_l0_{name}']:.3g}" for name in ("best_cosine", "mcc", "f1")]
         rows.append([f"`{row['world']}`", f"{row['true_l0']:.3g}", said, *best])
     best = [f"best in {name}" for name in ("cosine", "MCC", "F1")]
-    return _table(["world", "features active", "L0 by shared latents", *best], rows)
+    return _table(["world", "features active", "L0 by agreement", *best], rows)
 
 
 def _table(header: list[str], rows: Iterable[list[str]]) -> str:

@@ -109,14 +109,13 @@ def _answers(rows: Rows, d_sae: int) -> dict[str, Answer]:
     """What every rule says."""
     import pandas as pd
 
-    columns = {"l0": "l0", "shared_latents": "shared", "dead_latents": "dead"}
-    agreed = read_agreement(
-        pd.DataFrame({name: rows[column] for name, column in columns.items()}), d_sae
-    )
-    answers: dict[str, Answer] = {"shared latents": _DECLINED}
+    columns = {"pw_mcc": "agreement", "shared_latents": "shared", "dead_latents": "dead"}
+    table = {"l0": rows["l0"], **{name: rows[column] for name, column in columns.items()}}
+    agreed = read_agreement(pd.DataFrame(table), d_sae)
+    answers = {"agreement": _DECLINED}
     # As `find_l0` has it where the count does not decide.
     if agreed is not None and not agreed.at_end:
-        answers["shared latents"] = (agreed.l0, *agreed.interval)
+        answers["agreement"] = (agreed.l0, *agreed.interval)
     return answers | {name: (rule(rows, d_sae), math.nan, math.nan) for name, rule in RULES.items()}
 
 

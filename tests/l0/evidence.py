@@ -43,7 +43,7 @@ def table(l0s: Sequence[float], truth: float = 10.0, n_dead: int = 0) -> pd.Data
     made = pd.DataFrame({"sae_id": [f"sae_{i}" for i in range(len(l0s))]})
     made["group"] = [f"seed_{i % 2}" for i in range(len(l0s))]
     made["l0"], made["dead_latents"], made["c_dec"] = l0s, n_dead, height
-    made["shared_latents"] = np.nan
+    made["pw_mcc"] = made["shared_latents"] = np.nan
     shares = 1 - np.arange(D_SAE) / D_SAE
     return made.join(pd.DataFrame(height[:, None] * shares, columns=pd.Index(S_N)))
 

@@ -1,4 +1,4 @@
-"""Latents that SAEs share, by hand."""
+"""How alike SAEs are, by hand."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 import sae_lens
 import torch
 
+from sparse_but_wrong.l0 import agreement
 from sparse_but_wrong.l0.agreement import (
     agreement_evidence,
     partners,
@@ -53,18 +54,21 @@ def test_partners() -> None:
     assert partners([4.0, 4.0], ["a", "a"]) == [None, None]
 
 
-def test_the_answer_is_the_middle_of_where_nearly_as_many_are_shared() -> None:
-    # Of a coarse sweep: 5 % less than the most, 225, where lines from 219 to 237 and from there to
-    # 151 cross it.
+def test_the_answer_is_the_middle_of_where_saes_are_nearly_as_alike() -> None:
+    # Of a coarse sweep: 4 % less than the highest, 0.758, where lines from 0.73 to 0.79 and from
+    # there to 0.5 cross it.
     l0s = [1.5, 2.95, 5.8, 11.45, 22.3, 44.4, 87.7, 172.7]
-    shared = [193, 198, 219, 237, 151, 0, 0, 0]
-    table = pd.DataFrame({"l0": l0s, "shared_latents": shared, "dead_latents": 12})
-    found = read_agreement(table, 384)
+    alike = [0.64, 0.66, 0.73, 0.79, 0.5, 0.2, 0.2, 0.2]
+    # What is shared does not say where.
+    shared = [193, 298, 219, 237, 151, 0, 0, 0]
+    table = pd.DataFrame({"l0": l0s, "pw_mcc": alike, "shared_latents": shared})
+    found = read_agreement(table.assign(dead_latents=12), 384)
     assert found is not None
-    low = 5.8 * (11.45 / 5.8) ** ((225.15 - 219) / (237 - 219))
-    high = 11.45 * (22.3 / 11.45) ** ((237 - 225.15) / (237 - 151))
+    low = 5.8 * (11.45 / 5.8) ** ((0.96 * 0.79 - 0.73) / (0.79 - 0.73))
+    high = 11.45 * (22.3 / 11.45) ** (0.04 * 0.79 / (0.79 - 0.5))
     assert found.interval == pytest.approx((low, high), rel=0.01)
     assert found.l0 == pytest.approx(math.sqrt(low * high), rel=0.01)
+    assert found.pw_mcc == pytest.approx(0.79, rel=0.01)
     assert found.n_shared == pytest.approx(237, rel=0.01)
     assert found.share == pytest.approx(237 / 372, rel=0.01)
     assert found.at_end == ""
@@ -72,14 +76,14 @@ def test_the_answer_is_the_middle_of_where_nearly_as_many_are_shared() -> None:
 
 @pytest.mark.parametrize("step", [1.25, 1.05])
 def test_pairs_are_averaged_over_the_same_range_however_dense_the_sweep_is(step: float) -> None:
-    # As many everywhere from 6 to 15, give or take a tenth from one pair to the next.
+    # As alike everywhere from 6 to 15, give or take a tenth from one pair to the next.
     l0s = 3 * step ** np.arange(1 + math.log(10, step))
-    shared = np.where((l0s > 6) & (l0s < 15), 250, 100) * (1 + 0.1 * (-1) ** np.arange(len(l0s)))
-    table = pd.DataFrame({"l0": l0s, "shared_latents": shared, "dead_latents": 0})
-    found = read_agreement(table, 384)
+    alike = np.where((l0s > 6) & (l0s < 15), 0.7, 0.3) * (1 + 0.1 * (-1) ** np.arange(len(l0s)))
+    table = pd.DataFrame({"l0": l0s, "pw_mcc": alike, "shared_latents": 250 * alike})
+    found = read_agreement(table.assign(dead_latents=0), 384)
     assert found is not None
     assert found.l0 == pytest.approx(math.sqrt(6 * 15), rel=0.1)
-    assert found.n_shared == pytest.approx(250, rel=0.03)
+    assert found.n_shared == pytest.approx(250 * 0.7, rel=0.03)
 
 
 def test_pw_mcc_is_that_of_sae_lens_and_its_error_is_over_rows() -> None:
@@ -90,6 +94,16 @@ def test_pw_mcc_is_that_of_sae_lens_and_its_error_is_over_rows() -> None:
     # By hand: rows matched with cosines of 1 and 0.8, in another order and one the other way.
     a, b = torch.eye(2), torch.tensor([[0.6, 0.8], [-3.0, 0.0]])
     assert pw_mcc(a, b) == pytest.approx((0.9, 0.1 / math.sqrt(2)), abs=1e-6)
+    # A row that diverged is like none.
+    b[0] = math.nan
+    assert pw_mcc(a, b).value == pytest.approx(0.5)
+
+
+def test_too_many_rows_to_match_go_with_their_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agreement, "_MATCHED_UP_TO", 1)
+    # Both of one are nearest to the same, with cosines of 0.6 and 0.8; the other two to theirs.
+    a, b = torch.eye(2), torch.tensor([[0.6, 0.8], [0.0, 0.1]])
+    assert pw_mcc(a, b).value == pytest.approx((0.6 + 1 + 0.8 + 1) / 4)
 
 
 def test_agreement_within_a_kind() -> None:

@@ -211,7 +211,7 @@ def test_l0s_that_are_out_of_reach_are_not_trained_twice() -> None:
 
 
 @pytest.mark.parametrize(("at_end", "centre"), [("", 7.0), ("lower", 4.0), ("higher", 13.0)])
-def test_sweeps_go_on_beyond_the_end_where_most_latents_are_shared(
+def test_sweeps_go_on_beyond_the_end_where_saes_are_most_alike(
     at_end: str, centre: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     around: list[float] = []
@@ -225,7 +225,7 @@ def test_sweeps_go_on_beyond_the_end_where_most_latents_are_shared(
         def __getattr__(self, _: str) -> Any:
             return lambda *_: SimpleNamespace(counts=())
 
-    peak = Agreement(7.0, (4.0, 13.0), 50.0, 0.5, math.nan, at_end)
+    peak = Agreement(7.0, (4.0, 13.0), 0.8, 50.0, 0.5, math.nan, at_end)
     found: Any = SimpleNamespace(agreement=peak, sweep=SimpleNamespace(counts=()), l0=None)
     monkeypatch.setattr(find, "recommend_l0", lambda _: found)
     monkeypatch.setattr(find, "replace", lambda sweep, **_: sweep)

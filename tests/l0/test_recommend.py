@@ -187,10 +187,10 @@ def test_curves_alone_recommend_nothing() -> None:
 
 
 def with_shared(shared: Sequence[float], *counts: Count, **columns: Any) -> EvaluatedSweep:
-    """Two seeds of every L0 from 4 to 16, that share so many latents."""
+    """Two seeds of every L0 from 4 to 16, that share so many latents, and are as much alike."""
     l0s = np.repeat([4.0, 5.0, 6.5, 8.0, 10.0, 12.5, 16.0], 2)
-    curves = table(l0s.tolist(), n_dead=10).assign(shared_latents=np.repeat(shared, 2), **columns)
-    return sweep(list(counts), curves)
+    alike = {"shared_latents": np.repeat(shared, 2), "pw_mcc": np.repeat(shared, 2) / 40}
+    return sweep(list(counts), table(l0s.tolist(), n_dead=10).assign(**alike, **columns))
 
 
 NARROW = counted(10.0, n_directions=60)
@@ -198,14 +198,15 @@ PEAK = [30 - 40 * math.log(l0 / 6.5) ** 2 for l0 in (4.0, 5.0, 6.5, 8.0, 10.0, 1
 """A parabola in log L0 around 6.5, of at most 30 of the 40 latents that fire."""
 
 
-def test_shared_latents_decide_where_saes_are_too_narrow() -> None:
+def test_agreement_decides_where_saes_are_too_narrow() -> None:
     found = recommend_l0(with_shared(PEAK, NARROW))
     assert (found.basis, found.doubts) == ("agreement", ())
-    # Where 5 % fewer are shared: of the parabola, and nearly so of the mean with the neighbours.
+    # Where it is 4 % lower: of the parabola, and nearly so of the mean with the neighbours.
     assert found.l0 == pytest.approx(6.5, rel=0.03)
-    width = math.exp((0.05 * 30 / 40) ** 0.5)
+    width = math.exp((0.04 * 30 / 40) ** 0.5)
     assert found.interval == pytest.approx((6.5 / width, 6.5 * width), rel=0.06)
-    assert "29, which is 71% of those that fire" in found.reasons[0]
+    assert "PW-MCC of 0.71" in found.reasons[0]
+    assert "29 latents there, 71% of those that fire" in found.reasons[0]
     assert "too narrow" in found.reasons[1]
     # How many features are active is another question, and answered too.
     assert found.active.l0 == 10.0
@@ -234,7 +235,7 @@ def test_shared_latents_are_held_against_those_on_noise(
     assert (found.l0 is None) == bool(doubt)
     assert doubt in (found.doubts or ("",))[-1]
     if not doubt:
-        assert "noise of the same mean and covariance 14 do" in found.reasons[0]
+        assert "noise of the same mean and covariance they share 14" in found.reasons[0]
 
 
 def test_few_shared_latents_may_be_chance_though_they_are_twice_as_many() -> None:
@@ -252,17 +253,17 @@ def test_few_shared_latents_may_be_chance_though_they_are_twice_as_many() -> Non
     [
         ([30, 28, 25, 20, 15, 10, 5], "extend it to lower L0"),
         ([5, 10, 15, 20, 25, 28, 30], "extend it to higher L0"),
-        ([1, 2, 3, 4, 3, 2, 1], "at most 9% of those that fire are shared"),
+        ([1, 2, 3, 4, 3, 2, 1], "share 9% of those that fire"),
     ],
 )
-def test_shared_latents_do_not_decide(shared: list[float], doubt: str) -> None:
+def test_agreement_does_not_decide(shared: list[float], doubt: str) -> None:
     found = recommend_l0(with_shared(shared, NARROW))
     assert (found.l0, found.interval) == (None, None)
     assert "too narrow" in found.doubts[0]
     assert doubt in found.doubts[1]
 
 
-def test_saes_of_less_training_have_no_say_in_what_is_shared() -> None:
+def test_saes_of_less_training_have_no_say_in_agreement() -> None:
     steps = [3_000] * 2 + [2_000] * 2 + [3_000] * 10
     found = recommend_l0(with_shared([20, 40, 25, 30, 28, 20, 10], NARROW, steps=steps))
     assert found.l0 == pytest.approx(8, rel=0.1)

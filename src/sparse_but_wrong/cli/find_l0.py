@@ -203,7 +203,7 @@ def _judge(
 def _on_noise(
     folder: RunFolder, found: L0Recommendation, samples: Tensor, seed: int
 ) -> pd.DataFrame:
-    """The table of two of a run's SAEs, those with the L0 at which most latents are shared, trained
+    """The table of two of a run's SAEs, those nearest to the L0 of the highest agreement, trained
     once more as the run says, on Gaussian noise of the mean and covariance of the samples."""
     from sparse_but_wrong.l0.presence import featureless
     from sparse_but_wrong.l0.source import draw_samples

@@ -17,7 +17,7 @@ _ONE_SIZE = 0.05
 
 @paper_style()
 def plot_recommendation(recommendation: L0Recommendation) -> Figure:
-    """s_n^dec, c_dec and shared latents over the sweep's L0 with the interval, and codes.
+    """s_n^dec, c_dec and agreement over the sweep's L0 with the interval, and codes.
 
     SAEs that started from the learned directions are hollow. Without a recommendation the count, if
     there is one, is a line without a band.
@@ -25,7 +25,7 @@ def plot_recommendation(recommendation: L0Recommendation) -> Figure:
     sweep = recommendation.sweep
     table = sweep.wide().assign(added=sweep.table["group"] == "directions")
     figure = Figure(figsize=(11, 2.5))
-    projections, similarity, sharing, codes = figure.subplots(1, 4, width_ratios=(1.5, 1, 1, 1))
+    projections, similarity, alike, codes = figure.subplots(1, 4, width_ratios=(1.5, 1, 1, 1))
     ns = useful_n(recommendation.counted or 0.0, sweep.d_sae)[::2]
     if not ns:
         projections.text(0.5, 0.5, "no n is of use", transform=projections.transAxes, ha="center")
@@ -44,13 +44,13 @@ def plot_recommendation(recommendation: L0Recommendation) -> Figure:
     similarity.set_ylim(bottom=0)
     parts.finish(projections, "SAE L0", "$s_n$", "$n$-th decoder projection")
     parts.finish(similarity, "SAE L0", r"$c_\mathrm{dec}$", "Similarity of decoder rows")
-    if np.isfinite(parts.numbers(table, "shared_latents")).any():
-        parts.draw_saes(sharing, table, "shared_latents", color=BLUE, line=False)
-        sharing.set_ylim(bottom=0)
+    if np.isfinite(parts.numbers(table, "pw_mcc")).any():
+        parts.draw_saes(alike, table, "pw_mcc", color=BLUE, line=False)
+        alike.set_ylim(0, 1.05)
     else:
-        sharing.text(0.5, 0.5, "no second seed", transform=sharing.transAxes, ha="center")
-    parts.finish(sharing, "SAE L0", "latents", "Shared between seeds")
-    for axes in (projections, similarity, sharing):
+        alike.text(0.5, 0.5, "no second seed", transform=alike.transAxes, ha="center")
+    parts.finish(alike, "SAE L0", "PW-MCC", "Agreement between seeds")
+    for axes in (projections, similarity, alike):
         _mark(axes, recommendation, of_projections=axes is projections)
         parts.log_l0_axis(axes)
     if projections.get_legend_handles_labels()[1]:

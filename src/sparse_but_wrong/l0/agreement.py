@@ -1,8 +1,8 @@
-"""Agreement: how many latents SAEs of different seeds share, and the L0 at which those are most.
+"""Agreement: how alike SAEs of different seeds are, and the L0 at which they are most so.
 
 A true feature is found from any initial weights; what an SAE learns at too high an L0 depends on
-them, and at too low an L0 it learns fewer. So the number of shared latents falls on either side,
-also where an SAE is too narrow for all features, and curves of its decoder alone only fall.
+them, and at too low an L0 it learns fewer. So agreement falls on either side, also where an SAE is
+too narrow for all features, and curves of its decoder alone only fall.
 """
 
 from __future__ import annotations
@@ -32,9 +32,7 @@ none reaches it."""
 
 _WEIGHT = 4
 """Power of the cosine by which a pair counts. Mixed features are found again from another seed, but
-less exactly. Of the 5 large worlds that it was chosen by and that SAEs of that budget learn, the L0
-is good on 4 with it or the fifth power, on 2 unweighted, and on 3 with the eighth power or from a
-cosine of 0.9 on: too low an L0 has few pairs, but exact ones."""
+less exactly."""
 
 _SAME = 1.3
 """Factor between two L0s up to which SAEs can share latents for this purpose."""
@@ -43,13 +41,13 @@ _REACH = 2.0
 """Factor around an L0 within which a control counts."""
 
 _SMOOTHED = 1.21
-"""Factor between L0s that is a standard deviation of the Gaussian kernel over which shared latents
-are averaged, however dense the sweep is: where L0s are a quarter apart, neighbours count half."""
+"""Factor between L0s that is a standard deviation of the Gaussian kernel over which agreement is
+averaged, however dense the sweep is: where L0s are a quarter apart, neighbours count half."""
 
-_TOLERANCE = 0.05
-"""Share of the most shared latents by which an L0 may fall short and still be as good. With it the
-interval holds the L0 of the best mean cosine, and that of the best MCC, in 8 of 10 cases on the
-large worlds of benchmarks/l0 that it was chosen by; with 0.02 in 6, with 0.07 in 10."""
+_TOLERANCE = 0.04
+"""Share of the highest PW-MCC by which an L0 may fall short and still be as good. On the 8 grids of
+the large worlds of benchmarks/l0 that it was chosen by, the interval holds 15 of the 16 L0s of the
+best mean cosine and MCC; with 0.03 it holds 12, and with 0.05 as many but is half as wide again."""
 
 _MATCHED_UP_TO = 8192
 """Latents up to which decoder rows are matched one to one; the time is their third power."""
@@ -100,13 +98,17 @@ def partners(l0: Sequence[float], groups: Sequence[str]) -> list[int | None]:
 def pw_mcc(a: Float[Tensor, "H D"], b: Float[Tensor, "H D"]) -> Measured:
     """Mean |cosine| of decoder rows, each matched to one of the other; the error is over rows.
 
-    Source: PW-MCC of arXiv:2505.20254.
+    Of more than 8,192 rows each goes with the nearest, which is no lower. Source: PW-MCC of
+    arXiv:2505.20254.
     """
     from scipy.optimize import linear_sum_assignment
 
-    cosines = (normalize(a, dim=1) @ normalize(b, dim=1).T).abs().cpu().numpy()
-    matched = cosines[linear_sum_assignment(cosines, maximize=True)]
-    return Measured(float(matched.mean()), float(matched.std() / math.sqrt(len(matched))))
+    cosines = (normalize(a, dim=1) @ normalize(b, dim=1).T).abs().nan_to_num(0)  # of diverged rows
+    if len(a) <= _MATCHED_UP_TO:
+        matched = cosines.cpu().numpy()[linear_sum_assignment(cosines.cpu(), maximize=True)]
+    else:
+        matched = torch.cat([cosines.amax(0), cosines.amax(1)]).cpu().numpy()
+    return Measured(float(matched.mean()), float(matched.std() / math.sqrt(len(a))))
 
 
 def agreement_evidence(
@@ -133,7 +135,7 @@ def agreement_evidence(
                 continue
             mine, its = saes[found.name], saes[of_kind[other].name]
             size = tuple(mine.W_dec.shape)
-            is_matched = its.W_dec.shape == size and size[0] <= _MATCHED_UP_TO
+            is_matched = its.W_dec.shape == size
             agreement = Measured(math.nan, math.nan)
             if is_matched:
                 agreement = pw_mcc(mine.W_dec.detach().float(), its.W_dec.detach().float())
@@ -156,16 +158,19 @@ def agreement_evidence(
 
 @dataclass(frozen=True)
 class Agreement:
-    """Where SAEs of different seeds share most latents."""
+    """Where SAEs of different seeds are most alike."""
 
     l0: float
     """The middle of `interval`, in log L0."""
 
     interval: tuple[float, float]
-    """In which they share nearly as many as where they share most."""
+    """In which they are nearly as alike as where they are most."""
+
+    pw_mcc: float
+    """The highest, averaged with neighbouring L0s."""
 
     n_shared: float
-    """Latents shared at most, with neighbouring L0s."""
+    """Latents shared there, averaged likewise."""
 
     share: float
     """The same, of those that fire."""
@@ -175,13 +180,13 @@ class Agreement:
     covariance; NaN where none were."""
 
     at_end: str
-    """``"lower"`` or ``"higher"`` where the sweep ends before fewer are shared, else empty."""
+    """``"lower"`` or ``"higher"`` where the sweep ends before they are less alike, else empty."""
 
 
 def read_agreement(
     table: pd.DataFrame, d_sae: int, on_noise: pd.DataFrame | None = None
 ) -> Agreement | None:
-    """The L0 at which SAEs share most latents; None where too few have a partner to tell.
+    """The L0 at which SAEs are most alike; None where too few have a partner to tell.
 
     Args:
         table: of an evaluated sweep. Where it has `steps`, SAEs that were trained for less than
@@ -189,42 +194,41 @@ def read_agreement(
         d_sae: latents of each SAE.
         on_noise: the table of SAEs that were trained on noise, if there are any.
     """
-    columns = ["l0", "shared_latents", "dead_latents", *(["steps"] if "steps" in table else [])]
-    numbers = table[columns].to_numpy(float)
-    numbers = numbers[np.isfinite(numbers[:, :3]).all(1) & (numbers[:, 0] > 0)]
+    columns = ["l0", "pw_mcc", "shared_latents", "dead_latents"]
+    numbers = table[[*columns, *(["steps"] if "steps" in table else [])]].to_numpy(float)
+    numbers = numbers[np.isfinite(numbers[:, :4]).all(1) & (numbers[:, 0] > 0)]
     if len(numbers) == 0:
         return None
     if "steps" in table:
-        numbers = numbers[~(numbers[:, 3] < np.nanmax(numbers[:, 3], initial=0))]
+        numbers = numbers[~(numbers[:, 4] < np.nanmax(numbers[:, 4], initial=0))]
     numbers = numbers[numbers[:, 0].argsort()]
-    x, shared, fires = np.log(numbers[:, 0]), numbers[:, 1], d_sae - numbers[:, 2]
+    x, *measured = np.log(numbers[:, 0]), *numbers[:, 1:3].T, d_sae - numbers[:, 3]
     # SAEs of one L0 from several seeds are one point.
     point = np.concatenate([[0], np.cumsum(np.diff(x) > math.log(1.03))])
     if point[-1] + 1 < FEWEST_L0S:
         return None
-    x, shared, fires = (
-        np.bincount(point, values) / np.bincount(point) for values in (x, shared, fires)
-    )
+    x, *measured = (np.bincount(point, values) / np.bincount(point) for values in (x, *measured))
     # With its neighbours: single pairs are noisy.
     weights = np.exp(-(((x[:, None] - x) / math.log(_SMOOTHED)) ** 2) / 2)
-    smooth = weights @ shared / weights.sum(1)
-    top = int(smooth.argmax())
-    low, high = _nearly_as_good(x, smooth)
+    alike, shared, fires = (weights @ values / weights.sum(1) for values in measured)
+    top = int(alike.argmax())
+    low, high = _nearly_as_good(x, alike)
     l0 = math.exp((low + high) / 2)
     return Agreement(
         l0=l0,
         interval=(math.exp(low), math.exp(high)),
-        n_shared=float(smooth[top]),
-        share=float(smooth[top]) / max(1.0, float(fires[top])),
+        pw_mcc=float(alike[top]),
+        n_shared=float(shared[top]),
+        share=float(shared[top]) / max(1.0, float(fires[top])),
         on_noise=math.nan if on_noise is None else _shared_near(l0, on_noise),
         at_end={0: "lower", len(x) - 1: "higher"}.get(top, ""),
     )
 
 
-def _nearly_as_good(x: np.ndarray, shared: np.ndarray) -> tuple[float, float]:
-    """The ends of log L0 around the most shared latents that fall short by at most `_TOLERANCE`."""
+def _nearly_as_good(x: np.ndarray, alike: np.ndarray) -> tuple[float, float]:
+    """The ends of log L0 around the highest agreement that fall short by at most `_TOLERANCE`."""
     fine = np.linspace(x[0], x[-1], 2_001)
-    curve = np.interp(fine, x, shared)
+    curve = np.interp(fine, x, alike)
     short, peak = curve < (1 - _TOLERANCE) * curve.max(), int(curve.argmax())
     low = fine[:peak][short[:peak]].max(initial=x[0])
     high = fine[peak:][short[peak:]].min(initial=x[-1])

@@ -52,7 +52,7 @@ _CLEAR = 0.03
 """`Presence.score` below which there is nothing more to look for."""
 
 _WIDER = 1.5
-"""Power of the fine factors around the most shared latents, which a coarse sweep only suggests."""
+"""Power of the fine factors around the highest agreement, which a coarse sweep only suggests."""
 
 _NEAR = 0.05
 """Share of the L0 by which a count may move without a new sweep around it."""
@@ -183,13 +183,13 @@ def _around_count(
 def _around_agreement(
     search: _Search, coarse: _Trained, found: L0Recommendation
 ) -> L0Recommendation:
-    """Sweeps around the L0 at which SAEs share most latents, until it lies inside of one; there
-    some are trained on noise, to see what is shared where there is nothing to find."""
+    """Sweeps around the L0 at which SAEs are most alike, until it lies inside of one; there some
+    are trained on noise, to see what is shared where there is nothing to find."""
     parts, peak = [coarse], found.agreement
     for prefix in ("shared", "shared_again"):
         if peak is None or peak.share < SMALLEST_SHARE:
             break
-        # Where they share most at an end of the sweep, more of the same lies beyond it.
+        # Where they are most alike at an end of the sweep, they may be more so beyond it.
         ends = {"lower": peak.interval[0], "higher": peak.interval[1]}
         centre = ends.get(peak.at_end, peak.l0)
         targets = [centre * f**_WIDER for f in search.options.fine_factors]

@@ -96,8 +96,8 @@ class L0Recommendation:
     it rests on agreement, in 9 of 12 on large ones that are only reported."""
 
     basis: Literal["count", "agreement"]
-    """What it rests on, or would: the features that are active, or the latents that SAEs of
-    different seeds share."""
+    """What it rests on, or would: the features that are active, or how alike SAEs of different
+    seeds are."""
 
     reasons: tuple[str, ...]
     """What speaks for it, in words."""
@@ -109,7 +109,7 @@ class L0Recommendation:
     """How many features are active."""
 
     agreement: Agreement | None
-    """Where SAEs share most latents; None where too few can be compared."""
+    """Where SAEs are most alike; None where too few can be compared."""
 
     curves: tuple[Curve, ...]
     """c_dec, and s_n for several n; of what was counted, if anything was."""
@@ -233,21 +233,20 @@ def recommend_l0(sweep: EvaluatedSweep) -> L0Recommendation:
 
 
 def _by_agreement(declined: L0Recommendation) -> L0Recommendation:
-    """What SAEs of different seeds share decides, if it can, where the count does not."""
+    """How alike SAEs of different seeds are decides, if it can, where the count does not."""
     if (agreement := declined.agreement) is None:
         return declined
     counts = declined.sweep.counts
     if doubts := _doubts_of_agreement(agreement, bool(counts and counts[0].is_noise)):
         return replace(declined, doubts=(*declined.doubts, *doubts))
-    on_noise = (
-        ""
-        if math.isnan(agreement.on_noise)
-        else f" On Gaussian noise of the same mean and covariance {agreement.on_noise:.0f} do."
-    )
+    on_noise = ""
+    if not math.isnan(agreement.on_noise):
+        on_noise = f" On noise of the same mean and covariance they share {agreement.on_noise:.0f}."
     reasons = (
-        f"SAEs of different seeds share most latents around an L0 of {agreement.l0:.4g}: "
-        f"{agreement.n_shared:.0f}, which is {agreement.share:.0%} of those that fire (pairs of "
-        f"nearest, with a cosine of {SHARED:g} or more, by its fourth power).{on_noise}",
+        f"SAEs of different seeds are most alike around an L0 of {agreement.l0:.4g}, with a PW-MCC "
+        f"of {agreement.pw_mcc:.3f}. They share {agreement.n_shared:.0f} latents there, "
+        f"{agreement.share:.0%} of those that fire (pairs of nearest, with a cosine of "
+        f"{SHARED:g} or more, by its fourth power).{on_noise}",
         f"The count does not decide: {declined.doubts[0]}",
         *declined.reasons,
     )
@@ -262,7 +261,7 @@ def _by_agreement(declined: L0Recommendation) -> L0Recommendation:
 
 
 def needs_control(found: L0Recommendation) -> bool:
-    """Whether it rests, or could rest, on shared latents without having seen any on noise."""
+    """Whether it rests, or could rest, on agreement without having seen SAEs trained on noise."""
     peak = found.agreement
     decides = found.l0 is None or found.basis == "agreement"
     if peak is None or not decides or not math.isnan(peak.on_noise):
@@ -289,14 +288,14 @@ def _doubts_of_agreement(agreement: Agreement, needs_control: bool) -> tuple[str
         ),
         (
             agreement.at_end,
-            f"SAEs of different seeds share most latents at the {agreement.at_end[:-2]}est L0 of "
-            f"the sweep; extend it to {agreement.at_end} L0.",
+            f"SAEs of different seeds are most alike at the {agreement.at_end[:-2]}est L0 of the "
+            f"sweep; extend it to {agreement.at_end} L0.",
         ),
         (
             agreement.share < SMALLEST_SHARE,
-            f"SAEs of different seeds find different latents: at most {agreement.share:.0%} of "
-            f"those that fire are shared (at least {SMALLEST_SHARE:.0%} must be). Train for "
-            "longer, or narrower SAEs.",
+            f"SAEs of different seeds find different latents: where they are most alike they "
+            f"share {agreement.share:.0%} of those that fire (at least {SMALLEST_SHARE:.0%} "
+            "are required). Train for longer, or narrower SAEs.",
         ),
     )
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparse_but_wrong.l0.agreement import firing_rows, partners, shared_latents
+from sparse_but_wrong.l0.agreement import firing_rows, partners, pw_mcc, shared_latents
 from sparse_but_wrong.l0.dictionaries import Directions, decoder_directions, fewer
 from sparse_but_wrong.l0.presence import SMALLEST_NOISE_COST, Presence, cost_on_noise, count_present
 from sparse_but_wrong.l0.refine import HOPELESS, POOR, refine_directions
@@ -53,8 +53,9 @@ class EvaluatedSweep:
 
     table: pd.DataFrame
     """A row per SAE: `sae_id`, `group`, `l0`, `coefficient` (NaN where a k sets the L0, and for
-    SAEs that are for inference only), `dead_latents`, `c_dec`, `shared_latents` (with the SAE of
-    another group whose L0 is nearest; NaN without one), and `target_l0` and `steps` if known."""
+    SAEs that are for inference only), `dead_latents`, `c_dec`, `pw_mcc` and `shared_latents` (with
+    the SAE of another group whose L0 is nearest; NaN without one), and `target_l0` and `steps` if
+    known."""
 
     projections: pd.DataFrame
     """s_n^dec: a row per SAE as in `table`, a column per n."""
@@ -168,20 +169,27 @@ def evaluate_saes(
     table["coefficient"] = [_coefficient(sae) for sae in saes]
     table["dead_latents"] = [one.dead_latents for one in found]
     table["c_dec"] = [one.c_dec for one in found]
-    table["shared_latents"] = _shared(saes, found, groups)
+    table[["pw_mcc", "shared_latents"]] = _agreement(saes, found, groups)
     return EvaluatedSweep(table, found.projections.reset_index(drop=True), (), len(activations))
 
 
-def _shared(
+def _agreement(
     saes: Sequence[sae_lens.SAE[Any]], found: Evaluations, groups: Sequence[str]
-) -> list[float]:
-    """Latents that each SAE shares with the one of another group whose L0 is nearest."""
+) -> list[tuple[float, float]]:
+    """PW-MCC and shared latents, of each SAE and the one of another group of the nearest L0."""
     rows = [firing_rows(sae, one) for sae, one in zip(saes, found, strict=True)]
-    others = partners([one.l0 for one in found], groups)
-    return [
-        math.nan if other is None else shared_latents(rows[i], rows[other])
-        for i, other in enumerate(others)
-    ]
+    of_pair: dict[frozenset[int], tuple[float, float]] = {}
+    measured = []
+    for i, other in enumerate(partners([one.l0 for one in found], groups)):
+        if other is None:
+            measured.append((math.nan, math.nan))
+            continue
+        pair = frozenset((i, other))
+        if pair not in of_pair:
+            decoders = (saes[at].W_dec.detach().float() for at in (i, other))
+            of_pair[pair] = pw_mcc(*decoders).value, shared_latents(rows[i], rows[other])
+        measured.append(of_pair[pair])
+    return measured
 
 
 def _coefficient(sae: sae_lens.SAE[Any]) -> float:
