@@ -179,8 +179,7 @@ def searches() -> str:
             [
                 f"`{row['world']}`" + ("" if row["control"] == "none" else f", {row['control']}"),
                 _KINDS[row["architecture"]],
-                f"{row['l0']:.3g}" if is_answered else "declined",
-                f"{row['low']:.3g} to {row['high']:.3g}" if is_answered else "–",
+                "{l0:.3g} ({low:.3g} to {high:.3g})".format(**row) if is_answered else "declined",
                 row["basis"] if is_answered else "–",
                 lost,
                 good,
@@ -188,7 +187,7 @@ def searches() -> str:
             ]
         )
     measured = ["lost in cosine, MCC", f"at most {GOOD} lost in both"]
-    header = ["world", "SAEs", "L0", "interval", "rests on", *measured, "time"]
+    header = ["world", "SAEs", "L0 (interval)", "rests on", *measured, "time"]
     return _table(header, rows)
 
 

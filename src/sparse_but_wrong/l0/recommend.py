@@ -93,7 +93,7 @@ class L0Recommendation:
 
     interval: tuple[float, float] | None
     """Where the right L0 lies: in nine cases of ten on small worlds with known answers, and, where
-    it rests on agreement, in 9 of 12 on large ones that are only reported."""
+    it rests on agreement, in 11 of 12 on large ones that are only reported."""
 
     basis: Literal["count", "agreement"]
     """What it rests on, or would: the features that are active, or how alike SAEs of different
