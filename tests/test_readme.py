@@ -85,8 +85,8 @@ def run_page(here: Path, asked: set[str], tmp_path: Path, monkeypatch: pytest.Mo
 
     def run(page: str) -> dict[str, Any]:
         steps = 60
-        if page == "index":  # there an SAE is to come of it
-            steps = 200
+        if page == "index":  # there an SAE is to come of it, as it does from 300 steps on
+            steps = 400
         else:
             monkeypatch.setattr(refine, "_PRUNE_STEPS", 4)
             monkeypatch.setattr(refine, "_PRUNE_BATCHES", 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from click.testing import CliRunner
 
 from benchmarks.l0 import large, regret, search, truth
 from benchmarks.l0.large import LargeWorld
+from sparse_but_wrong.l0.recommend import L0Recommendation, recommend_l0
+from tests.l0 import evidence
 from tests.worlds.synthetic import CONFIG
 
 SMALL = LargeWorld("small", "tune", d_sae=32, synthetic=CONFIG, noise=0.1)
@@ -51,13 +53,16 @@ def test_shuffled_coordinates_have_their_values_and_no_correlations() -> None:
 def test_rows_are_added_and_read_as_a_rule(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     searched: list[tuple[str, str]] = []
 
-    def answer(world: LargeWorld, architecture: str, control: str, options: Any) -> dict[str, Any]:
+    def answer(
+        world: LargeWorld, architecture: str, control: str, options: Any
+    ) -> L0Recommendation:
         assert (options.architecture, options.fine_steps) == (architecture, truth.STEPS)
         searched.append((world.name, control))
-        row = {"world": world.name, "architecture": architecture, "control": control}
-        return row | {"l0": 10.0 if control == "none" else math.nan, "low": 7.0, "high": 15.0}
+        found = recommend_l0(evidence.sweep())
+        return replace(found, l0=10.0 if control == "none" else None, interval=(7.0, 15.0))
 
     monkeypatch.setattr(search, "search", answer)
+    monkeypatch.setattr(search, "SHARED", tmp_path / "searches")
     table = tmp_path / "search.csv"
     run = CliRunner()
     for control in ("none", "noise", "none"):
@@ -65,7 +70,8 @@ def test_rows_are_added_and_read_as_a_rule(monkeypatch: pytest.MonkeyPatch, tmp_
         assert run.invoke(search.main, arguments, catch_exceptions=False).exit_code == 0
     assert searched == [("tune-narrow", "none"), ("tune-narrow", "noise")]
     monkeypatch.setattr(regret, "SEARCHES", table)
-    found = regret.regrets("tune").query("world == 'tune-narrow'").set_index("rule")
+    found = regret.regrets("tune").query("world == 'tune-narrow' and architecture == 'batchtopk'")
+    found = found.set_index("rule")
     assert found.loc["find_l0", "l0"] == 10.0
     assert found.loc["find_l0", "half_width"] == pytest.approx(0.4)
     # Of that grid the mean best cosine is largest at 5.9, and MCC at 7.4, where it is 0.881; at 9.2
@@ -73,4 +79,7 @@ def test_rows_are_added_and_read_as_a_rule(monkeypatch: pytest.MonkeyPatch, tmp_
     assert found.loc["find_l0", ["holds_best_cosine", "holds_mcc"]].tolist() == [0.0, 1.0]
     assert np.isnan(found.loc["argmin of c_dec", "holds_mcc"])
     assert float(found.loc["find_l0", "regret_mcc"]) == pytest.approx(0.006, abs=0.002)
-    assert len(pd.read_csv(table)) == 2
+    assert pd.read_csv(table)["l0"].isna().tolist() == [False, True]
+    # What their SAEs share.
+    kept = pd.read_csv(tmp_path / "searches/tune-narrow_batchtopk_none.csv")
+    assert kept["l0"].tolist() == evidence.sweep().table["l0"].tolist()
