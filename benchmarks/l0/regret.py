@@ -81,7 +81,7 @@ def _description(rows: Rows, d_sae: int) -> np.ndarray:
 
 
 RULES: dict[str, Callable[[Rows, int], float]] = {
-    "argmax of PW-MCC": _at_smallest(lambda rows, _: -rows["agreement"]),
+    "argmax of PW-MCC": _at_smallest(lambda rows, _: -rows["pw_mcc"]),
     "argmin of c_dec": _at_smallest(lambda rows, _: rows["c_dec"]),
     "argmin of s_n, n = 0.4 d_sae": _at_smallest(lambda rows, _: rows["s_0.4"]),
     "elbow of s_n, n = 0.4 d_sae": _elbow_of_s_n,
@@ -109,9 +109,7 @@ def _answers(rows: Rows, d_sae: int) -> dict[str, Answer]:
     """What every rule says."""
     import pandas as pd
 
-    columns = {"pw_mcc": "agreement", "shared_latents": "shared", "dead_latents": "dead"}
-    table = {"l0": rows["l0"], **{name: rows[column] for name, column in columns.items()}}
-    agreed = read_agreement(pd.DataFrame(table), d_sae)
+    agreed = read_agreement(pd.DataFrame(rows), d_sae)
     answers = {"agreement": _DECLINED}
     # As `find_l0` has it where the count does not decide.
     if agreed is not None and not agreed.at_end:

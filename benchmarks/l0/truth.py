@@ -104,8 +104,8 @@ def rows(
             "target": targets[i // N_SEEDS],
             "seed": i % N_SEEDS,
             "l0": found.l0,
-            "dead": found.dead_latents,
-            "dense": found.dense_latents,
+            "dead_latents": found.dead_latents,
+            "dense_latents": found.dense_latents,
             "mse": found.mse,
             "variance_explained": found.variance_explained,
             "shrinkage": found.shrinkage,
@@ -113,9 +113,9 @@ def rows(
             "input_norm": float((activations - used.b_dec).norm(dim=1).mean()),
             "c_dec": found.c_dec,
             "c_enc": found.c_enc,
-            # With the SAE of the same L0 from the other seed; the second is PW-MCC.
-            "shared": shared_latents(firing[i], firing[i ^ 1]),
-            "agreement": mean_correlation_coefficient(sae.W_dec, saes[i ^ 1].W_dec),
+            # With the SAE of the same L0 from the other seed.
+            "shared_latents": shared_latents(firing[i], firing[i ^ 1]),
+            "pw_mcc": mean_correlation_coefficient(sae.W_dec, saes[i ^ 1].W_dec),
             **{f"s_{s:g}": float(found.projections[round(s * world.d_sae)]) for s in SHARES},
             "best_cosine": float(best[fires[i]].mean()) if fires[i].any() else math.nan,
             # Not that of `evaluate`, which keeps the signs of cosines: published numbers do not.
@@ -166,7 +166,7 @@ def main(
                     sae.save_inference_model(str(saes / world.name / name / place))
                 table = pd.concat([table, new]).sort_values(["target", "seed"])
                 click.echo(f"{world.name}, {name}: {len(table)} SAEs")
-                shown = table.pivot_table(index="target", values=["l0", "agreement", *TRUTHS])
+                shown = table.pivot_table(index="target", values=["l0", "pw_mcc", *TRUTHS])
                 click.echo(shown.round(3).to_string())
             table.insert(0, "true_l0", world.l0[0])
             table.insert(1, "top_l0", world.l0[1])

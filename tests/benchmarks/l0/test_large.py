@@ -62,10 +62,10 @@ def test_a_grid(monkeypatch: pytest.MonkeyPatch) -> None:
     table = pd.DataFrame(list(truth.rows(SMALL, saes, targets[:2])))
     assert table["target"].tolist() == [targets[0]] * 2 + [targets[1]] * 2
     # With each other, and so the same of both up to rounding.
-    first, second = table["agreement"].to_numpy(float).reshape(2, 2).T
+    first, second = table["pw_mcc"].to_numpy(float).reshape(2, 2).T
     assert first == pytest.approx(second, abs=1e-6)
     assert abs(first[0] - first[1]) > 1e-4
-    for name in ("best_cosine", "mcc", "f1", "agreement", "uniqueness"):
+    for name in ("best_cosine", "mcc", "f1", "pw_mcc", "uniqueness"):
         values = table[name].to_numpy(float)
         assert 0 <= values.min() <= values.max() <= 1
 
