@@ -67,8 +67,9 @@ def write_run(path: Path, sweep: Sweep | None = None, **manifest: Any) -> RunFol
     sweep = sweep or Sweep()
     saes, n = sweep.saes, sweep.n_features
     with RunFolder.create(path, {**_manifest(sweep), **manifest}) as folder:
+        generator = torch.Generator().manual_seed(0)
         for name in sweep.worlds:
-            model = ToyModel(n, sweep.d_in, ortho_num_steps=20)
+            model = ToyModel(n, sweep.d_in, ortho_num_steps=20, generator=generator)
             firing = (torch.full((n,), 0.22), torch.full((n,), 0.1), torch.ones(n))
             world = ToyWorld.of_model(model, *firing)
             world.save(folder.world_path(name))

@@ -179,7 +179,9 @@ def saes_plot(
         hover = "latent %{y}<br>feature %{x}<br>cosine %{z} %<extra></extra>"
         look = {"zmin": -100, "zmax": 100, "colorscale": "RdBu", "colorbar": bar}
         figure.add_heatmap(**look, hovertemplate=hover, row=1, col=1)
-        axis: dict[str, Any] = {"type": "category", "nticks": 8, "constrain": "domain"}
+        # Categories, though their names are numbers: a type that is set is lost when the slider
+        # gives new ones.
+        axis: dict[str, Any] = {"autotypenumbers": "strict", "nticks": 8, "constrain": "domain"}
         axis |= {"showgrid": False, "row": 1, "col": 1}
         figure.update_xaxes(title_text="true feature", **axis)
         y = {"title_text": "latent (in the order of its feature)", "autorange": "reversed"}

@@ -62,6 +62,7 @@ def test_rows_are_added_and_read_as_a_rule(monkeypatch: pytest.MonkeyPatch, tmp_
         return replace(found, l0=10.0 if control == "none" else None, interval=(7.0, 15.0))
 
     monkeypatch.setattr(search, "search", answer)
+    monkeypatch.setattr(LargeWorld, "l0", (15.0, 12.0))  # else the world is made, in two minutes
     monkeypatch.setattr(search, "SHARED", tmp_path / "searches")
     table = tmp_path / "search.csv"
     run = CliRunner()
