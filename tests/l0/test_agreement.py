@@ -71,7 +71,7 @@ def test_the_answer_is_the_middle_of_where_saes_are_nearly_as_alike() -> None:
     assert found.pw_mcc == pytest.approx(0.79, rel=0.01)
     assert found.n_shared == pytest.approx(237, rel=0.01)
     assert found.share == pytest.approx(237 / 372, rel=0.01)
-    assert found.at_end == ""
+    assert (found.at_end, found.most_shared_at) == ("", pytest.approx(2.95, rel=0.01))
 
 
 @pytest.mark.parametrize("step", [1.25, 1.05])

@@ -210,9 +210,19 @@ def test_l0s_that_are_out_of_reach_are_not_trained_twice() -> None:
     assert len(started.saes) == 3
 
 
-@pytest.mark.parametrize(("at_end", "centre"), [("", 7.0), ("lower", 4.0), ("higher", 13.0)])
-def test_sweeps_go_on_beyond_the_end_where_saes_are_most_alike(
-    at_end: str, centre: float, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("at_end", "most_shared_at", "centres"),
+    [
+        ("", 5.0, [7.0]),
+        ("lower", 5.0, [4.0, 4.0]),
+        ("higher", 5.0, [13.0, 13.0]),
+        # A coarse sweep in which dead latents are alike.
+        ("", 30.0, [30.0]),
+        ("lower", 30.0, [30.0, 4.0]),
+    ],
+)
+def test_sweeps_are_where_latents_are_shared_and_go_on_beyond_the_end_where_saes_are_most_alike(
+    at_end: str, most_shared_at: float, centres: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     around: list[float] = []
 
@@ -225,13 +235,13 @@ def test_sweeps_go_on_beyond_the_end_where_saes_are_most_alike(
         def __getattr__(self, _: str) -> Any:
             return lambda *_: SimpleNamespace(counts=())
 
-    peak = Agreement(7.0, (4.0, 13.0), 0.8, 50.0, 0.5, math.nan, at_end)
+    peak = Agreement(7.0, (4.0, 13.0), 0.8, 50.0, 0.5, math.nan, at_end, most_shared_at)
     found: Any = SimpleNamespace(agreement=peak, sweep=SimpleNamespace(counts=()), l0=None)
     monkeypatch.setattr(find, "recommend_l0", lambda _: found)
     monkeypatch.setattr(find, "replace", lambda sweep, **_: sweep)
     searching: Any = Search()
     assert find._around_agreement(searching, searching, found) is found
-    assert around == [centre] * (2 if at_end else 1)
+    assert around == centres
 
 
 @pytest.mark.parametrize("normalisation", ["none", "expected_average_only_in"])

@@ -182,6 +182,14 @@ class Agreement:
     at_end: str
     """``"lower"`` or ``"higher"`` where the sweep ends before they are less alike, else empty."""
 
+    most_shared_at: float
+    """The L0 at which they share most latents."""
+
+    @property
+    def beyond(self) -> float:
+        """Where to look next: at an end of the sweep, as it may go on there, else at `l0`."""
+        return {"lower": self.interval[0], "higher": self.interval[1]}.get(self.at_end, self.l0)
+
 
 def read_agreement(
     table: pd.DataFrame, d_sae: int, on_noise: pd.DataFrame | None = None
@@ -222,6 +230,7 @@ def read_agreement(
         share=float(shared[top]) / max(1.0, float(fires[top])),
         on_noise=math.nan if on_noise is None else _shared_near(l0, on_noise),
         at_end={0: "lower", len(x) - 1: "higher"}.get(top, ""),
+        most_shared_at=math.exp(x[int(shared.argmax())]),
     )
 
 

@@ -189,9 +189,12 @@ def _around_agreement(
     for prefix in ("shared", "shared_again"):
         if peak is None or peak.share < SMALLEST_SHARE:
             break
-        # Where they are most alike at an end of the sweep, they may be more so beyond it.
-        ends = {"lower": peak.interval[0], "higher": peak.interval[1]}
-        centre = ends.get(peak.at_end, peak.l0)
+        centre = peak.beyond
+        # PW-MCC counts dead latents too, of which a short run at a low L0 has many, and which may be
+        # alike: they started again along samples that SAEs of any seed reconstruct badly.
+        low, high = peak.interval
+        if len(parts) == 1 and not low <= peak.most_shared_at <= high:
+            centre = peak.most_shared_at
         targets = [centre * f**_WIDER for f in search.options.fine_factors]
         parts.append(search.fine(prefix, targets))
         sweep = search.sweep(parts, found.sweep.counts)
