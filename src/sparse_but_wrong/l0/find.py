@@ -190,7 +190,7 @@ def _around_agreement(
         if peak is None or peak.share < SMALLEST_SHARE:
             break
         centre = peak.beyond
-        # PW-MCC counts dead latents too, of which a short run at a low L0 has many, and which may be
+        # PW-MCC counts dead latents too, of which a short run at a low L0 has many. They may be
         # alike: they started again along samples that SAEs of any seed reconstruct badly.
         low, high = peak.interval
         if len(parts) == 1 and not low <= peak.most_shared_at <= high:
