@@ -185,11 +185,6 @@ class Agreement:
     most_shared_at: float
     """The L0 at which they share most latents."""
 
-    @property
-    def beyond(self) -> float:
-        """Where to look next: at an end of the sweep, as it may go on there, else at `l0`."""
-        return {"lower": self.interval[0], "higher": self.interval[1]}.get(self.at_end, self.l0)
-
 
 def read_agreement(
     table: pd.DataFrame, d_sae: int, on_noise: pd.DataFrame | None = None

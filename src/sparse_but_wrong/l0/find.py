@@ -189,11 +189,12 @@ def _around_agreement(
     for prefix in ("shared", "shared_again"):
         if peak is None or peak.share < SMALLEST_SHARE:
             break
-        centre = peak.beyond
+        low, high = peak.interval
+        # Where they are most alike at an end of the sweep, they may be more so beyond it.
+        centre = {"lower": low, "higher": high}.get(peak.at_end, peak.l0)
         # PW-MCC counts dead latents too, of which a short run at a low L0 has many. They may be
         # alike: they started again along samples that SAEs of any seed reconstruct badly.
-        low, high = peak.interval
-        if len(parts) == 1 and not low <= peak.most_shared_at <= high:
+        if prefix == "shared" and not low <= peak.most_shared_at <= high:
             centre = peak.most_shared_at
         targets = [centre * f**_WIDER for f in search.options.fine_factors]
         parts.append(search.fine(prefix, targets))
