@@ -144,6 +144,17 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
             assert torch.equal(tensor, b[name]), (sae_id, name)
 
 
+def test_a_run_that_moved_with_its_activations_goes_on(whole: Run, tmp_path: Path) -> None:
+    was, now = tmp_path / "was", tmp_path / "now"
+    was.mkdir()
+    cut(spec_of(npy(was / "acts.npy", 0)), was / "run", 60)
+    was.rename(now)
+    assert resumed(now / "run").saes.keys() == whole.saes.keys()
+    (now / "acts.npy").unlink()
+    with pytest.raises(FileNotFoundError, match=r"was/acts\.npy"):
+        resumed(now / "run")
+
+
 def npy(path: Path, seed: int, n_samples: int = 4000) -> Path:
     np.save(path, np.random.default_rng(seed).normal(size=(n_samples, 8)).astype("float32"))
     return path

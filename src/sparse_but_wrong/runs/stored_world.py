@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -37,6 +38,8 @@ class _Saved:
     d_in: int
     fingerprint: str
     listed_sha256: str | None
+    from_here: str | None = None
+    """Where they lie as seen from the world's folder, so that both can be moved."""
 
 
 class StoredWorld:
@@ -93,7 +96,10 @@ class StoredWorld:
     def save(self, folder: Path) -> None:
         """Write into a new folder where the activations lie, and what tells them from others."""
         with atomic.new_folder(folder) as unfinished:
-            content = json.dumps(asdict(self._saved()), indent=2, ensure_ascii=False)
+            saved = asdict(self._saved())
+            if Path(self.where).exists():
+                saved["from_here"] = os.path.relpath(self.where, folder.resolve())
+            content = json.dumps(saved, indent=2, ensure_ascii=False)
             atomic.write_bytes(unfinished / _FILE, content.encode())
 
     def _saved(self) -> _Saved:
@@ -115,7 +121,11 @@ class StoredWorld:
         """
         file, remedy = folder / _FILE, f"delete {folder} and --resume to make the world again"
         then: _Saved = checked(_Saved, read_json(file, remedy), file, remedy)
-        world = cls(then.activations, then.column, then.held_out)
+        where = then.activations
+        if then.from_here is not None and not Path(where).exists():
+            moved = folder / then.from_here
+            where = str(moved) if moved.exists() else where
+        world = cls(where, then.column, then.held_out)
         remedy = "put back what was there, or start a new run"
         shape = (world.stored.n_samples, world.d_in)
         if shape != (then.n_samples, then.d_in):
