@@ -23,7 +23,7 @@ from torch.nn.functional import normalize
 
 from benchmarks.l0.large import Architecture, LargeWorld, chosen_worlds
 from sparse_but_wrong import atomic
-from sparse_but_wrong.l0.agreement import firing_rows, shared_latents
+from sparse_but_wrong.l0.agreement import firing_rows, pw_mcc, shared_latents
 from sparse_but_wrong.l0.options import has_k, training_config
 from sparse_but_wrong.metrics.evaluate import evaluate
 from sparse_but_wrong.sae_lens_compat import inference_copy
@@ -93,6 +93,11 @@ def rows(
     evaluations = evaluate(saes, activations, world.world.directions, features)
     fires = [torch.from_numpy(found.densities) > 0 for found in evaluations]
     firing = [firing_rows(sae, found) for sae, found in zip(saes, evaluations, strict=True)]
+    # With the SAE of the same L0 from the other seed.
+    agreed = [
+        (shared_latents(firing[i], firing[i + 1]), pw_mcc(saes[i].W_dec, saes[i + 1].W_dec).value)
+        for i in range(0, len(saes), N_SEEDS)
+    ]
     for i, (sae, found) in enumerate(zip(saes, evaluations, strict=True)):
         used = inference_copy(sae)
         code_norm = 0.0
@@ -113,9 +118,7 @@ def rows(
             "input_norm": float((activations - used.b_dec).norm(dim=1).mean()),
             "c_dec": found.c_dec,
             "c_enc": found.c_enc,
-            # With the SAE of the same L0 from the other seed.
-            "shared_latents": shared_latents(firing[i], firing[i ^ 1]),
-            "pw_mcc": mean_correlation_coefficient(sae.W_dec, saes[i ^ 1].W_dec),
+            **dict(zip(("shared_latents", "pw_mcc"), agreed[i // N_SEEDS], strict=True)),
             **{f"s_{s:g}": float(found.projections[round(s * world.d_sae)]) for s in SHARES},
             "best_cosine": float(best[fires[i]].mean()) if fires[i].any() else math.nan,
             # Not that of `evaluate`, which keeps the signs of cosines: published numbers do not.

@@ -52,6 +52,8 @@ best mean cosine and MCC; with 0.03 it holds 12, and with 0.05 as many but is ha
 _MATCHED_UP_TO = 8192
 """Latents up to which decoder rows are matched one to one; the time is their third power."""
 
+_UNKNOWN = Measured(math.nan, math.nan)
+
 FEWEST_L0S = 4
 SMALLEST_SHARE = 0.2
 """Of the latents that fire; below it SAEs of different seeds do not find the same."""
@@ -111,6 +113,28 @@ def pw_mcc(a: Float[Tensor, "H D"], b: Float[Tensor, "H D"]) -> Measured:
     return Measured(float(matched.mean()), float(matched.std() / math.sqrt(len(a))))
 
 
+def between_partners(
+    saes: Sequence[sae_lens.SAE[Any]], evaluations: Sequence[Evaluation], groups: Sequence[str]
+) -> list[tuple[Measured, float]]:
+    """PW-MCC and shared latents of each SAE and the one of another group whose L0 is nearest.
+
+    NaN where none is near, and PW-MCC where they differ in width.
+    """
+    rows = [firing_rows(sae, found) for sae, found in zip(saes, evaluations, strict=True)]
+    of_pair: dict[frozenset[int | None], tuple[Measured, float]] = {}
+    agreed = []
+    for i, other in enumerate(partners([found.l0 for found in evaluations], groups)):
+        pair = frozenset((i, other))
+        if other is None:
+            of_pair[pair] = (_UNKNOWN, math.nan)
+        elif pair not in of_pair:
+            a, b = (saes[at].W_dec.detach().float() for at in (i, other))
+            matched = pw_mcc(a, b) if a.shape == b.shape else _UNKNOWN
+            of_pair[pair] = (matched, shared_latents(rows[i], rows[other]))
+        agreed.append(of_pair[pair])
+    return agreed
+
+
 def agreement_evidence(
     saes: Mapping[str, sae_lens.SAE[Any]], evaluations: Evaluations, kinds: Mapping[str, str]
 ) -> Evidence:
@@ -123,28 +147,20 @@ def agreement_evidence(
     """
     import pandas as pd
 
-    names = ["pw_mcc", "shared_latents"]
-    columns = [column for name in names for column in (name, name + STANDARD_ERROR)]
+    columns = [name + end for name in ("pw_mcc", "shared_latents") for end in ("", STANDARD_ERROR)]
     table = pd.DataFrame(math.nan, index=pd.Index(evaluations.names, name="sae"), columns=columns)
     random: dict[str, Measured] = {}
     for kind in dict.fromkeys(kinds[name] for name in evaluations.names):
         of_kind = [found for found in evaluations if kinds[found.name] == kind]
-        others = partners([found.l0 for found in of_kind], [found.name for found in of_kind])
-        for found, other in zip(of_kind, others, strict=True):
-            if other is None:
-                continue
-            mine, its = saes[found.name], saes[of_kind[other].name]
-            size = tuple(mine.W_dec.shape)
-            is_matched = its.W_dec.shape == size
-            agreement = Measured(math.nan, math.nan)
-            if is_matched:
-                agreement = pw_mcc(mine.W_dec.detach().float(), its.W_dec.detach().float())
-            rows = firing_rows(mine, found), firing_rows(its, of_kind[other])
-            n_shared, n_fire = shared_latents(*rows), max(1, len(rows[0]))
-            error = math.sqrt(max(0.0, n_shared * (1 - n_shared / n_fire)))
-            table.loc[found.name] = [*agreement, n_shared, error]
+        names = [found.name for found in of_kind]
+        agreed = between_partners([saes[name] for name in names], of_kind, names)
+        for found, (matched, n_shared) in zip(of_kind, agreed, strict=True):
+            n_fire = max(1, int((found.densities > 0).sum()))
+            error = math.sqrt(n_shared * (1 - n_shared / n_fire))
+            table.loc[found.name] = [*matched, n_shared, error]
+            size = tuple(saes[found.name].W_dec.shape)
             what = f"random rows, {size[0]:,} of {size[1]:,} numbers"
-            if is_matched and what not in random:
+            if math.isfinite(matched.value) and what not in random:
                 generator = torch.Generator().manual_seed(0)
                 random[what] = pw_mcc(*torch.randn(2, *size, generator=generator))
     notes = (

@@ -11,13 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sparse_but_wrong.l0.agreement import firing_rows, partners, pw_mcc, shared_latents
+from sparse_but_wrong.l0.agreement import between_partners
 from sparse_but_wrong.l0.dictionaries import Directions, decoder_directions, fewer
 from sparse_but_wrong.l0.presence import SMALLEST_NOISE_COST, Presence, cost_on_noise, count_present
 from sparse_but_wrong.l0.refine import HOPELESS, POOR, refine_directions
 from sparse_but_wrong.l0.source import draw_batch, draw_samples
 from sparse_but_wrong.metrics.evaluate import evaluate
-from sparse_but_wrong.metrics.evaluation import Evaluations
 from sparse_but_wrong.metrics.samples import check_activations
 
 if TYPE_CHECKING:
@@ -169,27 +168,9 @@ def evaluate_saes(
     table["coefficient"] = [_coefficient(sae) for sae in saes]
     table["dead_latents"] = [one.dead_latents for one in found]
     table["c_dec"] = [one.c_dec for one in found]
-    table[["pw_mcc", "shared_latents"]] = _agreement(saes, found, groups)
+    agreed = between_partners(saes, found, groups)
+    table[["pw_mcc", "shared_latents"]] = [(matched.value, shared) for matched, shared in agreed]
     return EvaluatedSweep(table, found.projections.reset_index(drop=True), (), len(activations))
-
-
-def _agreement(
-    saes: Sequence[sae_lens.SAE[Any]], found: Evaluations, groups: Sequence[str]
-) -> list[tuple[float, float]]:
-    """PW-MCC and shared latents, of each SAE and the one of another group of the nearest L0."""
-    rows = [firing_rows(sae, one) for sae, one in zip(saes, found, strict=True)]
-    of_pair: dict[frozenset[int], tuple[float, float]] = {}
-    measured = []
-    for i, other in enumerate(partners([one.l0 for one in found], groups)):
-        if other is None:
-            measured.append((math.nan, math.nan))
-            continue
-        pair = frozenset((i, other))
-        if pair not in of_pair:
-            decoders = (saes[at].W_dec.detach().float() for at in (i, other))
-            of_pair[pair] = pw_mcc(*decoders).value, shared_latents(rows[i], rows[other])
-        measured.append(of_pair[pair])
-    return measured
 
 
 def _coefficient(sae: sae_lens.SAE[Any]) -> float:
