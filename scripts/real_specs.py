@@ -7,8 +7,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
+from sparse_but_wrong.activations.stored import open_activations
 from sparse_but_wrong.l0.options import training_config
 
 D_SAE = 2304
@@ -26,7 +28,15 @@ TRAINING = {
 """2,000 steps, as many as `find_l0` takes in a coarse sweep, and its learning rate and decay."""
 
 
-def spec(layer: int, kind: str) -> dict[str, Any]:
+def spread(layer: int) -> float:
+    """How far activations lie from their mean, in units of their norm: what SAEs read at first."""
+    acts = open_activations(f"runs/real/layer_{layer}")
+    starts = [acts.n_samples // 16 * i for i in range(16)]
+    samples = torch.cat([acts.read(start, start + 1024).float() for start in starts])
+    return float((samples - samples.mean(0)).norm(dim=1).mean() / samples.norm(dim=1).mean())
+
+
+def spec(layer: int, kind: str, spread: float) -> dict[str, Any]:
     """The sweep of one layer and one kind: an architecture, or "random_decoder"."""
     architecture = "jumprelu" if kind == "jumprelu" else "batchtopk"
     is_random = kind == "random_decoder"
@@ -34,7 +44,8 @@ def spec(layer: int, kind: str) -> dict[str, Any]:
         {
             "sae_id": f"{kind}_{l0}_seed_{seed}",
             "architecture": architecture,
-            "config": _config(architecture, l0),
+            "config": _config(architecture, l0, spread),
+            "init": "mean",
             "factors": {"target_l0": l0, "seed": seed},
             "control": {"l0": l0} if architecture == "jumprelu" else None,
             "frozen_decoder": is_random,
@@ -55,8 +66,8 @@ def spec(layer: int, kind: str) -> dict[str, Any]:
     }
 
 
-def _config(architecture: str, l0: int) -> dict[str, Any]:
-    cfg = training_config(architecture, l0, d_in=1, d_sae=D_SAE)
+def _config(architecture: str, l0: int, spread: float) -> dict[str, Any]:
+    cfg = training_config(architecture, l0, d_in=1, d_sae=D_SAE, spread=spread)
     names = ["d_sae", "normalize_activations", "decoder_init_norm"]
     names += ["k"] if architecture == "batchtopk" else [n for n in asdict(cfg) if "jumprelu" in n]
     return {name: getattr(cfg, name) for name in names}
@@ -66,6 +77,7 @@ if __name__ == "__main__":
     out = Path(sys.argv[1])
     out.mkdir(parents=True, exist_ok=True)
     for layer in LAYERS:
+        measured = spread(layer)
         for kind in ("batchtopk", "jumprelu", "random_decoder"):
-            made = spec(layer, kind)
+            made = spec(layer, kind, measured)
             (out / f"{made['name']}.yaml").write_text(yaml.safe_dump(made, sort_keys=False))

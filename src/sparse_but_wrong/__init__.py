@@ -65,7 +65,10 @@ if TYPE_CHECKING:
     from sparse_but_wrong.saes.load import load_sae as load_sae
     from sparse_but_wrong.training.controls import KTransition as KTransition, TargetL0 as TargetL0
     from sparse_but_wrong.training.loop import train_saes as train_saes
-    from sparse_but_wrong.training.make import make_saes as make_saes
+    from sparse_but_wrong.training.make import (
+        init_b_dec_to_mean as init_b_dec_to_mean,
+        make_saes as make_saes,
+    )
     from sparse_but_wrong.training.options import TrainOptions as TrainOptions
     from sparse_but_wrong.training.state import Snapshot as Snapshot
     from sparse_but_wrong.training.toy_sae import train_toy_sae as train_toy_sae
@@ -113,7 +116,7 @@ _NAMES = {
     "saes.load": "load_sae",
     "training.controls": "KTransition TargetL0",
     "training.loop": "train_saes",
-    "training.make": "make_saes",
+    "training.make": "init_b_dec_to_mean make_saes",
     "training.options": "TrainOptions",
     "training.state": "Snapshot",
     "training.toy_sae": "train_toy_sae",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from datetime import date
 from typing import Any
@@ -110,7 +111,10 @@ TOY = DATA["worlds"][ONLY_WORLD]
         ({**DATA, "saes": [{**SAE, "config": 5}]}, r"saes\[0\]\.config should be"),
         ({**DATA, "saes": [{"sae_id": "x"}]}, r"saes\[0\]\.architecture is missing"),
         ({**DATA, "saes": [{**SAE, "world": "x"}]}, "unknown world 'x'"),
-        ({**DATA, "saes": [{**SAE, "init": "x"}]}, r"saes\[0\]\.init should be 'random' or"),
+        (
+            {**DATA, "saes": [{**SAE, "init": "x"}]},
+            r"saes\[0\]\.init should be 'random', 'mean' or",
+        ),
         (
             {**DATA, "saes": [{**SAE, "control": {"initial_k": 3.0, "start_step": 1}}]},
             r"^saes\[0\]\.control\.duration_steps is missing\.$",
@@ -185,6 +189,19 @@ def test_a_config_is_given_on_as_it_is_written() -> None:
     made = make_spec_saes(specs, 8, seed=0)
     values = [made[0].cfg.k, made[1].cfg.k, made[2].cfg.l0_warm_up_steps]
     assert [repr(value) for value in values] == ["2", "3", "10000"]
+
+
+def test_an_sae_may_start_with_b_dec_at_the_mean_of_16_384_activations() -> None:
+    x = 3 + torch.randn(40_000, 8, generator=torch.Generator().manual_seed(0))
+    specs = [replace(TINY.saes[0], sae_id=init, init=init) for init in ("random", "mean")]
+    zero, mean = make_spec_saes(specs, 8, seed=0, stream=iter(x.split(1024)))
+    assert not zero.b_dec.any()
+    expected = x[:16_384].mean(0) * math.sqrt(8) / x[:16_384].norm(dim=1).mean()
+    torch.testing.assert_close(mean.b_dec, expected)
+    config = {**specs[1].config, "apply_b_dec_to_input": False}
+    specs = [replace(specs[1], config=config)]
+    with pytest.raises(ValueError, match=r"SAE 'mean': .*apply_b_dec_to_input"):
+        make_spec_saes(specs, 8, seed=0, stream=iter(x.split(1024)))
 
 
 def test_one_world_may_stand_alone() -> None:

@@ -22,7 +22,7 @@ from sae_lens import (
 )
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY
 
-from sparse_but_wrong import make_saes
+from sparse_but_wrong import evaluate, init_b_dec_to_mean, make_saes, train_saes
 from tests.training import oracle
 from tests.training.oracle import NORMALISED, make
 
@@ -285,3 +285,60 @@ def test_what_sae_lens_trains_with_is_made(architecture: str, config: dict[str, 
     sae_class, config_class = SAE_TRAINING_CLASS_REGISTRY[architecture]
     (sae,) = make_saes([config_class(**{**SIZES, **config})], [0])
     assert type(sae) is sae_class
+
+
+def shifted() -> torch.Tensor:
+    """Activations whose mean is most of them."""
+    generator = torch.Generator().manual_seed(0)
+    return 4 + torch.randn(5_000, SIZES["d_in"], generator=generator)
+
+
+@pytest.mark.parametrize("config", [{}, NORMALISED])
+def test_b_dec_at_the_mean_in_the_units_of_training(config: dict[str, Any]) -> None:
+    (sae,), x = make_saes([standard(**config)], [0]), shifted()
+    before = {name: value.clone() for name, value in sae.state_dict().items()}
+    init_b_dec_to_mean(sae, x)
+    norm = x.norm(dim=1).mean() if config else math.sqrt(SIZES["d_in"])
+    expected = {**before, "b_dec": x.mean(0) * math.sqrt(SIZES["d_in"]) / norm}
+    for name, value in sae.state_dict().items():
+        torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("config", "x", "message"),
+    [
+        ({}, torch.zeros(3, 5), r"\[samples, 12\], got \[3, 5\]"),
+        ({}, torch.zeros(0, 12), r"got \[0, 12\]"),
+        ({}, torch.full((3, 12), math.inf), "not finite"),
+        ({"apply_b_dec_to_input": False}, torch.ones(3, 12), "apply_b_dec_to_input=True"),
+        ({"normalize_activations": "layer_norm"}, torch.ones(3, 12), "expected_average_only_in"),
+    ],
+)
+def test_what_b_dec_cannot_start_at(config: dict[str, Any], x: torch.Tensor, message: str) -> None:
+    (sae,) = make_saes([standard(**config)], [0])
+    with pytest.raises(ValueError, match=message):
+        init_b_dec_to_mean(sae, x)
+    assert not sae.b_dec.any()
+
+
+def test_from_the_mean_no_latents_die() -> None:
+    """190 steps on features of length 5, at an offset of 20."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.nn.functional.normalize(torch.randn(10, 12, generator=generator), dim=1)
+    fires = (torch.rand(13_824, 10, generator=generator) < 0.2).float()
+    x = 5 * fires @ rows + 20 * rows[0]
+    config: dict[str, Any] = {**SIZES, **NORMALISED}
+    cfgs = [BatchTopKTrainingSAEConfig(**config, k=k) for k in (1, 2, 3)]
+    from_zero, from_mean = (make_saes(cfgs, [0, 1, 2]) for _ in range(2))
+    for sae in from_mean:
+        init_b_dec_to_mean(sae, x[:1000])
+    train_saes(
+        [*from_zero, *from_mean],
+        iter(x[1024:].split(64)),
+        oracle.options_for(190, lr=3e-3, n_batches_for_norm_estimate=10),
+    )
+    zero, mean = (evaluate(saes, x[:1024]) for saes in (from_zero, from_mean))
+    for before, after in zip(zero, mean, strict=True):
+        assert before.dead_latents >= 3
+        assert after.dead_latents == 0
+        assert after.variance_explained > before.variance_explained + 0.3

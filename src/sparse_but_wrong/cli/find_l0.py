@@ -6,7 +6,7 @@ import math
 import sys
 from dataclasses import replace
 from functools import partial
-from itertools import chain
+from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -220,7 +220,8 @@ def _on_noise(
     specs = [sae for sae in spec.saes if sae.sae_id in nearest]
     click.echo(f"Control: {' and '.join(nearest)} trained once more, on noise")
     noise = featureless(samples, spec.training.train_batch_size_samples, seed)
-    saes = make_spec_saes(specs, samples.shape[1], folder.manifest["seed"], samples.device)
+    of_run = samples.shape[1], folder.manifest["seed"], samples.device
+    saes = make_spec_saes(specs, *of_run, stream=repeat(samples))  # noise has their mean
     progress = sys.stderr.isatty()
     train_saes(
         saes, noise, replace(spec.training, progress=progress), controls=[s.control for s in specs]

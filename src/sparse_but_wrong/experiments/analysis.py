@@ -146,8 +146,10 @@ class Run:
 
     def untrained(self, sae: SAESpec, world: ToyWorld) -> sae_lens.TrainingSAE[Any]:
         """An SAE as it was when its training began."""
-        settings = self.settings
-        return make_spec_saes([sae], world.d_in, settings.seed, settings.device, world.model)[0]
+        seed, device = self.settings.seed, self.settings.device
+        batch_size = self.spec.training.train_batch_size_samples
+        stream = world.stream(batch_size, world_seed(seed, "stream", sae.world))
+        return make_spec_saes([sae], world.d_in, seed, device, world.model, stream)[0]
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from sparse_but_wrong.runs.spec import (
     ONLY_WORLD,
@@ -21,7 +22,8 @@ from sparse_but_wrong.runs.stored_world import StoredWorld
 from sparse_but_wrong.saes.config_types import field_types, of_type
 from sparse_but_wrong.saes.initialization import init_sae_to_match_model
 from sparse_but_wrong.seeds import derive_seed
-from sparse_but_wrong.training.make import make_sae
+from sparse_but_wrong.training.batches import next_batch
+from sparse_but_wrong.training.make import init_b_dec_to_mean, make_sae
 from sparse_but_wrong.worlds.correlations import (
     create_correlation_matrix,
     generate_random_correlation_matrix,
@@ -32,6 +34,8 @@ from sparse_but_wrong.worlds.world import ToyWorld
 
 if TYPE_CHECKING:
     import sae_lens
+
+_SAMPLES_FOR_MEAN = 16_384
 
 
 def world_seed(seed: int, purpose: str, world: str) -> int:
@@ -109,6 +113,7 @@ def make_spec_saes(
     seed: int,
     device: torch.device | str = "cpu",
     model: ToyModel | None = None,
+    stream: Iterator[Tensor] = iter(()),  # noqa: B008 — empty, and so never changed
 ) -> list[sae_lens.TrainingSAE[Any]]:
     """Untrained SAEs; the initial weights of each follow from the seed and its own id.
 
@@ -116,22 +121,25 @@ def make_spec_saes(
         specs: SAEs of one world.
         seed: of the run.
         model: the true features, for SAEs that start there.
+        stream: activations; SAEs that start at the mean take that of the first 16,384.
     Raises:
         ValueError: an architecture that is not registered with sae_lens, a config field that the
-            architecture does not have, a value that it refuses, or a width that cannot start at
-            the true features; the message names the SAE.
+            architecture does not have, a value that it refuses, a width that cannot start at the
+            true features, or what `init_b_dec_to_mean` refuses; the message names the SAE.
     """
-    saes = []
+    saes, samples = [], torch.empty(0, d_in)
+    while len(samples) < _SAMPLES_FOR_MEAN and any(spec.init == "mean" for spec in specs):
+        samples = torch.cat([samples, next_batch(stream, d_in, "cpu")])
     for spec in specs:
         try:
-            saes.append(_make_sae(spec, d_in, seed, model).to(device))
+            saes.append(_make_sae(spec, d_in, seed, model, samples).to(device))
         except (TypeError, ValueError) as error:
             raise ValueError(f"SAE {spec.sae_id!r}: {error}") from error
     return saes
 
 
 def _make_sae(
-    spec: SAESpec, d_in: int, seed: int, model: ToyModel | None
+    spec: SAESpec, d_in: int, seed: int, model: ToyModel | None, samples: Tensor
 ) -> sae_lens.TrainingSAE[Any]:
     from sparse_but_wrong.sae_lens_compat import SAE_TRAINING_CLASS_REGISTRY
 
@@ -153,6 +161,8 @@ def _make_sae(
                 f"them; give it d_sae={n_features}."
             )
         init_sae_to_match_model(sae, model)
+    elif spec.init == "mean":
+        init_b_dec_to_mean(sae, samples)
     sae.W_dec.requires_grad_(not spec.frozen_decoder)
     return sae
 

@@ -131,8 +131,9 @@ class SAESpec:
     """The name of the world whose activations it is trained on."""
     factors: Mapping[str, int | float | str] = field(default_factory=dict)
     """What sets it apart from the others: columns of its row in the table of results."""
-    init: Literal["random", "true_features"] = "random"
-    """Where its weights start: from its seed, or latent i at true feature i."""
+    init: Literal["random", "mean", "true_features"] = "random"
+    """Where its weights start: from its seed; from its seed with `b_dec` at the mean of the
+    activations; or latent i at true feature i."""
     frozen_decoder: bool = False
     """Whether `W_dec` stays as it starts: with random weights a baseline for what is measured."""
     control: KTransition | TargetL0 | None = None

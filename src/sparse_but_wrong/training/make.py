@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import operator
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from sparse_but_wrong import sae_lens_compat
 from sparse_but_wrong.training.memory import check_room
@@ -134,3 +137,37 @@ def _copy_weights(sae: sae_lens.TrainingSAE[Any], start: sae_lens.SAE[Any]) -> l
         )
     pair = f"a {type(sae).__name__} that starts from a {type(start).__name__}"
     return [f"{pair} {remark}" for remark in remarks]
+
+
+@torch.no_grad()
+def init_b_dec_to_mean(
+    sae: sae_lens.TrainingSAE[Any], activations: Float[Tensor, "samples d_in"]
+) -> None:
+    """Set `b_dec` of an untrained SAE to the mean of activations, in place.
+
+    From 0 it is learned over many hundreds of steps. Where the mean is much of an activation, as in
+    language models, the latents nearest to it are active on every sample meanwhile, and others die.
+
+    Args:
+        activations: some thousands like those to train on, as they come.
+    Raises:
+        ValueError: activations of another width, none, or not finite; an SAE that does not subtract
+            `b_dec` from its input, or that normalises it by more than a constant.
+    """
+    cfg, shape = sae.cfg, list(activations.shape)
+    if activations.ndim != 2 or shape[0] == 0 or shape[1] != cfg.d_in:
+        raise ValueError(f"it takes activations of shape [samples, {cfg.d_in}], got {shape}.")
+    if not cfg.apply_b_dec_to_input:
+        raise ValueError("it does not subtract b_dec; give it apply_b_dec_to_input=True.")
+    samples, scale = activations.to(sae.b_dec), 1.0
+    if cfg.normalize_activations == "expected_average_only_in":
+        scale = math.sqrt(cfg.d_in) / float(samples.norm(dim=1).mean())
+    elif cfg.normalize_activations != "none":
+        raise ValueError(
+            f"with normalize_activations={cfg.normalize_activations!r} b_dec has other units than "
+            "the mean; use 'expected_average_only_in' or 'none'."
+        )
+    mean = samples.mean(0) * scale
+    if not bool(mean.isfinite().all()):
+        raise ValueError("the mean of the activations is not finite; fix what they come from.")
+    sae.b_dec.copy_(mean)
