@@ -29,7 +29,7 @@ done
 
 "$bin/python" scripts/real_specs.py $real/specs
 for spec in $real/specs/*.yaml; do
-    sweep=$real/sweeps/$(basename "$spec" .yaml)
+    sweep=$real/from_mean/$(basename "$spec" .yaml)
     resume=
     if [ -f "$sweep/manifest.json" ]; then resume=--resume; fi
     if [ ! -f "$sweep/report.html" ]; then "$bin/sbw" run "$spec" --out "$sweep" $resume; fi
@@ -39,7 +39,7 @@ number=1
 while [ -e $real/evidence/$number ]; do number=$((number + 1)); done
 out=$real/evidence/$number
 for layer in 7 14; do
-    sweeps=$real/sweeps/layer_$layer
+    sweeps=$real/from_mean/layer_$layer
     "$bin/sbw" diagnose ${sweeps}_batchtopk ${sweeps}_jumprelu ${sweeps}_random_decoder \
         --activations $real/layer_$layer --samples 65536 \
         --loss-text $data/held_out --loss-tokens 4000 \

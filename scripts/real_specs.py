@@ -28,12 +28,13 @@ TRAINING = {
 """2,000 steps, as many as `find_l0` takes in a coarse sweep, and its learning rate and decay."""
 
 
-def spread(layer: int) -> float:
+def measured_spread(layer: int) -> float:
     """How far activations lie from their mean, in units of their norm: what SAEs read at first."""
     acts = open_activations(f"runs/real/layer_{layer}")
     starts = [acts.n_samples // 16 * i for i in range(16)]
     samples = torch.cat([acts.read(start, start + 1024).float() for start in starts])
-    return float((samples - samples.mean(0)).norm(dim=1).mean() / samples.norm(dim=1).mean())
+    spread = (samples - samples.mean(0)).norm(dim=1).mean() / samples.norm(dim=1).mean()
+    return round(float(spread), 2)  # the same spec on every machine
 
 
 def spec(layer: int, kind: str, spread: float) -> dict[str, Any]:
@@ -77,7 +78,7 @@ if __name__ == "__main__":
     out = Path(sys.argv[1])
     out.mkdir(parents=True, exist_ok=True)
     for layer in LAYERS:
-        measured = spread(layer)
+        spread = measured_spread(layer)
         for kind in ("batchtopk", "jumprelu", "random_decoder"):
-            made = spec(layer, kind, measured)
+            made = spec(layer, kind, spread)
             (out / f"{made['name']}.yaml").write_text(yaml.safe_dump(made, sort_keys=False))

@@ -194,14 +194,14 @@ def test_a_config_is_given_on_as_it_is_written() -> None:
 def test_an_sae_may_start_with_b_dec_at_the_mean_of_16_384_activations() -> None:
     x = 3 + torch.randn(40_000, 8, generator=torch.Generator().manual_seed(0))
     specs = [replace(TINY.saes[0], sae_id=init, init=init) for init in ("random", "mean")]
-    zero, mean = make_spec_saes(specs, 8, seed=0, stream=iter(x.split(1024)))
+    zero, mean = make_spec_saes(specs, 8, seed=0, for_mean=iter(x.split(1024)))
     assert not zero.b_dec.any()
     expected = x[:16_384].mean(0) * math.sqrt(8) / x[:16_384].norm(dim=1).mean()
     torch.testing.assert_close(mean.b_dec, expected)
     config = {**specs[1].config, "apply_b_dec_to_input": False}
     specs = [replace(specs[1], config=config)]
     with pytest.raises(ValueError, match=r"SAE 'mean': .*apply_b_dec_to_input"):
-        make_spec_saes(specs, 8, seed=0, stream=iter(x.split(1024)))
+        make_spec_saes(specs, 8, seed=0, for_mean=iter(x.split(1024)))
 
 
 def test_one_world_may_stand_alone() -> None:

@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -44,9 +45,12 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def spec_of(activations: Path) -> ExperimentSpec:
     config = {"d_sae": 16, "normalize_activations": "expected_average_only_in"}
+    inits: tuple[Literal["random", "mean"], ...] = ("random", "mean", "random")
     saes = (
-        SAESpec(f"k_{k}", "batchtopk", {**config, "k": k}, world="acts", factors={"k": k})
-        for k in (1, 2, 4)
+        SAESpec(
+            f"k_{k}", "batchtopk", {**config, "k": k}, world="acts", factors={"k": k}, init=init
+        )
+        for k, init in zip((1, 2, 4), inits, strict=True)
     )
     training = TrainOptions(
         total_training_samples=200 * 64,
@@ -74,13 +78,13 @@ def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def cut(spec: ExperimentSpec, path: Path, n_drawn: int) -> RunFolder:
-    """A run that was stopped after drawing so many batches."""
+    """A run that was stopped after drawing so many batches, and 256 before to start at the mean."""
     started(spec, path, SETTINGS)
     draw, drawn = ShuffledActivations.__next__, []
 
     def stops(self: ShuffledActivations) -> torch.Tensor:
         drawn.append(0)
-        if len(drawn) > n_drawn:
+        if len(drawn) > 256 + n_drawn:
             raise KeyboardInterrupt
         return draw(self)
 

@@ -309,7 +309,8 @@ def test_b_dec_at_the_mean_in_the_units_of_training(config: dict[str, Any]) -> N
     [
         ({}, torch.zeros(3, 5), r"\[samples, 12\], got \[3, 5\]"),
         ({}, torch.zeros(0, 12), r"got \[0, 12\]"),
-        ({}, torch.full((3, 12), math.inf), "not finite"),
+        ({}, torch.full((3, 12), math.inf), "norm of inf"),
+        (NORMALISED, torch.zeros(3, 12), "norm of 0"),
         ({"apply_b_dec_to_input": False}, torch.ones(3, 12), "apply_b_dec_to_input=True"),
         ({"normalize_activations": "layer_norm"}, torch.ones(3, 12), "expected_average_only_in"),
     ],
@@ -319,6 +320,8 @@ def test_what_b_dec_cannot_start_at(config: dict[str, Any], x: torch.Tensor, mes
     with pytest.raises(ValueError, match=message):
         init_b_dec_to_mean(sae, x)
     assert not sae.b_dec.any()
+    with pytest.raises(TypeError, match="not of a list"):
+        init_b_dec_to_mean([sae], x)  # pyright: ignore[reportArgumentType]
 
 
 def test_from_the_mean_no_latents_die() -> None:

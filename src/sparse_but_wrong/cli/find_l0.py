@@ -6,7 +6,7 @@ import math
 import sys
 from dataclasses import replace
 from functools import partial
-from itertools import chain, repeat
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -219,9 +219,11 @@ def _on_noise(
     nearest = sorted(l0, key=lambda sae_id: abs(math.log(max(l0[sae_id], 1e-9) / wanted)))[:2]
     specs = [sae for sae in spec.saes if sae.sae_id in nearest]
     click.echo(f"Control: {' and '.join(nearest)} trained once more, on noise")
-    noise = featureless(samples, spec.training.train_batch_size_samples, seed)
+    noise, for_mean = (
+        featureless(samples, spec.training.train_batch_size_samples, seed) for _ in range(2)
+    )
     of_run = samples.shape[1], folder.manifest["seed"], samples.device
-    saes = make_spec_saes(specs, *of_run, stream=repeat(samples))  # noise has their mean
+    saes = make_spec_saes(specs, *of_run, for_mean=for_mean)
     progress = sys.stderr.isatty()
     train_saes(
         saes, noise, replace(spec.training, progress=progress), controls=[s.control for s in specs]

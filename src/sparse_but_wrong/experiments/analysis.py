@@ -148,8 +148,8 @@ class Run:
         """An SAE as it was when its training began."""
         seed, device = self.settings.seed, self.settings.device
         batch_size = self.spec.training.train_batch_size_samples
-        stream = world.stream(batch_size, world_seed(seed, "stream", sae.world))
-        return make_spec_saes([sae], world.d_in, seed, device, world.model, stream)[0]
+        for_mean = world.stream(batch_size, world_seed(seed, "stream", sae.world))
+        return make_spec_saes([sae], world.d_in, seed, device, world.model, for_mean)[0]
 
 
 @dataclass(frozen=True)

@@ -131,9 +131,9 @@ def make_training(
         log_every=log_every_that_tells(spec.training.log_every, spec.training.n_steps),
     )
     seed = world_seed(settings.seed, "stream", name)
-    source, first = (world.stream(options.train_batch_size_samples, seed) for _ in range(2))
+    source, for_mean = (world.stream(options.train_batch_size_samples, seed) for _ in range(2))
     features = world.model if isinstance(world, ToyWorld) else None
-    saes = make_spec_saes(group, world.d_in, settings.seed, settings.device, features, first)
+    saes = make_spec_saes(group, world.d_in, settings.seed, settings.device, features, for_mean)
     if isinstance(world, StoredWorld):
         world.describe_in(saes)
     names = [f"SAE {sae.sae_id!r}" for sae in group]

@@ -247,7 +247,7 @@ class _Totals:
             latent_acts = self.sae.encode(inputs.to(self.sae.W_dec.dtype))
             # Not above zero: an AbsTopK SAE has latents that are active when negative.
             active = latent_acts.to_dense() != 0
-            # In int32, in which booleans add up six times as fast as in int64 on a CPU.
+            # In int32, in which a CPU adds up booleans several times as fast as in int64.
             per_sample = active.sum(1, dtype=torch.int32)
             n_active += int(per_sample.sum())
             self.active += active.sum(0, dtype=torch.int32).cpu()

@@ -113,7 +113,7 @@ def make_spec_saes(
     seed: int,
     device: torch.device | str = "cpu",
     model: ToyModel | None = None,
-    stream: Iterator[Tensor] = iter(()),  # noqa: B008 — empty, and so never changed
+    for_mean: Iterator[Tensor] | None = None,
 ) -> list[sae_lens.TrainingSAE[Any]]:
     """Untrained SAEs; the initial weights of each follow from the seed and its own id.
 
@@ -121,15 +121,19 @@ def make_spec_saes(
         specs: SAEs of one world.
         seed: of the run.
         model: the true features, for SAEs that start there.
-        stream: activations; SAEs that start at the mean take that of the first 16,384.
+        for_mean: activations; SAEs that start at the mean take that of the first batches, of
+            16,384 samples at least.
     Raises:
         ValueError: an architecture that is not registered with sae_lens, a config field that the
             architecture does not have, a value that it refuses, a width that cannot start at the
             true features, or what `init_b_dec_to_mean` refuses; the message names the SAE.
     """
-    saes, samples = [], torch.empty(0, d_in)
-    while len(samples) < _SAMPLES_FOR_MEAN and any(spec.init == "mean" for spec in specs):
-        samples = torch.cat([samples, next_batch(stream, d_in, "cpu")])
+    saes, drawn, n_drawn = [], [torch.empty(0, d_in)], 0
+    if for_mean is not None and any(spec.init == "mean" for spec in specs):
+        while n_drawn < _SAMPLES_FOR_MEAN:
+            drawn.append(next_batch(for_mean, d_in, "cpu", "a batch to take the mean of"))
+            n_drawn += len(drawn[-1])
+    samples = torch.cat(drawn)
     for spec in specs:
         try:
             saes.append(_make_sae(spec, d_in, seed, model, samples).to(device))

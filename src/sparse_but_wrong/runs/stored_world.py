@@ -121,10 +121,8 @@ class StoredWorld:
         """
         file, remedy = folder / _FILE, f"delete {folder} and --resume to make the world again"
         then: _Saved = checked(_Saved, read_json(file, remedy), file, remedy)
-        where = then.activations
-        if then.from_here is not None and not Path(where).exists():
-            moved = folder / then.from_here
-            where = str(moved) if moved.exists() else where
+        beside = None if then.from_here is None else folder / then.from_here
+        where = str(beside) if beside is not None and beside.exists() else then.activations
         world = cls(where, then.column, then.held_out)
         remedy = "put back what was there, or start a new run"
         shape = (world.stored.n_samples, world.d_in)

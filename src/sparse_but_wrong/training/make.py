@@ -149,25 +149,34 @@ def init_b_dec_to_mean(
     language models, the latents nearest to it are active on every sample meanwhile, and others die.
 
     Args:
-        activations: some thousands like those to train on, as they come.
+        activations: some thousands of those to train on, from all of them and not scaled.
     Raises:
-        ValueError: activations of another width, none, or not finite; an SAE that does not subtract
-            `b_dec` from its input, or that normalises it by more than a constant.
+        TypeError: something else than a training SAE.
+        ValueError: activations of another width, none, all zero or not finite; an SAE that does not
+            subtract `b_dec` from its input, or that normalises it by more than a constant.
     """
+    import sae_lens
+
+    if not isinstance(sae, sae_lens.TrainingSAE):
+        raise TypeError(f"b_dec is set of one training SAE, not of a {type(sae).__name__}.")
     cfg, shape = sae.cfg, list(activations.shape)
     if activations.ndim != 2 or shape[0] == 0 or shape[1] != cfg.d_in:
         raise ValueError(f"it takes activations of shape [samples, {cfg.d_in}], got {shape}.")
     if not cfg.apply_b_dec_to_input:
         raise ValueError("it does not subtract b_dec; give it apply_b_dec_to_input=True.")
-    samples, scale = activations.to(sae.b_dec), 1.0
-    if cfg.normalize_activations == "expected_average_only_in":
-        scale = math.sqrt(cfg.d_in) / float(samples.norm(dim=1).mean())
-    elif cfg.normalize_activations != "none":
+    if cfg.normalize_activations not in ("none", "expected_average_only_in"):
         raise ValueError(
-            f"with normalize_activations={cfg.normalize_activations!r} b_dec has other units than "
+            f"with normalize_activations={cfg.normalize_activations!r} b_dec does not follow from "
             "the mean; use 'expected_average_only_in' or 'none'."
         )
-    mean = samples.mean(0) * scale
-    if not bool(mean.isfinite().all()):
-        raise ValueError("the mean of the activations is not finite; fix what they come from.")
+    # In float64, whose sums are the same to float32 however many threads there are.
+    samples = activations.to(sae.b_dec.device, torch.float64)
+    mean, norm = samples.mean(0), float(samples.norm(dim=1).mean())
+    if not 0 < norm < math.inf:
+        raise ValueError(
+            f"the activations have a mean norm of {norm}, so they are all zero or not finite; fix "
+            "what they come from."
+        )
+    if cfg.normalize_activations != "none":
+        mean *= math.sqrt(cfg.d_in) / norm
     sae.b_dec.copy_(mean)
