@@ -99,7 +99,7 @@ def rows(
         for i in range(0, len(saes), N_SEEDS)
     ]
     for i, (sae, found) in enumerate(zip(saes, evaluations, strict=True)):
-        used = inference_copy(sae)
+        used, (shared, matched) = inference_copy(sae), agreed[i // N_SEEDS]
         code_norm = 0.0
         for x in activations.split(2048):
             codes = used.encode(x)
@@ -118,7 +118,8 @@ def rows(
             "input_norm": float((activations - used.b_dec).norm(dim=1).mean()),
             "c_dec": found.c_dec,
             "c_enc": found.c_enc,
-            **dict(zip(("shared_latents", "pw_mcc"), agreed[i // N_SEEDS], strict=True)),
+            "shared_latents": shared,
+            "pw_mcc": matched,
             **{f"s_{s:g}": float(found.projections[round(s * world.d_sae)]) for s in SHARES},
             "best_cosine": float(best[fires[i]].mean()) if fires[i].any() else math.nan,
             # Not that of `evaluate`, which keeps the signs of cosines: published numbers do not.

@@ -38,7 +38,8 @@ title: Mine
 claim: none
 worlds: {acts: {activations: acts.npy}}
 saes:
-  - {sae_id: k_1, architecture: batchtopk, config: {d_sae: 9, k: 1}, world: acts, init: mean}
+  - {sae_id: k_1, architecture: batchtopk, config: {d_sae: 9, k: 1}, world: acts, factors: {k: 1},
+     init: mean}
   - {sae_id: k_2, architecture: batchtopk, config: {d_sae: 9, k: 2}, world: acts, factors: {k: 2}}
 training: {total_training_samples: 2048, train_batch_size_samples: 64, log_every: 10}
 evaluation_samples: 1200
